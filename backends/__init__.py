@@ -1,0 +1,1 @@
+"""Send a model out, and run it."""

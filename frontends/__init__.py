@@ -1,0 +1,1 @@
+"""Bring a model in, and the samples it is judged on."""

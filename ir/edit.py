@@ -1,0 +1,194 @@
+"""The only functions that rewire a graph. After each of them the names of inputs and outputs are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import weights
+
+SOURCES = "burnish.sources"
+"""Key in `node.meta` of the names of the original nodes a node was made from."""
+
+
+def sources(node: oir.Node) -> tuple[str, ...]:
+    """The names of the nodes of the input model that `node` comes from."""
+    kept = node.meta.get(SOURCES)
+    return kept if kept is not None else (node.name or "?",)
+
+
+def make(
+    op_type: str,
+    inputs: Sequence[oir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    like: oir.Node | Sequence[oir.Node],
+    domain: str = "",
+    outputs: int = 1,
+    name: str | None = None,
+) -> oir.Node:
+    """A new node, not yet in a graph, that remembers the nodes it was made from.
+
+    Args:
+        op_type: the operator.
+        inputs: its inputs, None where absent; trailing ones that are None are dropped.
+        attributes: Python values; those that are None are left out.
+        like: the node or nodes it takes the place of: source of provenance and metadata.
+        domain: the operator's domain.
+        outputs: how many outputs it has.
+        name: the node's name; made from the first of `like` when absent.
+    """
+    origin = [like] if isinstance(like, oir.Node) else list(like)
+    kept = list(inputs)
+    while kept and kept[-1] is None:
+        kept.pop()
+    given = {key: value for key, value in (attributes or {}).items() if value is not None}
+    node = oir.node(op_type, kept, given, domain=domain, num_outputs=outputs, name=name or origin[0].name)
+    node.meta[SOURCES] = tuple(dict.fromkeys(source for one in origin for source in sources(one)))
+    for one in reversed(origin):
+        node.metadata_props.update(one.metadata_props)
+    return node
+
+
+def insert_before(anchor: oir.Node, nodes: Iterable[oir.Node]) -> None:
+    """Put new nodes into the graph of `anchor`, in order, right before it."""
+    anchor.graph.insert_before(anchor, list(nodes))  # type: ignore[union-attr]
+
+
+def replace_value(old: oir.Value, new: oir.Value) -> None:
+    """Let every reader of `old` read `new`; when `old` is a graph output, `new` becomes it under the same name.
+
+    A `new` that already is an output or an input of a graph, or a constant, gets an Identity in between, since a graph
+    must not lose, merge or rename its outputs. `new` inherits what is known of type and shape where it has none.
+    """
+    if new.type is None:
+        new.type = old.type
+    if new.shape is None:
+        new.shape = old.shape
+    if old.is_graph_output():
+        node = old.producer()
+        taken = new.is_graph_output() or new.is_graph_input() or new.producer() is None or new.graph is not old.graph
+        if taken and node is not None:
+            step = make("Identity", [new], like=node)
+            insert_before(node, [step])
+            step.outputs[0].type, step.outputs[0].shape = old.type, old.shape
+            new = step.outputs[0]
+        old.name, new.name = None, old.name
+        if old.shape is not None:
+            new.shape = old.shape
+        new.type = old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def replace_node(old: oir.Node, new: oir.Node | Sequence[oir.Node], outputs: Sequence[oir.Value] | None = None) -> None:
+    """Put new nodes in the place of `old`, and remove it together with all that only it needed.
+
+    Args:
+        old: the node to replace.
+        new: the nodes that take its place, in order.
+        outputs: the values that take the place of `old.outputs`, one by one; by default the outputs of the last new node.
+    """
+    nodes = [new] if isinstance(new, oir.Node) else list(new)
+    insert_before(old, nodes)
+    values = outputs if outputs is not None else nodes[-1].outputs
+    for before, after in zip(old.outputs, values, strict=False):
+        replace_value(before, after)
+    remove_unused([old])
+
+
+def bypass(node: oir.Node, value: oir.Value | None = None) -> None:
+    """Let the readers of the first output of `node` read `value` (by default its first input), and remove it."""
+    source = value if value is not None else node.inputs[0]
+    if source is None:
+        raise ValueError(f"node `{node.name}` has no input to bypass to")
+    replace_value(node.outputs[0], source)
+    remove_unused([node])
+
+
+def remove_unused(nodes: Iterable[oir.Node]) -> None:
+    """Remove those of `nodes` whose outputs nobody reads, then whatever only they needed, initializers included."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        graph = node.graph
+        if graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
+            continue
+        read = [value for value in node.inputs if value is not None]
+        for nested in (a for a in node.attributes.values() if a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)):
+            bodies = [nested.as_graph()] if nested.type == oir.AttributeType.GRAPH else nested.as_graphs()
+            for body in bodies:
+                read += [v for inner in body.all_nodes() for v in inner.inputs if v is not None]
+                for inner in list(body.all_nodes()):
+                    for index in range(len(inner.inputs)):
+                        inner.replace_input_with(index, None)
+        graph.remove(node, safe=True)
+        for value in read:
+            drop_if_unused(value)
+            if (above := value.producer()) is not None:
+                pending.append(above)
+
+
+def drop_if_unused(value: oir.Value) -> None:
+    """Remove an initializer that nobody reads and that is neither input nor output of its graph."""
+    if value.is_initializer() and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        value.graph.initializers.pop(value.name)  # type: ignore[union-attr, arg-type]
+
+
+def unique_name(model: oir.Model, wanted: str) -> str:
+    """`wanted`, or `wanted` with a number behind it, such that no value of any graph of the model has that name."""
+    taken = model.meta.get("burnish.names")
+    if taken is None:
+        taken = {value.name for graph in _all_graphs(model) for value in _values(graph)}
+        model.meta["burnish.names"] = taken
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _all_graphs(model: oir.Model) -> list[oir.Graph]:
+    return [model.graph, *model.graph.subgraphs()]
+
+
+def _values(graph: oir.Graph) -> Iterable[oir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def add_constant(model: oir.Model, name: str, array: np.ndarray | oir.TensorProtocol) -> oir.Value:
+    """A new initializer of the main graph (nested graphs can read it), under `name` or the nearest free name.
+
+    Args:
+        model: the model.
+        name: the wanted name.
+        array: the values; pass `weights.rounded(...)` for weights that were computed in float64.
+    """
+    free = unique_name(model, name)
+    tensor = oir.tensor(array, name=free) if isinstance(array, np.ndarray) else array
+    tensor.name = free
+    value = oir.Value(name=free, type=oir.TensorType(tensor.dtype), shape=oir.Shape(tensor.shape), const_value=tensor)
+    model.graph.initializers.add(value)
+    return value
+
+
+def add_rounded(model: oir.Model, name: str, array: np.ndarray, dtype: oir.DataType) -> oir.Value:
+    """`add_constant` for weights computed in float64 and stored in `dtype`."""
+    return add_constant(model, name, weights.rounded(array, dtype))
+
+
+def set_input(node: oir.Node, index: int, value: oir.Value | None) -> None:
+    """Let input `index` of `node` be `value`, adding absent inputs before it, and drop what nobody reads any more."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    node.replace_input_with(index, value)
+    if old is not None and old is not value:
+        drop_if_unused(old)
+        if (above := old.producer()) is not None:
+            remove_unused([above])

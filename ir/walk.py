@@ -1,0 +1,37 @@
+"""Visit the nodes of a model: the main graph, the graphs nested in its nodes, and its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as oir
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def graphs(model: oir.Model) -> Iterator[oir.Graph]:
+    """The main graph, then every graph nested in it and in the model's functions, outer before inner."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def walk(model: oir.Model, *op_types: str, domain: str = "") -> list[oir.Node]:
+    """The nodes of all graphs of `model` in order, as a list that stays valid while the graph is edited.
+
+    Args:
+        model: the model to walk.
+        op_types: keep nodes of these operators only; all nodes when empty.
+        domain: the operators' domain when `op_types` is given; `""` also means `ai.onnx`.
+    """
+    found = [node for graph in graphs(model) for node in graph]
+    return [node for node in found if is_op(node, *op_types, domain=domain)] if op_types else found
+
+
+def is_op(node: oir.Node | None, *op_types: str, domain: str = "") -> bool:
+    """Whether `node` exists and is one of `op_types` of `domain` (`""` also means `ai.onnx`)."""
+    if node is None or node.op_type not in op_types:
+        return False
+    return node.domain == domain or (domain == "" and node.domain in STANDARD_DOMAINS)

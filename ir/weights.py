@@ -1,0 +1,103 @@
+"""Constant tensors of a model: reading them through exporters' spellings, and rounding new ones once.
+
+A rewrite computes new weights in float64. `rounded` stores them in the model's dtype and keeps the float64 values
+beside them, so that a later rewrite continues from the unrounded values (one rounding, however many rewrites touch a
+weight), and so that a rewrite can be judged in float64, where it must agree to 1e-9.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as oir
+
+_EXACT = "burnish.exact"
+
+
+def tensor_of(value: oir.Value | None) -> oir.TensorProtocol | None:
+    """The tensor of a value that no caller can change: an initializer that is not also a graph input, or a Constant.
+
+    Returns:
+        The tensor, not yet read from disk; None when the value is absent or computed.
+    """
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return None if value.is_graph_input() else value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return oir.tensor(np.asarray(attribute.value, np.float32))
+        if name in ("value_int", "value_ints"):
+            return oir.tensor(np.asarray(attribute.value, np.int64))
+    return None
+
+
+def is_constant(value: oir.Value | None) -> bool:
+    """Whether `tensor_of` would give a tensor; reads nothing."""
+    return tensor_of(value) is not None
+
+
+def constant(value: oir.Value | None, *, largest: int | None = None) -> np.ndarray | None:
+    """The array of a constant value in its own dtype (do not write into it), or None when it is computed.
+
+    Args:
+        value: the value to read.
+        largest: give None instead of reading a tensor of more elements than this.
+    """
+    tensor = tensor_of(value)
+    if tensor is None or (largest is not None and tensor.size > largest):
+        return None
+    return tensor.numpy()
+
+
+def scalar(value: oir.Value | None) -> float | None:
+    """The number in a constant of one element, whatever its rank; None for anything else."""
+    array = constant(value, largest=1)
+    return float(array.reshape(())) if array is not None and array.size == 1 and array.dtype.kind in "fiub" else None
+
+
+def integers(value: oir.Value | None, *, largest: int = 1024) -> list[int] | None:
+    """The elements of an integer constant of rank 0 or 1; None for anything else."""
+    array = constant(value, largest=largest)
+    return [int(x) for x in array.reshape(-1)] if array is not None and array.ndim <= 1 and array.dtype.kind in "iu" else None
+
+
+def exact(value: oir.Value) -> np.ndarray | None:
+    """A floating-point constant in float64: the unrounded values where a rewrite made it, else its own values.
+
+    Returns:
+        float64 array, or None when the value is computed or not floating point.
+    """
+    tensor = tensor_of(value)
+    if tensor is None or not tensor.dtype.is_floating_point():
+        return None
+    kept = getattr(tensor, "meta", {}).get(_EXACT)
+    return kept if kept is not None else tensor.numpy().astype(np.float64)
+
+
+def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> oir.Tensor:
+    """A tensor of `dtype` that rounds the float64 `array` once and remembers the float64 values for `exact`.
+
+    Args:
+        array: float64, any shape.
+        dtype: a floating-point dtype of the model.
+        name: the tensor's name.
+    """
+    values = np.ascontiguousarray(array, np.float64)
+    stored = values.astype(dtype.numpy())
+    tensor = oir.Tensor(stored, dtype=dtype, name=name)
+    if dtype != oir.DataType.DOUBLE and not np.array_equal(stored.astype(np.float64), values, equal_nan=True):
+        tensor.meta[_EXACT] = values
+    return tensor
+
+
+def parameter_bytes(node: oir.Node) -> int:
+    """Bytes of the constants that `node` reads, each counted once."""
+    tensors = {id(t): t for t in (tensor_of(v) for v in node.inputs) if t is not None}
+    return sum(t.nbytes for t in tensors.values())

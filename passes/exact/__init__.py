@@ -1,0 +1,1 @@
+"""Rewrites that preserve the function of the model."""
