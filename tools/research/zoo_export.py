@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,12 @@ def _dynamic_shapes(network: Network) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Silence the exporters' progress and deprecation talk."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' progress, deprecations and talk of packages that are not needed."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from burnish.tools.research.zoo_wrappers import CachedDecoder, EncoderOutputs
+
 FAMILIES = ("cnn", "bert", "vit", "llama")
 LLAMA_LAYERS, LLAMA_KV_HEADS, LLAMA_HEAD = 6, 4, 64
 
@@ -165,16 +167,6 @@ def _vit(attention: str) -> Network:
     return Network(module, (torch.randn(2, 3, 64, 64),), ("image",), ("logits",), axes)
 
 
-class _Bert(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-        result = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        return result.last_hidden_state, result.pooler_output
-
-
 def _bert(attention: str) -> Network:
     from transformers import BertConfig, BertModel
 
@@ -192,33 +184,7 @@ def _bert(attention: str) -> Network:
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     outputs = ("last_hidden_state", "pooler_output")
     axes = {name: {0: "batch", 1: "seq"} for name in (*inputs, outputs[0])} | {outputs[1]: {0: "batch"}}
-    return Network(_Bert(BertModel(config)), (ids, mask, torch.zeros_like(ids)), inputs, outputs, axes)
-
-
-class CachedDecoder(nn.Module):
-    """A transformers causal language model whose key/value cache goes in and comes out as plain tensors."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
-    ) -> tuple[Tensor, ...]:
-        from transformers.cache_utils import DynamicCache
-
-        cache = DynamicCache()
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        result = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        layers = result.past_key_values.layers
-        return result.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values))
+    return Network(EncoderOutputs(BertModel(config)), (ids, mask, torch.zeros_like(ids)), inputs, outputs, axes)
 
 
 def cached_decoder(model: Any, layers: int, kv_heads: int, head: int) -> Network:
