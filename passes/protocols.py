@@ -1,0 +1,80 @@
+"""What the engine needs executed, as protocols: the caller hands in the parts that know a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as oir
+
+
+class Runner(Protocol):
+    """Something that executes one model."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, in the order of the model's outputs.
+
+        Raises:
+            InputError: when the model refuses these inputs.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the runner holds; it cannot run afterwards."""
+        ...
+
+
+class Executor(Protocol):
+    """Makes a runner for a model."""
+
+    def __call__(self, model: oir.Model) -> Runner:
+        """Load `model`.
+
+        Raises:
+            InputError: when the model cannot be loaded.
+            MissingPackageError: when the runtime is not installed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A paired timing of two runners: `ratio` is the second's time over the first's, between `low` and `high`.
+
+    `slower` and `faster` hold when the second differs from the first by more than the noise of the measurement.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    slower: bool
+    faster: bool
+    rounds: int
+
+
+class Clock(Protocol):
+    """Times two runners in turns."""
+
+    def __call__(self, first: Runner, second: Runner, feeds: Mapping[str, np.ndarray]) -> Verdict:
+        """Whether `second` is slower or faster than `first` on `feeds`, in milliseconds on the target."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Everything that runs models for the engine.
+
+    Attributes:
+        execute: the target's runtime, as its users run it.
+        unoptimized: the same runtime without its own graph optimizations: how much the two differ on the original is
+            the rounding that the user accepts already.
+        replay: the float64 interpreter.
+        clock: paired timing on the target.
+    """
+
+    execute: Executor
+    unoptimized: Executor
+    replay: Executor
+    clock: Clock

@@ -1,0 +1,145 @@
+"""Compare what two runners compute on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.passes.protocols import Runner
+
+ROUNDING = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+"""Relative error that re-association alone may cause, by dtype; 0 for every other dtype."""
+
+REPLAY_TOLERANCE = 1e-9
+NOISE_FACTOR = 4.0
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest absolute difference over the largest finite magnitude of `expected` (over 1 when that is zero).
+
+    Infinite when shapes or dtypes kinds differ, or NaN and infinities are not at the same places with the same signs.
+    For anything but floating point: 0 when equal, else infinite.
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.dtype.kind not in "fV" and expected.dtype.name != "bfloat16":
+        return 0.0 if np.array_equal(found, expected) else float("inf")
+    if expected.size == 0:
+        return 0.0
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    if not finite.all():
+        if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            return float("inf")
+        a, b = a[finite], b[finite]
+        if b.size == 0:
+            return 0.0
+    elif not np.isfinite(a).all():
+        return float("inf")
+    scale = float(np.abs(b).max())
+    return float(np.abs(a - b).max()) / (scale if scale > 0 else 1.0)
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """The worst relative error of one output over all samples, the sample that gave it, and what was allowed."""
+
+    output: str
+    error: float
+    sample: str
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+@dataclass
+class Verification:
+    """The result of comparing two models.
+
+    Attributes:
+        outputs: one check per output.
+        samples: names of the samples that were compared.
+        refused: samples that the original itself refused, with its reason.
+        replay: worst relative error in float64, None when not replayed.
+        replay_note: why it was not replayed, or on which sample it was.
+    """
+
+    outputs: list[OutputCheck] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    replay: float | None = None
+    replay_note: str = ""
+
+    @property
+    def worst(self) -> OutputCheck | None:
+        """The check that is worst for its tolerance."""
+        return max(self.outputs, key=lambda c: c.error / max(c.tolerance, 1e-300), default=None)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every output agrees, in the runtime and, where replayed, in float64."""
+        return all(c.holds for c in self.outputs) and (self.replay is None or self.replay <= REPLAY_TOLERANCE)
+
+
+class Expected:
+    """What the original computes on the samples, run once and kept."""
+
+    def __init__(self, runner: Runner, samples: Sequence[Sample]) -> None:
+        self.kept: list[tuple[Sample, dict[str, np.ndarray]]] = []
+        self.refused: list[tuple[str, str]] = []
+        for sample in samples:
+            try:
+                self.kept.append((sample, runner.run(sample.feeds)))
+            except InputError as error:
+                self.refused.append((sample.name, error.cause.splitlines()[0]))
+        if samples and not self.kept:
+            raise InputError(
+                f"the model refuses all {len(samples)} samples before any rewrite: {self.refused[0][1]}",
+                hint="give inputs that the model accepts with `--data`, or skip the check with `--verify off`",
+            )
+
+
+def compare(
+    expected: Expected, candidate: Runner, noise: Callable[[Sample], Mapping[str, np.ndarray]] | None = None
+) -> Verification:
+    """Run `candidate` on the kept samples and compare each output.
+
+    Args:
+        expected: the original's outputs.
+        candidate: the rewritten model.
+        noise: gives the original's outputs under other optimization levels of the same runtime; asked only for a sample
+            whose error exceeds the dtype's rounding. The tolerance then is `NOISE_FACTOR` times that difference.
+    """
+    result = Verification(refused=expected.refused, samples=[sample.name for sample, _ in expected.kept])
+    worst: dict[str, OutputCheck] = {}
+    for sample, outputs in expected.kept:
+        try:
+            found: Mapping[str, np.ndarray] = candidate.run(sample.feeds)
+        except InputError:
+            found = {}
+        other: Mapping[str, np.ndarray] | None = None
+        for name, array in outputs.items():
+            error = relative_error(found[name], array) if name in found else float("inf")
+            tolerance = ROUNDING.get(array.dtype.name, 0.0)
+            if error > tolerance > 0 and np.isfinite(error) and noise is not None:
+                other = noise(sample) if other is None else other
+                tolerance = max(tolerance, NOISE_FACTOR * relative_error(other[name], array))
+            check = OutputCheck(name, error, sample.name, tolerance)
+            before = worst.get(name)
+            if before is None or (check.holds, -check.error) < (before.holds, -before.error):
+                worst[name] = check
+    result.outputs = list(worst.values())
+    return result
+
+
+def replay(before: Runner, after: Runner, sample: Sample) -> float:
+    """Worst relative error over all outputs of two float64 runners on one sample."""
+    expected, found = before.run(sample.feeds), after.run(sample.feeds)
+    return max((relative_error(found[name], array) for name, array in expected.items()), default=0.0)
