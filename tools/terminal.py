@@ -1,0 +1,111 @@
+"""How burnish speaks: data to stdout, talk to stderr, errors with place, cause and hint, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SWITCHES = {
+    "BURNISH_DUMP": "folder for the model's text after every pass that changed it",
+    "BURNISH_LIMIT": "stop after so many rewrites",
+}
+"""Environment variables that burnish reads, when it needs them."""
+
+EXIT_CODES = {
+    0: "done",
+    1: "a budget or a check was missed",
+    2: "could not run: usage or bad input",
+    3: "verification failed",
+    4: "nothing changed although required",
+}
+
+
+def out() -> Console:
+    """The console for data: stdout."""
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def talk() -> Console:
+    """The console for everything said to a person: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def run(command: Callable[..., Any], **settings: Any) -> None:
+    """Run a click command and end the process with its exit code; errors become one message on stderr."""
+    import click
+
+    from burnish.ir.errors import BurnishError
+
+    try:
+        code = command(standalone_mode=False, **settings)
+        sys.exit(code if isinstance(code, int) else 0)
+    except BurnishError as error:
+        _say_error(str(error))
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        place = getattr(getattr(error, "ctx", None), "command_path", None)
+        _say_error(error.format_message() + (f"\n\nhint: `{place} --help` shows the usage" if place else ""))
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _say_error("interrupted; nothing was written")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError:
+        _say_error("out of memory\n\nhint: `--verify off` needs least")
+        sys.exit(2)
+
+
+def _say_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, shown once the work has taken two seconds; silent when stderr is no terminal.
+
+    Yields:
+        A function to call with (what is done now, its number, how many there are).
+    """
+    if not sys.stderr.isatty():
+        yield lambda what, number, total: None
+        return
+    import time
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=talk(), transient=True)
+    started, task = time.monotonic(), bar.add_task("")
+
+    def show(what: str, number: int, total: int) -> None:
+        if not bar.live.is_started and time.monotonic() - started > 2:
+            bar.start()
+        bar.update(task, description=what, completed=number, total=total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
