@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as oir
 
-from burnish.ir import facts, text
+from burnish.ir import facts, text, weights
 from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.walk import graphs
 from burnish.passes import catalog
@@ -26,7 +26,7 @@ class Step:
         outcome: its own account.
         seconds: CPU time.
         nodes: node counts before and after.
-        bytes: bytes of all initializers before and after.
+        bytes: bytes of all constants before and after.
         undone: why its work was taken back; empty when it was kept.
     """
 
@@ -141,7 +141,7 @@ class Pipeline:
 
     def _run_one(self, one: Pass, spec: str, model: oir.Model, limit: int | None, check: bool) -> Step:
         outcome = Outcome(one.pass_name(), limit)
-        step = Step(spec, outcome, nodes=(_nodes(model), 0), bytes=(_bytes(model), 0))
+        step = Step(spec, outcome, nodes=(_nodes(model), 0), bytes=(constant_bytes(model), 0))
         model.meta.pop("burnish.names", None)
         if check:
             facts.check(model, one.needs, one.pass_name(), "before")
@@ -154,7 +154,7 @@ class Pipeline:
         except Exception as error:
             raise PassFailure(one.pass_name(), error) from error
         step.seconds = time.process_time() - start
-        step.nodes, step.bytes = (step.nodes[0], _nodes(model)), (step.bytes[0], _bytes(model))
+        step.nodes, step.bytes = (step.nodes[0], _nodes(model)), (step.bytes[0], constant_bytes(model))
         if check:
             facts.check(model, (*(f for f in one.needs if f not in one.breaks), *one.gives), one.pass_name(), "after")
             if (text.text(model) == before) != (outcome.rewritten == 0):
@@ -194,9 +194,13 @@ def _nodes(model: oir.Model) -> int:
     return sum(len(graph) for graph in graphs(model))
 
 
-def _bytes(model: oir.Model) -> int:
-    tensors = [v.const_value for graph in graphs(model) for v in graph.initializers.values() if v.const_value is not None]
-    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+def constant_bytes(model: oir.Model) -> int:
+    """Bytes of all constants of a model, in initializers and in Constant nodes, those of nested graphs included."""
+    total = 0
+    for graph in graphs(model):
+        total += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
+        total += sum(t.nbytes for n in graph if n.op_type == "Constant" and (t := weights.tensor_of(n.outputs[0])))
+    return total
 
 
 def _dump(folder: str, number: int, name: str, model: oir.Model) -> None:

@@ -1,0 +1,235 @@
+"""Rewrite a model and prove it: equal on every sample, no pass slower or larger than what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx_ir as oir
+
+from burnish.ir import cost
+from burnish.ir.errors import InputError, VerificationError
+from burnish.ir.samples import Sample
+from burnish.passes import catalog, reduce, verify
+from burnish.passes.pipeline import Pipeline, Run, Step
+from burnish.passes.protocols import Judge, Runner, Verdict
+
+Verify = Literal["off", "ends", "each"]
+Guard = Literal["latency", "size"]
+
+REPLAY_LIMIT = 3e8
+"""Multiply-adds of one sample up to which `ends` replays the whole model in float64; `each` always replays."""
+
+GROWTH_LIMIT = 1.01, 4096
+"""A pass may enlarge the constants by this factor and this many bytes before it counts as having made them larger."""
+
+CULPRIT_ROUNDS = 4
+
+
+class Miscompiled(VerificationError):
+    """A rewrite changed what the model computes. Carries the smallest model on which it does so.
+
+    Attributes:
+        spec: the pass at fault.
+        node: the node whose rewrite is at fault.
+        model: the model before that one rewrite, cut down as far as the failure stays.
+        sample: inputs of `model` that show the difference.
+    """
+
+    def __init__(self, spec: str, node: str, found: str, model: oir.Model, sample: Sample) -> None:
+        super().__init__(f"`{spec}` changed what the model computes when it rewrote `{node}`: {found}")
+        self.spec, self.node, self.model, self.sample = spec, node, model, sample
+
+
+@dataclass
+class Proof:
+    """A rewritten model and what was shown about it.
+
+    Attributes:
+        run: the model and the steps.
+        verification: how its outputs compare with the original's; None when switched off.
+        latency: the paired timing against the original; None when not measured.
+        latency_sample: the sample that was timed.
+    """
+
+    run: Run
+    verification: verify.Verification | None = None
+    latency: Verdict | None = None
+    latency_sample: str = ""
+
+
+@dataclass
+class Prover:
+    """Runs a pipeline on a model under proof.
+
+    Attributes:
+        pipeline: the passes.
+        model: the original, left untouched.
+        samples: the inputs it is judged on; unused when `verify` is `off`.
+        judge: what executes models; None when `verify` is `off` and no latency is guarded.
+        mode: compare at the `ends`, after `each` pass, or not at all.
+        guard: what no pass may make worse.
+        candidate: opens the final model as the user will get it; by default `judge.execute`.
+        on_step: progress.
+    """
+
+    pipeline: Pipeline
+    model: oir.Model
+    samples: Sequence[Sample]
+    judge: Judge | None
+    mode: Verify = "ends"
+    guard: frozenset[str] = frozenset({"latency", "size"})
+    candidate: Callable[[oir.Model], Runner] | None = None
+    on_step: Callable[[str, int, int], None] | None = None
+    undone: dict[str, str] = field(default_factory=dict)
+    _noise: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def run(self) -> Proof:
+        """Rewrite, compare, time; take back what made the model worse and start over, until nothing has to be taken back.
+
+        Raises:
+            Miscompiled: when the rewritten model computes something else.
+            InputError: when the original cannot be run on any sample.
+        """
+        if self.mode == "off" or self.judge is None:
+            return Proof(self._rewrite_within_size())
+        original = self.judge.execute(self.model)
+        expected = verify.Expected(original, self.samples)
+        checker = _Checker(self.model, expected, self.judge)
+        try:
+            while True:
+                run = self._rewrite_within_size(checker if self.mode == "each" else None)
+                proof = Proof(run)
+                opened = (self.candidate or self.judge.execute)(run.model)
+                try:
+                    proof.verification = checker.check(run.model, opened, replay_always=self.mode == "each")
+                    if not proof.verification.holds:
+                        raise self._culprit(checker, run)
+                    if "latency" not in self.guard or run.rewritten == 0:
+                        return proof
+                    sample = max(expected.kept, key=lambda kept: sum(a.nbytes for a in kept[0].feeds.values()))[0]
+                    proof.latency = self.judge.clock(original, opened, sample.feeds)
+                    proof.latency_sample = sample.name
+                finally:
+                    opened.close()
+                if not proof.latency.slower:
+                    return proof
+                self._undo_slow(run, original, sample, proof.latency)
+        finally:
+            original.close()
+
+    def _rewrite_within_size(self, checker: _Checker | None = None) -> Run:
+        while True:
+            run = self.pipeline.rewrite(
+                self.model,
+                undone=self.undone,
+                check=self.mode == "each",
+                on_step=self.on_step,
+                after=None if checker is None else self._check_step(checker),
+            )
+            factor, slack = GROWTH_LIMIT
+            larger = [s for s in run.steps if s.bytes[1] > factor * s.bytes[0] + slack] if "size" in self.guard else []
+            if not larger:
+                return run
+            step = larger[0]
+            self.undone[step.spec] = f"it made the constants larger: {step.bytes[0]} to {step.bytes[1]} bytes"
+
+    def _check_step(self, checker: _Checker) -> Callable[[oir.Model, Step], None]:
+        def after(model: oir.Model, step: Step) -> None:
+            runner = checker.judge.execute(model)
+            try:
+                found = checker.check(model, runner, replay_always=True)
+            finally:
+                runner.close()
+            if not found.holds:
+                raise self._culprit(checker, None)
+
+        return after
+
+    def _culprit(self, checker: _Checker, run: Run | None) -> Miscompiled:
+        """Find the first wrong rewrite by bisection over all rewrites, then the smallest model that shows it."""
+
+        def fails(limit: int) -> verify.Verification | None:
+            model = self.pipeline.rewrite(self.model, limit=limit, undone=self.undone).model
+            runner = checker.judge.execute(model)
+            try:
+                found = checker.check(model, runner, replay_always=True)
+            finally:
+                runner.close()
+            return None if found.holds else found
+
+        total = run.rewritten if run is not None else self.pipeline.rewrite(self.model, undone=self.undone).rewritten
+        low, high = 0, total
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fails(middle) else (middle, high)
+        broken = self.pipeline.rewrite(self.model, limit=high, undone=self.undone)
+        step = [s for s in broken.steps if s.outcome.rewritten][-1]
+        node = step.outcome.changed_nodes[-1] if step.outcome.changed_nodes else "the whole model"
+        found = fails(high)
+        before = self.pipeline.rewrite(self.model, limit=high - 1, undone=self.undone).model
+        (one,) = catalog.parse(step.spec)
+        worst = found.worst if found is not None else None
+        sample = next((s for s, _ in checker.expected.kept if worst is None or s.name == worst.sample), checker.sample)
+        small, feeds = reduce.smallest(before, Pipeline([one]), node, sample, checker.judge)
+        return Miscompiled(step.spec, node, _difference(found), small, feeds)
+
+    def _undo_slow(self, run: Run, original: Runner, sample: Sample, verdict: Verdict) -> None:
+        """Find the pass that made the model slower by bisection over the passes that changed something, and leave it out."""
+        assert self.judge is not None
+        changed = [step for step in run.steps if step.outcome.rewritten]
+        low, high = 0, len(changed)
+        while high - low > 1:
+            middle = (low + high) // 2
+            limit = sum(step.outcome.rewritten for step in changed[:middle])
+            runner = self.judge.execute(self.pipeline.rewrite(self.model, limit=limit, undone=self.undone).model)
+            try:
+                found = self.judge.clock(original, runner, sample.feeds)
+            finally:
+                runner.close()
+            if found.slower:
+                high, verdict = middle, found
+            else:
+                low = middle
+        reason = f"it made the model slower: {verdict.ratio:.3f}x ({verdict.low:.3f} to {verdict.high:.3f})"
+        self.undone[changed[high - 1].spec] = reason
+        if len(self.undone) > CULPRIT_ROUNDS:
+            self.undone.update({step.spec: "the model stayed slower whatever was left out" for step in changed})
+
+
+class _Checker:
+    """Compares a rewritten model with the original: in the runtime on all samples, in float64 on the cheapest."""
+
+    def __init__(self, original: oir.Model, expected: verify.Expected, judge: Judge) -> None:
+        self.original, self.expected, self.judge = original, expected, judge
+        self.sample = expected.kept[0][0]
+        self.macs = cost.model_cost(original, cost.dims_of(original, self.sample.feeds)).macs
+        self._unoptimized: Runner | None = None
+        self._replayed: dict[str, object] | None = None
+
+    def check(self, model: oir.Model, runner: Runner, *, replay_always: bool) -> verify.Verification:
+        result = verify.compare(self.expected, runner, self._noise)
+        if not replay_always and (self.macs is None or self.macs > REPLAY_LIMIT):
+            result.replay_note = "not replayed in float64: the model is large; `--verify each` does it"
+            return result
+        try:
+            result.replay = verify.replay(self.judge.replay(self.original), self.judge.replay(model), self.sample)
+            result.replay_note = self.sample.name
+        except InputError as error:
+            result.replay_note = f"not replayed in float64: {error.cause}"
+        return result
+
+    def _noise(self, sample: Sample) -> dict[str, object]:
+        if self._unoptimized is None:
+            self._unoptimized = self.judge.unoptimized(self.original)
+        return self._unoptimized.run(sample.feeds)  # type: ignore[return-value]
+
+
+def _difference(found: verify.Verification | None) -> str:
+    if found is None:
+        return "the difference did not show again"
+    worst = found.worst
+    if worst is not None and not worst.holds:
+        return f"output `{worst.output}` differs by {worst.error:.2g} (allowed {worst.tolerance:.1g}) on {worst.sample}"
+    return f"in float64 the outputs differ by {found.replay:.2g} (allowed {verify.REPLAY_TOLERANCE:.0g})"
