@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from burnish.tools.research import zoo_export
 from burnish.tools.research.zoo_random import Network, cached_decoder
@@ -56,7 +56,7 @@ def build(name: str, target: Path) -> None:
         _publish(target, lambda file: zoo_export.dynamo(network, file, opset=18, external_data=True))
 
 
-def _publish(target: Path, export: Any) -> None:
+def _publish(target: Path, export: Callable[[Path], None]) -> None:
     """Let `export` write in a folder of its own under the final file name, then move what it wrote beside `target`."""
     work = target.with_suffix(".work")
     shutil.rmtree(work, ignore_errors=True)
