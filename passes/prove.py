@@ -80,7 +80,7 @@ class Prover:
     judge: Judge | None
     mode: Verify = "ends"
     guard: frozenset[str] = frozenset({"latency", "size"})
-    candidate: Callable[[oir.Model], Runner] | None = None
+    candidate: Callable[[Run], Runner] | None = None
     on_step: Callable[[str, int, int], None] | None = None
     undone: dict[str, str] = field(default_factory=dict)
     _noise: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Prover:
             while True:
                 run = self._rewrite_within_size(checker if self.mode == "each" else None)
                 proof = Proof(run)
-                opened = (self.candidate or self.judge.execute)(run.model)
+                opened = self.candidate(run) if self.candidate is not None else self.judge.execute(run.model)
                 try:
                     proof.verification = checker.check(run.model, opened, replay_always=self.mode == "each")
                     if not proof.verification.holds:

@@ -1,0 +1,137 @@
+"""Recipes in YAML: what to run, under which settings. Every mistake is shown with its line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.ir.errors import InputError
+from burnish.passes import catalog
+from burnish.passes.base import Pass
+
+TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "target": TARGETS,
+    "verify": ("off", "ends", "each"),
+    "guard": ("latency", "size", "off"),
+}
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as it was written.
+
+    Attributes:
+        passes: the passes in order.
+        settings: `target`, `verify`, `guard` (a tuple), `opset`, as far as given.
+        require: passes that must change something.
+    """
+
+    passes: tuple[Pass, ...]
+    settings: dict[str, Any]
+    require: tuple[str, ...] = ()
+
+
+def read(path: str | Path) -> RecipeFile:
+    """Read and validate a recipe.
+
+    Raises:
+        InputError: for anything unreadable, unknown or of the wrong form, with the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the recipe: {error.strerror}", place=str(path), hint="check the path") from None
+    except UnicodeDecodeError:
+        raise InputError("the recipe is not text", place=str(path), hint="a recipe is a YAML file in UTF-8") from None
+    return _Reader(str(path), text).recipe()
+
+
+class _Reader:
+    def __init__(self, path: str, text: str) -> None:
+        self.path, self.lines = path, text.splitlines()
+        self.text = text
+
+    def fail(self, node: Any, cause: str, hint: str) -> InputError:
+        line = node.start_mark.line if hasattr(node, "start_mark") else int(node)
+        shown = self.lines[line].rstrip() if line < len(self.lines) else ""
+        return InputError(f"{cause}\n    {shown}", place=f"{self.path}:{line + 1}", hint=hint)
+
+    def recipe(self) -> RecipeFile:
+        import yaml
+
+        try:
+            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise self.fail(mark.line if mark else 0, f"this is not YAML: {error.problem}", "mind indentation and colons") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"this is not YAML: {error}", place=self.path, hint="a recipe is a YAML file") from None
+        if not isinstance(root, yaml.MappingNode):
+            raise self.fail(root or 0, "a recipe is a mapping", "begin with `passes:` and a list of passes")
+        known = ["passes", "opset", "require", *SETTINGS]
+        passes: tuple[Pass, ...] = ()
+        settings: dict[str, Any] = {}
+        require: tuple[str, ...] = ()
+        for key, value in root.value:
+            name = str(key.value)
+            if name not in known:
+                raise self.fail(key, f"a recipe has no `{name}`", catalog.nearest(name, known))
+            if name == "passes":
+                passes = tuple(self.one_pass(item) for item in self.items(value, "passes"))
+            elif name == "require":
+                require = tuple(self.known_pass(item) for item in self.items(value, "require"))
+            elif name == "opset":
+                settings["opset"] = self.integer(value)
+            elif name == "guard":
+                chosen = [self.choice(item, name) for item in (value.value if _is_list(value) else [value])]
+                settings[name] = tuple(one for one in chosen if one != "off")
+            else:
+                settings[name] = self.choice(value, name)
+        if not passes:
+            raise self.fail(root, "the recipe names no passes", "list them under `passes:`; `burnish passes` shows all")
+        return RecipeFile(passes, settings, require)
+
+    def items(self, node: Any, name: str) -> list[Any]:
+        if not _is_list(node):
+            raise self.fail(node, f"`{name}` is a list", f"write each on a line of its own: `{name}:`, then `  - fold-batchnorm`")
+        return list(node.value)
+
+    def one_pass(self, node: Any) -> Pass:
+        import yaml
+
+        if isinstance(node, yaml.ScalarNode):
+            name, options = str(node.value), {}
+        elif isinstance(node, yaml.MappingNode) and len(node.value) == 1 and isinstance(node.value[0][1], yaml.MappingNode):
+            key, value = node.value[0]
+            name = str(key.value)
+            options = {str(k.value): v.value for k, v in value.value}
+        else:
+            raise self.fail(node, "this is no pass", "write `- name` or `- name: {option: value}`")
+        try:
+            return catalog.make(name, options)
+        except InputError as error:
+            raise self.fail(node, error.cause, error.hint or "") from None
+
+    def known_pass(self, node: Any) -> str:
+        if node.value not in catalog.names():
+            raise self.fail(node, f"there is no pass `{node.value}`", catalog.nearest(str(node.value), catalog.names()))
+        return str(node.value)
+
+    def choice(self, node: Any, name: str) -> str:
+        value = {"false": "off", "no": "off"}.get(str(node.value).lower(), str(node.value))
+        if value not in SETTINGS[name]:
+            raise self.fail(node, f"`{name}` cannot be `{node.value}`", catalog.nearest(value, SETTINGS[name]))
+        return value
+
+    def integer(self, node: Any) -> int:
+        if not str(node.value).isdigit():
+            raise self.fail(node, f"`{node.value}` is not a number", "give the opset as a whole number, such as 20")
+        return int(node.value)
+
+
+def _is_list(node: Any) -> bool:
+    import yaml
+
+    return isinstance(node, yaml.SequenceNode)

@@ -1,0 +1,222 @@
+"""The Python interface: `load`, `optimize`, `emit`, `Pipeline`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as oir
+
+import burnish
+from burnish.backends import onnx_writer
+from burnish.frontends import load, onnx_file
+from burnish.ir.errors import UnchangedError
+from burnish.ir.samples import Sample
+from burnish.passes import pipeline, plan, prove
+from burnish.passes.base import Pass
+from burnish.passes.protocols import Judge
+from burnish.tools import crash
+
+__all__ = ["Pipeline", "Result", "emit", "load", "optimize"]
+
+
+@dataclass
+class Result:
+    """What `optimize` did.
+
+    Attributes:
+        proof: the rewritten model, the steps, the comparison and the timing.
+        recipe: the passes as text.
+        target: what the model was written for.
+        undone: passes that were taken back, with the reason.
+        refused_samples: samples that the original model itself refused.
+        files: the files that were written; empty for a dry run.
+        sizes: bytes on disk before and after; None where there is no file.
+    """
+
+    proof: prove.Proof
+    recipe: list[str]
+    target: str
+    undone: dict[str, str]
+    files: list[Path] = field(default_factory=list)
+    sizes: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def model(self) -> oir.Model:
+        """The rewritten model."""
+        return self.proof.run.model
+
+
+def emit(model: oir.Model, path: str | Path, *, external: bool | None = None) -> list[Path]:
+    """Write a model whole or not at all.
+
+    Args:
+        model: the model.
+        path: the `.onnx` file.
+        external: keep the weights in a file beside it; by default only when the input had one or the model exceeds 2 GB.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: when the path cannot be written.
+    """
+    return onnx_writer.write(model, path, external=external)
+
+
+def ort_judge(target: str, *, threads: int = 1) -> Judge:
+    """What executes models for a target: ONNX Runtime, and the float64 interpreter beside it."""
+    from burnish.backends.ort.session import executor
+    from burnish.backends.ort.timing import Clock
+    from burnish.backends.reference.runner import ReferenceRunner
+
+    device = "ort-cuda" if target == "ort-cuda" else "ort-cpu"
+    return Judge(
+        execute=executor(threads=threads, target=device),
+        unoptimized=executor(threads=threads, level="off", target=device),
+        replay=ReferenceRunner,
+        clock=Clock(),
+    )
+
+
+def samples_for(model: oir.Model, data: Any = None) -> list[Sample]:
+    """The caller's samples, or made ones that can falsify a rewrite.
+
+    Raises:
+        InputError: when the data cannot be read or does not fit the model.
+    """
+    from burnish.frontends import samples, synthesis
+
+    return synthesis.synthesise(model) if data is None else samples.read_samples(data, model)
+
+
+class Pipeline(pipeline.Pipeline):
+    """A pipeline of passes that proves its result with ONNX Runtime."""
+
+    def run(
+        self,
+        model: oir.Model,
+        samples: Iterable[Sample] | None = None,
+        *,
+        verify: prove.Verify = "ends",
+        guard: Iterable[prove.Guard] = ("size",),
+        target: str = "onnx",
+    ) -> prove.Proof:
+        """Rewrite a copy of `model` and compare it with the original.
+
+        Args:
+            model: left untouched.
+            samples: what the two are compared on; made from the model's own meaning when absent.
+            verify: at the `ends`, after `each` pass, or `off`.
+            guard: what no pass may make worse: `latency`, `size`.
+            target: `onnx`, `ort-cpu` or `ort-cuda`.
+
+        Raises:
+            Miscompiled: when a rewrite changed what the model computes.
+            InputError: when the model cannot be run on any sample.
+        """
+        if verify == "off":
+            return prove.Prover(self, model, [], None, "off", frozenset(guard)).run()
+        chosen = list(samples) if samples is not None else samples_for(model)
+        return prove.Prover(self, model, chosen, ort_judge(target), verify, frozenset(guard)).run()
+
+
+def optimize(
+    source: Any,
+    path: str | Path | None = None,
+    *,
+    inputs: Any = None,
+    recipe: str | Path | None = None,
+    passes: Sequence[Pass | str] | None = None,
+    without: Sequence[str] = (),
+    data: Any = None,
+    target: str | None = None,
+    opset: int | None = None,
+    verify: prove.Verify | None = None,
+    guard: Iterable[prove.Guard] | None = None,
+    require: Sequence[str] = (),
+    crash_folder: str | Path = "burnish-crash",
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> Result:
+    """Rewrite a model, prove the result, and write it.
+
+    Args:
+        source: an `.onnx` or `.pt2` file, an `onnx_ir.Model`, an `onnx.ModelProto`, or a torch module (with `inputs`).
+        path: where to write; None to only rewrite and prove.
+        inputs: example inputs for tracing a torch module.
+        recipe: a named recipe (`default`, `normal-form`, `none`) or a YAML file.
+        passes: passes to run after the recipe; without a `recipe` of their own they follow the normal form.
+        without: passes of the recipe to leave out.
+        data: samples (`burnish.frontends.samples`); made from the model's own meaning when absent.
+        target: `onnx` (standard operators), `ort-cpu` or `ort-cuda` (ONNX Runtime's fused operators too).
+        opset: raise the model to this opset.
+        verify: `ends`, `each` or `off`.
+        guard: what no pass may make worse; `latency` and `size` by default, latency only where the target runs here.
+        require: passes that must change something.
+        crash_folder: where the reproducer goes when a rewrite proves wrong.
+        on_step: progress: (pass, number, total).
+
+    Raises:
+        InputError: bad input or options (exit code 2).
+        UnchangedError: a required pass changed nothing (exit code 4).
+        Miscompiled: a rewrite proved wrong; nothing was written (exit code 3).
+    """
+    todo = plan.resolve(recipe, passes, without, target=target, opset=opset, verify=verify, guard=guard, require=require)
+    file = Path(source) if isinstance(source, (str, Path)) else None
+    if path is not None:
+        onnx_writer.check_target(Path(path), file)
+    fingerprint = onnx_file.fingerprint(file) if file is not None and file.suffix == ".onnx" else ""
+    model = load(source, inputs)
+    steps = pipeline.Pipeline(todo.passes)
+    judged = todo.verify != "off"
+    judge = ort_judge(todo.target) if judged else None
+    prover = prove.Prover(
+        steps, model, samples_for(model, data) if judged else [], judge, todo.verify, todo.guard, on_step=on_step
+    )
+    with ExitStack() as stack:
+        stage: list[onnx_writer.Staged] = []
+
+        def write_aside(run: pipeline.Run) -> onnx_writer.Staged:
+            onnx_writer.strip_private(run.model)
+            fired = {step.spec: step.outcome.rewritten for step in run.steps if step.outcome.rewritten}
+            onnx_writer.provenance(
+                run.model, version=burnish.__version__, recipe=steps.specs(), input_fingerprint=fingerprint, fired=fired
+            )
+            stage[:] = [stack.enter_context(onnx_writer.staged(run.model, Path(path or "")))]
+            return stage[0]
+
+        if path is not None and judge is not None:
+            prover.candidate = lambda run: open_file(write_aside(run).path, todo.target)
+        try:
+            proof = prover.run()
+        except prove.Miscompiled as failure:
+            failure.place = str(file) if file is not None else None
+            failure.hint = f"nothing was written; to see it again: {crash.write(failure, crash_folder)}"
+            raise
+        _require(todo.require, proof)
+        before = file.stat().st_size + _external_size(model) if file is not None and file.suffix == ".onnx" else None
+        result = Result(proof, steps.specs(), todo.target, prover.undone, sizes=(before, None))
+        if path is not None:
+            if not stage:
+                write_aside(proof.run)
+            result.files = stage[0].commit()
+            result.sizes = (before, sum(one.stat().st_size for one in result.files))
+    return result
+
+
+def _require(names: Sequence[str], proof: prove.Proof) -> None:
+    for name in names:
+        steps = [step for step in proof.run.steps if step.outcome.name == name]
+        if any(step.outcome.rewritten for step in steps):
+            continue
+        undone = next((step.undone for step in steps if step.undone), "")
+        reasons = Counter(skip.reason for step in steps for skip in step.outcome.skipped)
+        why = undone or "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it found no site"
+        raise UnchangedError(
+            f"`{name}` was required to change the model and changed nothing: {why}",
+            hint=f"`--why {name}` lists every site; nothing was written",
+        )
