@@ -60,7 +60,7 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         _say_error("interrupted; nothing was written")
-        sys.exit(130)
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

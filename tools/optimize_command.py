@@ -1,0 +1,107 @@
+"""`optimize`: rewrite a model and prove what changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from burnish.tools import terminal
+
+_VERIFY = ("ends", "each", "off")
+_GUARD = ("latency", "size", "off")
+_TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", metavar="IN")
+@click.option("-o", "--output", metavar="OUT", help="The file to write.")
+@click.option("--recipe", metavar="FILE|NAME", help="A YAML recipe, or `default`, `normal-form`, `none`.")
+@click.option("-p", "--passes", "passes", multiple=True, metavar="PASS{opt=val},...", help="Passes to run after the recipe.")
+@click.option("--without", multiple=True, metavar="PASS", help="Leave a pass of the recipe out.")
+@click.option("--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function. Made up when absent.")
+@click.option("--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators.")
+@click.option("--opset", type=int, metavar="N", help="Raise the model to this opset.")
+@click.option("--verify", type=click.Choice(_VERIFY), help="Compare with the original at the ends (default), after each pass, or not.")
+@click.option("--guard", type=click.Choice(_GUARD), multiple=True, help="What no pass may make worse (default: latency and size).")
+@click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
+@click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
+@click.option("--require-change", multiple=True, metavar="PASS", help="Exit with 4 when PASS changes nothing.")
+@click.option("--report", metavar="FILE.json", help="Write the full account as JSON.")
+@click.option("--as-python", is_flag=True, help="Print the Python that does the same, and stop.")
+def optimize_command(model: str, **given: Any) -> int:
+    """Rewrite the model IN, prove that it computes the same, and write OUT.
+
+    Exit codes: 0 done, 2 bad usage or input, 3 a rewrite proved wrong, 4 a required pass changed nothing.
+    """
+    arguments = _arguments(given)
+    if given["as_python"]:
+        click.echo(_as_python(model, given["output"], arguments))
+        return 0
+    if given["output"] is None and not given["dry_run"]:
+        raise click.UsageError("name the output with `-o OUT`, or ask for `--dry-run`")
+    if given["report"] is not None:
+        _check_report(given["report"])
+
+    from burnish.tools import api, report
+
+    with terminal.progress("optimize") as on_step:
+        result = api.optimize(
+            _source(model), None if given["dry_run"] else given["output"], **arguments, on_step=on_step
+        )
+    console = terminal.out()
+    if given["report"] is not None:
+        _write_report(given["report"], report.as_dict(result))
+    if given["why"] is not None:
+        report.why(result, given["why"], console)
+    else:
+        report.show(result, console)
+    return 0
+
+
+def _source(model: str) -> str:
+    from burnish.ir.errors import InputError
+
+    if not Path(model).exists():
+        raise InputError("there is no such file", place=model, hint="check the path; nothing is looked up on the network")
+    return model
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {key: given[key] for key in ("recipe", "data", "target", "opset", "verify") if given[key] is not None}
+    if given["passes"]:
+        chosen["passes"] = list(given["passes"])
+    if given["without"]:
+        chosen["without"] = list(given["without"])
+    if given["guard"]:
+        chosen["guard"] = [one for one in given["guard"] if one != "off"]
+    if given["require_change"]:
+        chosen["require"] = list(given["require_change"])
+    return chosen
+
+
+def _as_python(model: str, output: str | None, arguments: dict[str, Any]) -> str:
+    shown = "".join(f",\n    {key}={value!r}" for key, value in arguments.items())
+    second = f", {output!r}" if output is not None else ""
+    tail = f"{shown},\n" if shown else ""
+    return f"import burnish\n\nresult = burnish.optimize({model!r}{second}{tail})"
+
+
+def _check_report(path: str) -> None:
+    from burnish.ir.errors import InputError
+
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir():
+        raise InputError("the report cannot be written there", place=path, hint="name a file in a folder that exists")
+
+
+def _write_report(path: str, content: dict[str, Any]) -> None:
+    import json
+
+    from burnish.ir.errors import InputError
+
+    try:
+        Path(path).write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the report: {error.strerror}", place=path, hint="name another file") from None

@@ -1,0 +1,175 @@
+"""The account of an `optimize` run: as a dictionary for programs, as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from burnish.passes.pipeline import Step
+from burnish.tools import terminal
+from burnish.tools.api import Result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def merged(steps: list[Step]) -> list[Step]:
+    """One step per pass, in order of first appearance: later rounds of the same pass are added to the first.
+
+    What a pass left alone is what its last round left alone.
+    """
+    found: dict[str, Step] = {}
+    for step in steps:
+        first = found.get(step.spec)
+        if first is None:
+            outcome = type(step.outcome)(step.outcome.name)
+            found[step.spec] = first = Step(step.spec, outcome, 0.0, (step.nodes[0],) * 2, (step.bytes[0],) * 2, step.undone)
+        first.seconds += step.seconds
+        first.nodes = (first.nodes[0], first.nodes[1] + step.nodes[1] - step.nodes[0])
+        first.bytes = (first.bytes[0], first.bytes[1] + step.bytes[1] - step.bytes[0])
+        first.outcome.rewritten += step.outcome.rewritten
+        first.outcome.changed_ops.update(step.outcome.changed_ops)
+        first.outcome.changed_bytes += step.outcome.changed_bytes
+        first.outcome.changed_nodes += step.outcome.changed_nodes
+        first.outcome.skipped = step.outcome.skipped
+    return list(found.values())
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """Everything that is known about a run, in plain types."""
+    check, latency = result.proof.verification, result.proof.latency
+    return {
+        "target": result.target,
+        "recipe": result.recipe,
+        "files": [str(path) for path in result.files],
+        "bytes": {"before": result.sizes[0], "after": result.sizes[1]},
+        "passes": [_pass_as_dict(step) for step in merged(result.proof.run.steps)],
+        "undone": result.undone,
+        "verification": None
+        if check is None
+        else {
+            "holds": check.holds,
+            "samples": check.samples,
+            "refused_by_the_original": [{"sample": name, "reason": reason} for name, reason in check.refused],
+            "outputs": [
+                {"name": c.output, "relative_error": c.error, "allowed": c.tolerance, "sample": c.sample} for c in check.outputs
+            ],
+            "float64": {"relative_error": check.replay, "note": check.replay_note},
+        },
+        "latency": None
+        if latency is None
+        else {
+            "ratio": latency.ratio,
+            "low": latency.low,
+            "high": latency.high,
+            "rounds": latency.rounds,
+            "sample": result.proof.latency_sample,
+        },
+    }
+
+
+def _pass_as_dict(step: Step) -> dict[str, Any]:
+    outcome = step.outcome
+    reasons: Counter[tuple[str, str]] = Counter()
+    amounts: Counter[tuple[str, str]] = Counter()
+    for skip in outcome.skipped:
+        reasons[skip.op, skip.reason] += 1
+        amounts[skip.op, skip.reason] += skip.bytes
+    return {
+        "pass": step.spec,
+        "eligible": outcome.eligible,
+        "matched": outcome.matched,
+        "changed": outcome.rewritten,
+        "changed_by_op": dict(sorted(outcome.changed_ops.items())),
+        "changed_bytes": outcome.changed_bytes,
+        "skipped": [
+            {"op": op, "reason": reason, "sites": count, "bytes": amounts[op, reason]}
+            for (op, reason), count in reasons.most_common()
+        ],
+        "nodes": {"before": step.nodes[0], "after": step.nodes[1]},
+        "constants": {"before": step.bytes[0], "after": step.bytes[1]},
+        "cpu_seconds": round(step.seconds, 4),
+        "undone": step.undone,
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """Print what changed, what it was verified against, and what came of it."""
+    from rich.table import Table
+
+    table = Table("pass", "eligible", "matched", "changed", "nodes", "left alone because", box=None, pad_edge=False)
+    steps = merged(result.proof.run.steps)
+    for step in steps:
+        outcome = step.outcome
+        if not (outcome.rewritten or outcome.skipped or step.undone):
+            continue
+        common = Counter(skip.reason for skip in outcome.skipped).most_common(1)
+        why = f"undone: {step.undone}" if step.undone else f"{common[0][0]} ({common[0][1]})" if common else ""
+        change = step.nodes[1] - step.nodes[0]
+        cells = (step.spec, outcome.eligible, outcome.matched, outcome.rewritten, f"{change:+d}" if change else "", why)
+        table.add_row(*(str(cell) for cell in cells))
+    console.print(table)
+    quiet = sum(1 for step in steps if not (step.outcome.rewritten or step.outcome.skipped or step.undone))
+    if quiet:
+        console.print(f"{quiet} further passes found no site")
+    if steps:
+        console.print(f"nodes     {steps[0].nodes[0]} -> {sum(len(g) for g in _graphs(result))}")
+    before, after = result.sizes
+    if before is not None and after is not None:
+        console.print(f"size      {terminal.size(before)} -> {terminal.size(after)}")
+    for line in proof_lines(result):
+        console.print(line)
+    for path in result.files[:1]:
+        console.print(f"written   {path}")
+
+
+def proof_lines(result: Result) -> list[str]:
+    """What was verified and timed, a line each."""
+    check, latency = result.proof.verification, result.proof.latency
+    if check is None:
+        return ["verified  nothing: verification is off"]
+    worst = check.worst
+    lines = []
+    if worst is not None:
+        lines.append(
+            f"verified  {len(check.outputs)} outputs on {len(check.samples)} samples: largest relative error {worst.error:.1e}"
+            f" (allowed {worst.tolerance:.0e}) in `{worst.output}` on {worst.sample}"
+        )
+    if check.replay is not None:
+        lines.append(f"float64   largest relative error {check.replay:.1e} (allowed 1e-09)")
+    elif check.replay_note:
+        lines.append(f"float64   {check.replay_note}")
+    if check.refused:
+        lines.append(f"refused   {len(check.refused)} made samples by the original itself: {check.refused[0][1]}")
+    if latency is not None:
+        word = "slower" if latency.slower else "faster" if latency.faster else "no measurable difference"
+        lines.append(
+            f"latency   {latency.ratio:.3f}x of the original ({latency.low:.3f} to {latency.high:.3f}), {word},"
+            f" {latency.rounds} paired rounds on {result.proof.latency_sample}"
+        )
+    return lines
+
+
+def why(result: Result, name: str, console: Console) -> None:
+    """Print every site that a pass left alone, with the reason and the bytes of parameters there."""
+    from rich.table import Table
+
+    steps = [step for step in merged(result.proof.run.steps) if step.outcome.name == name]
+    if not steps:
+        console.print(f"`{name}` did not run: nothing had changed since it last found nothing to do, or it is not in the recipe")
+    for step in steps:
+        outcome = step.outcome
+        console.print(f"{step.spec}: {outcome.eligible} eligible, {outcome.matched} matched, {outcome.rewritten} changed")
+        if step.undone:
+            console.print(f"undone: {step.undone}")
+        table = Table("site", "parameters", "reason", box=None, pad_edge=False)
+        for skip in outcome.skipped:
+            table.add_row(skip.node, terminal.size(skip.bytes), skip.reason)
+        if outcome.skipped:
+            console.print(table)
+
+
+def _graphs(result: Result) -> list[Any]:
+    from burnish.ir.walk import graphs
+
+    return list(graphs(result.model))
