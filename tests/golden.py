@@ -23,6 +23,7 @@ from laws import LawBroken, check_laws, rewrite
 from onnx_ir.passes import common
 
 from burnish.ir.text import text
+from burnish.ir.walk import walk
 from burnish.passes import catalog
 from burnish.passes.base import Outcome, Pass
 
@@ -171,12 +172,18 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return random.standard_normal(shape) / np.sqrt(max(fan_in, 1))
 
 
+def name_nodes(model: oir.Model) -> None:
+    """Give every node that has no name one of its own; ONNX text seldom names nodes."""
+    for number, node in enumerate(walk(model)):
+        node.name = node.name or f"{node.op_type}_{number}"
+
+
 def prepare(proto: onnx.ModelProto, one: Pass) -> oir.Model:
     """The model with types inferred and names given, and with the facts that only a conversion can establish."""
     onnx.checker.check_model(proto)
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     model = oir.from_proto(inferred)
-    common.NameFixPass()(model)
+    name_nodes(model)
     if "inlined" in one.needs:
         common.InlinePass()(model)
     if "lifted" in one.needs:
