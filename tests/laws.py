@@ -199,7 +199,7 @@ def _feed(value: oir.Value, sizes: Mapping[str, int], seed: int) -> np.ndarray:
     ]
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if dtype.kind == "b":
-        return random.random(shape) < 0.5
+        return np.asarray(random.random(shape) < 0.5)
     if dtype.kind in "iu":
         return random.integers(0, 3, shape).astype(dtype)
     return (random.standard_normal(shape) * (4.0 if seed % 3 == 2 else 1.0)).astype(dtype)

@@ -1,0 +1,100 @@
+"""Fold constant Mul, Add, Sub, Div and Neg into their neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match
+from burnish.ir.views.affine import STEPS, Affine, chain, step_affine
+from burnish.ir.views.linear import find_linear
+from burnish.ir.views.parameter import fits, same_shape
+from burnish.ir.walk import walk
+from burnish.passes import absorb
+from burnish.passes.base import ExactPass, Outcome
+
+
+@dataclass(frozen=True)
+class FoldAffine(ExactPass):
+    """Fold constant Mul, Add, Sub, Div and Neg into the layer before or after them, or merge them with each other.
+
+    Attributes:
+        largest_copy: bytes of a shared weight up to which it is copied for the layer that takes the constants in.
+    """
+
+    largest_copy: int = absorb.LARGEST_COPY
+    needs: ClassVar[tuple[str, ...]] = ("inlined",)
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        """See the class."""
+        for node in walk(model, *STEPS):
+            affine = _site(node)
+            if affine is None:
+                continue
+            before = absorb.into_layer_before(affine, self.largest_copy)
+            plan = before if isinstance(before, absorb.Plan) else absorb.into_layers_after(affine, self.largest_copy)
+            if not isinstance(plan, str):
+                if not outcome.take(node):
+                    return
+                plan.apply(model)
+                continue
+            dtype = affine.input.dtype or affine.output.dtype
+            steps = _steps(affine)
+            shorter = len(steps) < len(affine.nodes)
+            if not shorter or dtype is None or not all(fits(number, dtype) for _, number in steps):
+                outcome.skip(node, f"before: {before}; after: {plan}", matched=False)
+                continue
+            if not outcome.take(node):
+                return
+            _spell_out(model, affine, steps, dtype)
+
+
+def _site(node: oir.Node) -> Affine | None:
+    """The run of constant arithmetic that ends at `node`; None inside a longer run, and for the Add of a bias."""
+    if node.graph is None or _is_bias(node) or step_affine(node) is None:
+        return None
+    above = node.inputs[0].producer() if node.inputs[0] is not None else None
+    stop = [node]
+    while above is not None and step_affine(above) is not None:
+        if _is_bias(above):
+            stop.append(above)
+        found = step_affine(above)
+        above = found.input.producer() if found is not None else None
+    affine = chain(node, stop)
+    reader = match.sole_consumer(node.outputs[0], *STEPS)
+    later = step_affine(reader) if reader is not None else None
+    inner = affine is not None and later is not None and later.input is node.outputs[0] and affine.then(later) is not None
+    return None if inner else affine
+
+
+def _is_bias(node: oir.Node) -> bool:
+    layer = find_linear(node)
+    return layer is not None and layer.add is node
+
+
+def _steps(affine: Affine) -> list[tuple[str, np.ndarray]]:
+    """The fewest nodes that compute `affine`: operator and constant."""
+    certain = affine.channels == 1 or (affine.axis is not None and match.dim(affine.input, affine.axis) == affine.channels)
+    steps = [("Mul", affine.scale), ("Add", affine.shift)]
+    neutral = {"Mul": 1.0, "Add": 0.0}
+    kept = [(op, number) for op, number in steps if not (number == neutral[op]).all()]
+    return kept if kept or certain else steps[1:]
+
+
+def _spell_out(model: oir.Model, affine: Affine, steps: list[tuple[str, np.ndarray]], dtype: oir.DataType) -> None:
+    last, value = affine.nodes[-1], affine.input
+    rank = match.rank(affine.input)
+    new: list[oir.Node] = []
+    for op_type, number in steps:
+        tail = (1,) * (rank - affine.axis - 1) if rank is not None and affine.axis is not None else ()
+        shaped = number.reshape(()) if number.size == 1 else number.reshape(-1, *tail)
+        constant = edit.add_rounded(model, f"{last.outputs[0].name or 'affine'}_{op_type.lower()}", shaped, dtype)
+        new.append(edit.make(op_type, [value, constant], like=affine.nodes))
+        value = same_shape(new[-1], affine.output)
+    if new:
+        edit.replace_node(last, new)
+    else:
+        edit.bypass(last, affine.input)
