@@ -39,14 +39,14 @@ def make(
         like: the node or nodes it takes the place of: source of provenance and metadata.
         domain: the operator's domain.
         outputs: how many outputs it has.
-        name: the node's name; made from the first of `like` when absent.
+        name: the node's name; the graph gives it one when absent.
     """
     origin = [like] if isinstance(like, oir.Node) else list(like)
     kept = list(inputs)
     while kept and kept[-1] is None:
         kept.pop()
     given = {key: value for key, value in (attributes or {}).items() if value is not None}
-    node = oir.node(op_type, kept, given, domain=domain, num_outputs=outputs, name=name or origin[0].name)
+    node = oir.node(op_type, kept, given, domain=domain, num_outputs=outputs, name=name)
     node.meta[SOURCES] = tuple(dict.fromkeys(source for one in origin for source in sources(one)))
     for one in reversed(origin):
         node.metadata_props.update(one.metadata_props)
@@ -89,7 +89,7 @@ def replace_node(old: oir.Node, new: oir.Node | Sequence[oir.Node], outputs: Seq
     Args:
         old: the node to replace.
         new: the nodes that take its place, in order.
-        outputs: the values that take the place of `old.outputs`, one by one; by default the outputs of the last new node.
+        outputs: the values that take the place of `old.outputs`, one by one; by default those of the last new node.
     """
     nodes = [new] if isinstance(new, oir.Node) else list(new)
     insert_before(old, nodes)
@@ -117,7 +117,9 @@ def remove_unused(nodes: Iterable[oir.Node]) -> None:
         if graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
             continue
         read = [value for value in node.inputs if value is not None]
-        for nested in (a for a in node.attributes.values() if a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)):
+        for nested in (
+            a for a in node.attributes.values() if a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
+        ):
             bodies = [nested.as_graph()] if nested.type == oir.AttributeType.GRAPH else nested.as_graphs()
             for body in bodies:
                 read += [v for inner in body.all_nodes() for v in inner.inputs if v is not None]
@@ -139,15 +141,28 @@ def drop_if_unused(value: oir.Value) -> None:
 
 def unique_name(model: oir.Model, wanted: str) -> str:
     """`wanted`, or `wanted` with a number behind it, such that no value of any graph of the model has that name."""
-    taken = model.meta.get("burnish.names")
-    if taken is None:
-        taken = {value.name for graph in _all_graphs(model) for value in _values(graph)}
-        model.meta["burnish.names"] = taken
+    taken = _taken(model)
     name, number = wanted, 1
     while name in taken:
         name, number = f"{wanted}_{number}", number + 1
     taken.add(name)
     return name
+
+
+def release_name(model: oir.Model, value: oir.Value) -> str:
+    """The name of a value that is about to be removed, free for the value that takes its place."""
+    name = value.name or "value"
+    _taken(model).discard(name)
+    value.name = None
+    return name
+
+
+def _taken(model: oir.Model) -> set[str | None]:
+    taken: set[str | None] | None = model.meta.get("burnish.names")
+    if taken is None:
+        taken = {value.name for graph in _all_graphs(model) for value in _values(graph)}
+        model.meta["burnish.names"] = taken
+    return taken
 
 
 def _all_graphs(model: oir.Model) -> list[oir.Graph]:
@@ -172,7 +187,7 @@ def add_constant(model: oir.Model, name: str, array: np.ndarray | oir.TensorProt
     free = unique_name(model, name)
     tensor = oir.tensor(array, name=free) if isinstance(array, np.ndarray) else array
     tensor.name = free
-    value = oir.Value(name=free, type=oir.TensorType(tensor.dtype), shape=oir.Shape(tensor.shape), const_value=tensor)
+    value = oir.Value(name=free, type=oir.TensorType(tensor.dtype), shape=oir.Shape(list(tensor.shape)), const_value=tensor)
     model.graph.initializers.add(value)
     return value
 

@@ -7,6 +7,8 @@ weight), and so that a rewrite can be judged in float64, where it must agree to 
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx_ir as oir
 
@@ -71,6 +73,8 @@ def integers(value: oir.Value | None, *, largest: int = 1024) -> list[int] | Non
 def exact(value: oir.Value) -> np.ndarray | None:
     """A floating-point constant in float64: the unrounded values where a rewrite made it, else its own values.
 
+    A constant of one element that is a rounded root (`meant`) is that root.
+
     Returns:
         float64 array, or None when the value is computed or not floating point.
     """
@@ -78,10 +82,43 @@ def exact(value: oir.Value) -> np.ndarray | None:
     if tensor is None or not tensor.dtype.is_floating_point():
         return None
     kept = getattr(tensor, "meta", {}).get(_EXACT)
-    return kept if kept is not None else tensor.numpy().astype(np.float64)
+    if kept is not None:
+        return kept
+    array = tensor.numpy()
+    if array.size == 1:
+        return np.full(array.shape, meant(array.reshape(())))
+    return array.astype(np.float64)
 
 
-def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> oir.Tensor:
+def meant(number: np.generic | np.ndarray) -> float:
+    """The number that a rounded constant of one element stands for, in float64.
+
+    Exporters round `sqrt(1/2)` or the scale of attention to the model's dtype, and every operator that is written in
+    place of the spelled-out form uses the number itself. So a constant that equals the rounding of a square or fourth
+    root of a whole number up to 1024, of its reciprocal, or of a constant of Gelu, is that number.
+
+    Args:
+        number: one floating-point number in its own dtype.
+    """
+    value = float(number)
+    table = _roots(number.dtype.name) if number.dtype.name in ("float32", "float16") else {}
+    return table.get(abs(value), abs(value)) * (-1.0 if value < 0 else 1.0)
+
+
+@cache
+def _roots(dtype: str) -> dict[float, float]:
+    whole = np.arange(2, 1025, dtype=np.float64)
+    named = np.array([np.sqrt(2 / np.pi), 0.044715, 1.702, 1 / 3, 1 / 6])
+    numbers = np.concatenate([whole**power for power in (-0.25, 0.25, -0.5, 0.5)] + [named])
+    return dict(zip(numbers.astype(dtype).astype(np.float64).tolist(), numbers.tolist(), strict=True))
+
+
+def unrounded(value: oir.Value) -> np.ndarray | None:
+    """The float64 values that `rounded` keeps beside a constant; None where the stored values are all there is."""
+    return getattr(tensor_of(value), "meta", {}).get(_EXACT)
+
+
+def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> oir.Tensor[np.ndarray]:
     """A tensor of `dtype` that rounds the float64 `array` once and remembers the float64 values for `exact`.
 
     Args:

@@ -30,7 +30,7 @@ class Skip:
 
 @dataclass
 class Outcome:
-    """What one run of a pass did, kept honest by the pipeline: no change of the model without a `take`, and no `take` without one.
+    """What one run of a pass did, kept honest by the pipeline: no change of the model without a `take`, none in vain.
 
     Attributes:
         name: the pass.
@@ -48,7 +48,7 @@ class Outcome:
     skipped: list[Skip] = field(default_factory=list)
 
     def take(self, node: oir.Node) -> bool:
-        """Whether the site of `node` may be rewritten now; call it once per rewrite, after every condition has been checked."""
+        """Whether the site of `node` may be rewritten now; call it once per rewrite, after all conditions."""
         if self.limit is not None and self.rewritten >= self.limit:
             return False
         self.rewritten += 1
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """A rewrite of a model. Subclasses are frozen dataclasses, one to a file; the first docstring line is the help text.
+    """A rewrite of a model. Subclasses are frozen dataclasses, one to a file; the first docstring line is the help.
 
     Class attributes:
         needs: facts (`burnish.ir.facts`) that must hold before; checked.

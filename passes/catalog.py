@@ -130,7 +130,9 @@ def parse(spec: str) -> list[Pass]:
         for pair in pairs:
             key, equals, value = pair.partition("=")
             if not equals:
-                raise InputError(f"option `{pair}` of `{item[1]}` has no value", hint=f"write `{item[1]}{{{pair}=value}}`")
+                raise InputError(
+                    f"option `{pair}` of `{item[1]}` has no value", hint=f"write `{item[1]}{{{pair}=value}}`"
+                )
             given[key.strip()] = value.strip()
         found.append(make(item[1], given))
         position = item.end()
@@ -140,6 +142,8 @@ def parse(spec: str) -> list[Pass]:
 def spec(one: Pass) -> str:
     """The text that `parse` reads back as `one`: its name and the options that differ from the defaults."""
     changed = [
-        f"{name}={getattr(one, name)}" for name, (_, default) in options(type(one)).items() if getattr(one, name) != default
+        f"{name}={getattr(one, name)}"
+        for name, (_, default) in options(type(one)).items()
+        if getattr(one, name) != default
     ]
     return one.pass_name() + (f"{{{','.join(changed)}}}" if changed else "")

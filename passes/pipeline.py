@@ -159,7 +159,8 @@ class Pipeline:
             facts.check(model, (*(f for f in one.needs if f not in one.breaks), *one.gives), one.pass_name(), "after")
             if (text.text(model) == before) != (outcome.rewritten == 0):
                 raise PassFailure(
-                    one.pass_name(), AssertionError(f"it reports {outcome.rewritten} rewrites, but its text says otherwise")
+                    one.pass_name(),
+                    AssertionError(f"it reports {outcome.rewritten} rewrites, but its text says otherwise"),
                 )
         return step
 
@@ -209,4 +210,6 @@ def _dump(folder: str, number: int, name: str, model: oir.Model) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / f"{number:03d}-{name}.txt").write_text(text.text(model))
     except OSError as error:
-        raise InputError(f"cannot write: {error.strerror}", place=f"BURNISH_DUMP={folder}", hint="name a folder to write to") from None
+        raise InputError(
+            f"cannot write: {error.strerror}", place=f"BURNISH_DUMP={folder}", hint="name a folder to write to"
+        ) from None

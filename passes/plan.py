@@ -63,7 +63,9 @@ def resolve(
     settings = given.settings if given is not None else {}
     chosen_target = _choice("target", target or settings.get("target", "onnx"))
     chosen_verify = _choice("verify", verify or settings.get("verify", "ends"))
-    chosen_guard = [_choice("guard", one) for one in (settings.get("guard", ("latency", "size")) if guard is None else guard)]
+    chosen_guard = [
+        _choice("guard", one) for one in (settings.get("guard", ("latency", "size")) if guard is None else guard)
+    ]
     to_opset = opset if opset is not None else settings.get("opset")
     if to_opset is not None and not 9 <= to_opset <= recipes.NEWEST_OPSET:
         raise InputError(f"cannot write opset {to_opset}", hint=f"give a number from 9 to {recipes.NEWEST_OPSET}")
@@ -78,7 +80,9 @@ def resolve(
     required = tuple(dict.fromkeys((*require, *(given.require if given is not None else ()))))
     for name in required:
         if not any(one.pass_name() == name for one in kept):
-            raise InputError(f"`{name}` is required to change something but is not among the passes", hint=f"add `-p {name}`")
+            raise InputError(
+                f"`{name}` is required to change something but is not among the passes", hint=f"add `-p {name}`"
+            )
     return Plan(tuple(kept), chosen_target, chosen_verify, frozenset(chosen_guard), required)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,17 +26,8 @@ class Runner(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Makes a runner for a model."""
-
-    def __call__(self, model: oir.Model) -> Runner:
-        """Load `model`.
-
-        Raises:
-            InputError: when the model cannot be loaded.
-            MissingPackageError: when the runtime is not installed.
-        """
-        ...
+Executor = Callable[[oir.Model], Runner]
+"""Makes a runner for a model; raises InputError when the model cannot be loaded or its runtime is missing."""
 
 
 @dataclass(frozen=True)

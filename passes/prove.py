@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import cost
@@ -83,10 +84,9 @@ class Prover:
     candidate: Callable[[Run], Runner] | None = None
     on_step: Callable[[str, int, int], None] | None = None
     undone: dict[str, str] = field(default_factory=dict)
-    _noise: dict[str, dict[str, object]] = field(default_factory=dict)
-
+    
     def run(self) -> Proof:
-        """Rewrite, compare, time; take back what made the model worse and start over, until nothing has to be taken back.
+        """Rewrite, compare, time; take back what made the model worse and start over, until nothing has to be.
 
         Raises:
             Miscompiled: when the rewritten model computes something else.
@@ -176,7 +176,7 @@ class Prover:
         return Miscompiled(step.spec, node, _difference(found), small, feeds)
 
     def _undo_slow(self, run: Run, original: Runner, sample: Sample, verdict: Verdict) -> None:
-        """Find the pass that made the model slower by bisection over the passes that changed something, and leave it out."""
+        """Find the pass that made the model slower by bisection over those that changed something; leave it out."""
         assert self.judge is not None
         changed = [step for step in run.steps if step.outcome.rewritten]
         low, high = 0, len(changed)
@@ -206,7 +206,6 @@ class _Checker:
         self.sample = expected.kept[0][0]
         self.macs = cost.model_cost(original, cost.dims_of(original, self.sample.feeds)).macs
         self._unoptimized: Runner | None = None
-        self._replayed: dict[str, object] | None = None
 
     def check(self, model: oir.Model, runner: Runner, *, replay_always: bool) -> verify.Verification:
         result = verify.compare(self.expected, runner, self._noise)
@@ -220,10 +219,10 @@ class _Checker:
             result.replay_note = f"not replayed in float64: {error.cause}"
         return result
 
-    def _noise(self, sample: Sample) -> dict[str, object]:
+    def _noise(self, sample: Sample) -> dict[str, np.ndarray]:
         if self._unoptimized is None:
             self._unoptimized = self.judge.unoptimized(self.original)
-        return self._unoptimized.run(sample.feeds)  # type: ignore[return-value]
+        return self._unoptimized.run(sample.feeds)
 
 
 def _difference(found: verify.Verification | None) -> str:

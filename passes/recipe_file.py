@@ -65,7 +65,9 @@ class _Reader:
             root = yaml.compose(self.text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            raise self.fail(mark.line if mark else 0, f"this is not YAML: {error.problem}", "mind indentation and colons") from None
+            raise self.fail(
+                mark.line if mark else 0, f"this is not YAML: {error.problem}", "mind indentation and colons"
+            ) from None
         except yaml.YAMLError as error:
             raise InputError(f"this is not YAML: {error}", place=self.path, hint="a recipe is a YAML file") from None
         if not isinstance(root, yaml.MappingNode):
@@ -95,7 +97,9 @@ class _Reader:
 
     def items(self, node: Any, name: str) -> list[Any]:
         if not _is_list(node):
-            raise self.fail(node, f"`{name}` is a list", f"write each on a line of its own: `{name}:`, then `  - fold-batchnorm`")
+            raise self.fail(
+                node, f"`{name}` is a list", f"write each on a line of its own: `{name}:`, then `  - fold-batchnorm`"
+            )
         return list(node.value)
 
     def one_pass(self, node: Any) -> Pass:
@@ -103,7 +107,11 @@ class _Reader:
 
         if isinstance(node, yaml.ScalarNode):
             name, options = str(node.value), {}
-        elif isinstance(node, yaml.MappingNode) and len(node.value) == 1 and isinstance(node.value[0][1], yaml.MappingNode):
+        elif (
+            isinstance(node, yaml.MappingNode)
+            and len(node.value) == 1
+            and isinstance(node.value[0][1], yaml.MappingNode)
+        ):
             key, value = node.value[0]
             name = str(key.value)
             options = {str(k.value): v.value for k, v in value.value}

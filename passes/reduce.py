@@ -80,7 +80,12 @@ def _reads(node: oir.Node) -> list[oir.Value]:
     found = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         if attribute.type == oir.AttributeType.GRAPH:
-            found += [v for inner in attribute.as_graph().all_nodes() for v in inner.inputs if v is not None and v.graph is node.graph]
+            found += [
+                v
+                for inner in attribute.as_graph().all_nodes()
+                for v in inner.inputs
+                if v is not None and v.graph is node.graph
+            ]
     return found
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import onnx_ir as oir
 
 import burnish
-from burnish.backends import onnx_writer
+from burnish.backends import onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
+from burnish.ir import origin
 from burnish.ir.errors import UnchangedError
 from burnish.ir.samples import Sample
 from burnish.passes import pipeline, plan, prove
 from burnish.passes.base import Pass
-from burnish.passes.protocols import Judge
+from burnish.passes.protocols import Judge, Runner
 from burnish.tools import crash
 
 __all__ = ["Pipeline", "Result", "emit", "load", "optimize"]
@@ -57,7 +58,7 @@ def emit(model: oir.Model, path: str | Path, *, external: bool | None = None) ->
     Args:
         model: the model.
         path: the `.onnx` file.
-        external: keep the weights in a file beside it; by default only when the input had one or the model exceeds 2 GB.
+        external: keep the weights in a file beside it; by default only when the input had one or it exceeds 2 GB.
 
     Returns:
         The files written.
@@ -70,8 +71,9 @@ def emit(model: oir.Model, path: str | Path, *, external: bool | None = None) ->
 
 def ort_judge(target: str, *, threads: int = 1) -> Judge:
     """What executes models for a target: ONNX Runtime, and the float64 interpreter beside it."""
-    from burnish.backends.ort.session import executor
     from burnish.backends.ort.timing import Clock
+
+    from burnish.backends.ort.session import executor
     from burnish.backends.reference.runner import ReferenceRunner
 
     device = "ort-cuda" if target == "ort-cuda" else "ort-cpu"
@@ -165,32 +167,41 @@ def optimize(
         UnchangedError: a required pass changed nothing (exit code 4).
         Miscompiled: a rewrite proved wrong; nothing was written (exit code 3).
     """
-    todo = plan.resolve(recipe, passes, without, target=target, opset=opset, verify=verify, guard=guard, require=require)
+    todo = plan.resolve(
+        recipe, passes, without, target=target, opset=opset, verify=verify, guard=guard, require=require
+    )
     file = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None:
-        onnx_writer.check_target(Path(path), file)
-    fingerprint = onnx_file.fingerprint(file) if file is not None and file.suffix == ".onnx" else ""
+        onnx_writer.check_target(Path(path), *([file] if file is not None else []))
     model = load(source, inputs)
+    files = origin.files(model)
+    fingerprint = onnx_file.fingerprint(file) if file is not None and files else ""
     steps = pipeline.Pipeline(todo.passes)
     judged = todo.verify != "off"
-    judge = ort_judge(todo.target) if judged else None
     prover = prove.Prover(
-        steps, model, samples_for(model, data) if judged else [], judge, todo.verify, todo.guard, on_step=on_step
+        steps,
+        model,
+        samples_for(model, data) if judged else [],
+        ort_judge(todo.target) if judged else None,
+        todo.verify,
+        todo.guard,
+        on_step=on_step,
     )
     with ExitStack() as stack:
         stage: list[onnx_writer.Staged] = []
 
         def write_aside(run: pipeline.Run) -> onnx_writer.Staged:
-            onnx_writer.strip_private(run.model)
+            stack.pop_all().close()
+            onnx_metadata.strip_private(run.model)
             fired = {step.spec: step.outcome.rewritten for step in run.steps if step.outcome.rewritten}
-            onnx_writer.provenance(
+            onnx_metadata.provenance(
                 run.model, version=burnish.__version__, recipe=steps.specs(), input_fingerprint=fingerprint, fired=fired
             )
             stage[:] = [stack.enter_context(onnx_writer.staged(run.model, Path(path or "")))]
             return stage[0]
 
-        if path is not None and judge is not None:
-            prover.candidate = lambda run: open_file(write_aside(run).path, todo.target)
+        if path is not None and judged:
+            prover.candidate = lambda run: _open(write_aside(run).path, todo.target)
         try:
             proof = prover.run()
         except prove.Miscompiled as failure:
@@ -198,7 +209,7 @@ def optimize(
             failure.hint = f"nothing was written; to see it again: {crash.write(failure, crash_folder)}"
             raise
         _require(todo.require, proof)
-        before = file.stat().st_size + _external_size(model) if file is not None and file.suffix == ".onnx" else None
+        before = sum(one.stat().st_size for one in files) if files else None
         result = Result(proof, steps.specs(), todo.target, prover.undone, sizes=(before, None))
         if path is not None:
             if not stage:
@@ -208,6 +219,12 @@ def optimize(
     return result
 
 
+def _open(path: Path, target: str) -> Runner:
+    from burnish.backends.ort import session
+
+    return session.from_path(path, threads=1, target="ort-cuda" if target == "ort-cuda" else "ort-cpu")
+
+
 def _require(names: Sequence[str], proof: prove.Proof) -> None:
     for name in names:
         steps = [step for step in proof.run.steps if step.outcome.name == name]
@@ -215,7 +232,9 @@ def _require(names: Sequence[str], proof: prove.Proof) -> None:
             continue
         undone = next((step.undone for step in steps if step.undone), "")
         reasons = Counter(skip.reason for step in steps for skip in step.outcome.skipped)
-        why = undone or "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it found no site"
+        why = (
+            undone or "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it found no site"
+        )
         raise UnchangedError(
             f"`{name}` was required to change the model and changed nothing: {why}",
             hint=f"`--why {name}` lists every site; nothing was written",

@@ -1,4 +1,4 @@
-"""The commands `burnish` and `optimize`. Each command's module is imported when it is called, so that `--help` is quick."""
+"""The commands `burnish` and `optimize`. A command's module is imported when it is called: `--help` is quick."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            raise click.UsageError(f"there is no command `{args[0]}`" + (f", did you mean `{close[0]}`?" if close else ""), ctx)
+            raise click.UsageError(
+                f"there is no command `{args[0]}`" + (f", did you mean `{close[0]}`?" if close else ""), ctx
+            )
         return super().resolve_command(ctx, args)
 
 

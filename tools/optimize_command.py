@@ -18,13 +18,25 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 @click.argument("model", metavar="IN")
 @click.option("-o", "--output", metavar="OUT", help="The file to write.")
 @click.option("--recipe", metavar="FILE|NAME", help="A YAML recipe, or `default`, `normal-form`, `none`.")
-@click.option("-p", "--passes", "passes", multiple=True, metavar="PASS{opt=val},...", help="Passes to run after the recipe.")
+@click.option(
+    "-p", "--passes", "passes", multiple=True, metavar="PASS{opt=val},...", help="Passes to run after the recipe."
+)
 @click.option("--without", multiple=True, metavar="PASS", help="Leave a pass of the recipe out.")
-@click.option("--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function. Made up when absent.")
-@click.option("--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators.")
+@click.option(
+    "--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function. Made up when absent."
+)
+@click.option(
+    "--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators."
+)
 @click.option("--opset", type=int, metavar="N", help="Raise the model to this opset.")
-@click.option("--verify", type=click.Choice(_VERIFY), help="Compare with the original at the ends (default), after each pass, or not.")
-@click.option("--guard", type=click.Choice(_GUARD), multiple=True, help="What no pass may make worse (default: latency and size).")
+@click.option(
+    "--verify",
+    type=click.Choice(_VERIFY),
+    help="Compare with the original at the ends (default), after each pass, or not.",
+)
+@click.option(
+    "--guard", type=click.Choice(_GUARD), multiple=True, help="What no pass may make worse (default: latency and size)."
+)
 @click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
 @click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
 @click.option("--require-change", multiple=True, metavar="PASS", help="Exit with 4 when PASS changes nothing.")
@@ -64,12 +76,16 @@ def _source(model: str) -> str:
     from burnish.ir.errors import InputError
 
     if not Path(model).exists():
-        raise InputError("there is no such file", place=model, hint="check the path; nothing is looked up on the network")
+        raise InputError(
+            "there is no such file", place=model, hint="check the path; nothing is looked up on the network"
+        )
     return model
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {key: given[key] for key in ("recipe", "data", "target", "opset", "verify") if given[key] is not None}
+    chosen: dict[str, Any] = {
+        key: given[key] for key in ("recipe", "data", "target", "opset", "verify") if given[key] is not None
+    }
     if given["passes"]:
         chosen["passes"] = list(given["passes"])
     if given["without"]:

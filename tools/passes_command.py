@@ -45,7 +45,8 @@ def _describe(name: str) -> dict[str, Any]:
 
     kind = catalog.load(name)
     listed = [
-        {"name": key, "type": _type_name(wanted), "default": default} for key, (wanted, default) in catalog.options(kind).items()
+        {"name": key, "type": _type_name(wanted), "default": default}
+        for key, (wanted, default) in catalog.options(kind).items()
     ]
     return {"name": name, "summary": (inspect.getdoc(kind) or "").splitlines()[0], "options": listed}
 

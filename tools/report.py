@@ -23,7 +23,9 @@ def merged(steps: list[Step]) -> list[Step]:
         first = found.get(step.spec)
         if first is None:
             outcome = type(step.outcome)(step.outcome.name)
-            found[step.spec] = first = Step(step.spec, outcome, 0.0, (step.nodes[0],) * 2, (step.bytes[0],) * 2, step.undone)
+            found[step.spec] = first = Step(
+                step.spec, outcome, 0.0, (step.nodes[0],) * 2, (step.bytes[0],) * 2, step.undone
+            )
         first.seconds += step.seconds
         first.nodes = (first.nodes[0], first.nodes[1] + step.nodes[1] - step.nodes[0])
         first.bytes = (first.bytes[0], first.bytes[1] + step.bytes[1] - step.bytes[0])
@@ -52,7 +54,8 @@ def as_dict(result: Result) -> dict[str, Any]:
             "samples": check.samples,
             "refused_by_the_original": [{"sample": name, "reason": reason} for name, reason in check.refused],
             "outputs": [
-                {"name": c.output, "relative_error": c.error, "allowed": c.tolerance, "sample": c.sample} for c in check.outputs
+                {"name": c.output, "relative_error": c.error, "allowed": c.tolerance, "sample": c.sample}
+                for c in check.outputs
             ],
             "float64": {"relative_error": check.replay, "note": check.replay_note},
         },
@@ -132,8 +135,8 @@ def proof_lines(result: Result) -> list[str]:
     lines = []
     if worst is not None:
         lines.append(
-            f"verified  {len(check.outputs)} outputs on {len(check.samples)} samples: largest relative error {worst.error:.1e}"
-            f" (allowed {worst.tolerance:.0e}) in `{worst.output}` on {worst.sample}"
+            f"verified  {len(check.outputs)} outputs on {len(check.samples)} samples: largest relative error"
+            f" {worst.error:.1e} (allowed {worst.tolerance:.0e}) in `{worst.output}` on {worst.sample}"
         )
     if check.replay is not None:
         lines.append(f"float64   largest relative error {check.replay:.1e} (allowed 1e-09)")
@@ -156,10 +159,14 @@ def why(result: Result, name: str, console: Console) -> None:
 
     steps = [step for step in merged(result.proof.run.steps) if step.outcome.name == name]
     if not steps:
-        console.print(f"`{name}` did not run: nothing had changed since it last found nothing to do, or it is not in the recipe")
+        console.print(
+            f"`{name}` did not run: nothing had changed since it last found nothing to do, or it is not in the recipe"
+        )
     for step in steps:
         outcome = step.outcome
-        console.print(f"{step.spec}: {outcome.eligible} eligible, {outcome.matched} matched, {outcome.rewritten} changed")
+        console.print(
+            f"{step.spec}: {outcome.eligible} eligible, {outcome.matched} matched, {outcome.rewritten} changed"
+        )
         if step.undone:
             console.print(f"undone: {step.undone}")
         table = Table("site", "parameters", "reason", box=None, pad_edge=False)

@@ -95,6 +95,10 @@ class ReferenceRunner:
             outputs = self._evaluate(graph, values, {})
         return {str(v.name): found for v, found in zip(graph.outputs, outputs, strict=True)}
 
+    def close(self) -> None:
+        """Forget the constants that were kept between runs."""
+        self._constants.clear()
+
     def _plan(self, graph: oir.Graph | oir.Function, opsets: Mapping[str, int]) -> _Plan:
         plan = self._plans.get(id(graph))
         if plan is None:
@@ -270,6 +274,10 @@ def _attribute(attribute: oir.Attr) -> Any:
         return list(attribute.as_strings())
     if attribute.type == oir.AttributeType.TENSOR:
         return _array(attribute.as_tensor())
+    if attribute.type == oir.AttributeType.FLOAT:
+        stored = np.float32(attribute.as_float())
+        root = weights.meant(stored)
+        return root if root != float(stored) else attribute.as_float()
     return list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
 
 
