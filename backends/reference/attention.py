@@ -1,5 +1,8 @@
 """Attention and rotary embedding of the standard's domain, and the parts that the fused operators share."""
 
+# mypy: disable-error-code="no-any-return"
+# NumPy types the results of arithmetic on its arrays as Any.
+
 from __future__ import annotations
 
 from typing import Any
@@ -86,8 +89,6 @@ def _attention(
     weights = probabilities(np.where(np.isneginf(bias), -np.inf, logits))
     y = mix(weights, v)
     shown = (raw, capped, logits, weights)[call.get("qk_matmul_output_mode", 0)]
-    if call.version < 24:
-        shown = (raw, raw + bias, logits, weights)[call.get("qk_matmul_output_mode", 0)]
     return (join_heads(y) if flat else y), k, v, shown
 
 
@@ -167,7 +168,7 @@ def _to_narrow_float(y: Array, dtype: oir.DataType, saturate: bool) -> Array:
 
     target = dtype.numpy()
     if saturate:
-        limit = float(ml_dtypes.finfo(target).max)
+        limit = float(ml_dtypes.finfo(target).max)  # type: ignore[no-untyped-call]
         y = np.clip(y, -limit, limit)
     return y.astype(np.float32).astype(target)
 

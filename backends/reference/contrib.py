@@ -74,7 +74,7 @@ def _fused_conv(call: Call, x: Array, w: Array, b: Array | None = None, z: Array
     y = convolve(call, x, w)
     y = y if b is None else y + per_channel(b, y)
     y = y if z is None else y + z
-    alpha, beta, *_ = [*(call.get("activation_params") or ()), None, None]
+    alpha, beta, *_ = list(call.get("activation_params", [])) + [None, None]
     return activation(call.get("activation"), alpha, beta)(y) if call.get("activation") else y
 
 

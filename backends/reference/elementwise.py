@@ -1,5 +1,8 @@
 """Operators that treat every element alone, with broadcasting."""
 
+# mypy: disable-error-code="no-any-return"
+# NumPy types the results of arithmetic on its arrays as Any.
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -53,19 +53,14 @@ def find(node: oir.Node, version: int) -> Operator:
     """
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.ops import load_op
+    from onnx.reference.ops.aionnxml import load_op as load_learner
 
     domain = "" if node.domain == "ai.onnx" else node.domain
     missing = InputError(
         f"no float64 implementation of {domain + '::' if domain else ''}{node.op_type} (opset {version})",
         place=describe(node),
     )
-    if domain == "ai.onnx.ml":
-        from onnx.reference.ops.aionnxml import load_op as load_ml
-
-        load = load_ml
-    elif domain == "":
-        load = load_op
-    else:
+    if domain not in ("", "ai.onnx.ml"):
         raise missing
     made: dict[int, Any] = {}
 
@@ -73,10 +68,19 @@ def find(node: oir.Node, version: int) -> Operator:
         step = made.get(id(call))
         if step is None:
             proto = _proto(node, call)
-            types = [oir.serde.serialize_type(oir.TensorType(oir.DataType.from_numpy(x.dtype))) for x in inputs if isinstance(x, np.ndarray)]
+            types = [
+                oir.serde.serialize_type(oir.TensorType(oir.DataType.from_numpy(x.dtype)))
+                for x in inputs
+                if isinstance(x, np.ndarray)
+            ]
             try:
-                kind = load(domain, node.op_type, version, node=proto, input_types=types, evaluator_cls=ReferenceEvaluator)
-            except (NotImplementedError, RuntimeError, TypeError) as error:
+                if domain:
+                    kind = load_learner(domain, node.op_type, version)
+                else:
+                    kind = load_op(
+                        "", node.op_type, version, node=proto, input_types=types, evaluator_cls=ReferenceEvaluator
+                    )
+            except (NotImplementedError, RuntimeError) as error:
                 raise missing from error
             parameters = {
                 "log": _silent, "opsets": {"": version, domain: version}, "verbose": 0, "new_ops": None,

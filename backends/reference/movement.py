@@ -1,5 +1,8 @@
 """Operators that move elements, look at shapes, or reduce along axes."""
 
+# mypy: disable-error-code="no-any-return"
+# NumPy types the results of arithmetic on its arrays as Any.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -61,7 +64,7 @@ def _squeeze(call: Call, x: Array, axes: Array | None = None) -> Array:
 
 @operator("Unsqueeze")
 def _unsqueeze(call: Call, x: Array, axes: Array | None = None) -> Array:
-    wanted = call.get("axes") if axes is None else _list(axes)
+    wanted = list(call.get("axes")) if axes is None else [int(a) for a in axes.reshape(-1)]
     return np.expand_dims(x, tuple(wanted))
 
 
@@ -69,9 +72,7 @@ def _unsqueeze(call: Call, x: Array, axes: Array | None = None) -> Array:
 def _flatten(call: Call, x: Array) -> Array:
     axis = call.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(int(np.prod(x.shape[:axis])), -1) if x.size else x.reshape(
-        int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:]))
-    )
+    return x.reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
 
 
 @operator("Concat")
@@ -91,6 +92,10 @@ def _split(call: Call, x: Array, split: Array | None = None) -> tuple[Array, ...
 
 @operator("Slice")
 def _slice(call: Call, x: Array, *rest: Array | None) -> Array:
+    starts: Any
+    ends: Any
+    axes: Any
+    steps: Any
     if call.version < 10:
         starts, ends, axes, steps = list(call.get("starts")), list(call.get("ends")), call.get("axes"), None
     else:
@@ -105,7 +110,8 @@ def _slice(call: Call, x: Array, *rest: Array | None) -> Array:
         if step > 0:
             cut[axis] = slice(max(start, 0), max(end, 0), step)
         else:
-            cut[axis] = slice(min(max(start, 0), size - 1), end if end >= 0 else None, step) if size and start >= 0 else slice(0, 0)
+            back = slice(min(start, size - 1), end if end >= 0 else None, step)
+            cut[axis] = back if size and start >= 0 else slice(0, 0)
     return x[tuple(cut)]
 
 
@@ -164,7 +170,9 @@ def _tile(call: Call, x: Array, repeats: Array) -> Array:
 
 
 @operator("Pad")
-def _pad(call: Call, x: Array, pads: Array | None = None, value: Array | None = None, axes: Array | None = None) -> Array:
+def _pad(
+    call: Call, x: Array, pads: Array | None = None, value: Array | None = None, axes: Array | None = None
+) -> Array:
     amounts = list(call.get("pads") or call.get("paddings")) if pads is None else _list(pads)
     assert amounts is not None
     fill = call.get("value", 0.0) if value is None else value.reshape(())
@@ -189,14 +197,14 @@ def _range(call: Call, start: Array, limit: Array, delta: Array) -> Array:
 
 @operator("ConstantOfShape")
 def _constant_of_shape(call: Call, shape: Array) -> Array:
-    value = call.get("value")
-    return np.full(_list(shape) or (), 0.0 if value is None else value.reshape(()), None if value is None else value.dtype)
+    value = call.get("value", np.zeros(1))
+    return np.full(_list(shape) or (), value.reshape(()), value.dtype)
 
 
 @operator("EyeLike")
 def _eye_like(call: Call, x: Array) -> Array:
     dtype = call.get("dtype")
-    eye = np.eye(*x.shape, k=call.get("k", 0))
+    eye = np.eye(x.shape[0], x.shape[1], k=int(call.get("k", 0)))
     return eye.astype(x.dtype) if dtype is None else cast(eye, oir.DataType(dtype))
 
 
@@ -209,8 +217,10 @@ def _nonzero(call: Call, x: Array) -> Array:
 def _one_hot(call: Call, indices: Array, depth: Array, values: Array) -> Array:
     axis = call.get("axis", -1)
     count = int(depth.reshape(()))
-    places = np.arange(count).reshape([-1 if i == axis % (indices.ndim + 1) else 1 for i in range(indices.ndim + 1)])
-    return np.where(np.expand_dims(np.where(indices < 0, indices + count, indices), axis) == places, values[1], values[0])
+    rank = indices.ndim + 1
+    places = np.arange(count).reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+    hot = np.expand_dims(np.where(indices < 0, indices + count, indices), axis) == places
+    return np.where(hot, values[1], values[0])
 
 
 @operator("Trilu")
@@ -255,7 +265,8 @@ def _depth_space(call: Call, x: Array) -> Array:
     b = call.get("blocksize")
     n, c, h, w = x.shape
     if call.op == "SpaceToDepth":
-        return x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+        order = (0, 3, 5, 1, 2, 4) if call.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+        return x.reshape(n, c, h // b, b, w // b, b).transpose(order).reshape(n, c * b * b, h // b, w // b)
     if call.get("mode", "DCR") == "DCR":
         return x.reshape(n, b, b, c // b**2, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
     return x.reshape(n, c // b**2, b, b, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(n, c // b**2, h * b, w * b)
@@ -275,7 +286,7 @@ def _reduce(op: str, x: Array, axes: tuple[int, ...], keep: bool) -> Any:
         total = np.sum(x * x, axis=axes, keepdims=keep, dtype=x.dtype)
         return np.sqrt(total).astype(x.dtype) if op == "ReduceL2" else total
     if op == "ReduceLogSumExp":
-        top = np.max(x, axis=axes, keepdims=True)
+        top = np.max(x, axis=axes, keepdims=True, initial=-np.inf)
         top = np.where(np.isfinite(top), top, 0.0)
         total = np.log(np.sum(np.exp(x - top), axis=axes, keepdims=keep))
         return total + (top if keep else np.squeeze(top, axes))

@@ -1,5 +1,8 @@
 """Matrix products, convolutions, pooling, normalization, softmax and resizing."""
 
+# mypy: disable-error-code="no-any-return"
+# NumPy types the results of arithmetic on its arrays as Any.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,7 +37,9 @@ def _einsum(call: Call, *arrays: Array) -> Array:
     return np.asarray(np.einsum(call.get("equation").replace(" ", ""), *arrays, optimize=True))
 
 
-def spatial_pads(call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def spatial_pads(
+    call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
     """Begin and end pads of every spatial axis (begins first), from `pads` or `auto_pad`."""
     auto = call.get("auto_pad", "NOTSET")
     n = len(sizes)
@@ -56,8 +61,8 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     axes = tuple(range(2, x.ndim))
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     view = sliding_window_view(x, spans, axis=axes)  # type: ignore[call-overload]
-    cut = [slice(None), slice(None), *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations)]
-    return np.asarray(view[tuple(cut)])
+    steps = [slice(None, None, step) for step in (*strides, *dilations)]
+    return np.asarray(view[(slice(None), slice(None), *steps)])
 
 
 def _padded(x: Array, pads: Sequence[int], fill: float = 0.0) -> Array:
@@ -121,7 +126,10 @@ def _conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> A
     total = np.zeros((batch, group, maps, *room))
     for tap in np.ndindex(*kernel):
         piece = y[(..., *tap)]
-        where = [slice(t * d, t * d + (s - 1) * st + 1, st) for t, d, s, st in zip(tap, dilations, sizes, strides, strict=True)]
+        where = [
+            slice(t * d, t * d + (s - 1) * st + 1, st)
+            for t, d, s, st in zip(tap, dilations, sizes, strides, strict=True)
+        ]
         total[(slice(None), slice(None), slice(None), *where)] += np.moveaxis(piece, -1, 2).swapaxes(0, 1)
     total = total.reshape(batch, group * maps, *room)
     total = np.pad(total, [(0, 0), (0, 0), *((max(-p, 0), 0) for p in pads[:n])])
@@ -130,7 +138,9 @@ def _conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> A
     return total if b is None else total + per_channel(b, total)
 
 
-def _pool_pads(call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> tuple[list[int], list[int]]:
+def _pool_pads(
+    call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """The declared pads, and the pads with the overhang that `ceil_mode` adds at the ends."""
     n = len(sizes)
     pads = spatial_pads(call, sizes, kernel, strides, dilations)
@@ -216,7 +226,8 @@ def _batch_norm(call: Call, x: Array, scale: Array, bias: Array, mean: Array, va
     axes = (0, *range(2, x.ndim))
     momentum = call.get("momentum", 0.9)
     now, spread = x.mean(axes), x.var(axes)
-    y = (x - per_channel(now, x)) / np.sqrt(per_channel(spread, x) + epsilon) * per_channel(scale, x) + per_channel(bias, x)
+    factor = scale / np.sqrt(spread + epsilon)
+    y = (x - per_channel(now, x)) * per_channel(factor, x) + per_channel(bias, x)
     return y, mean * momentum + now * (1 - momentum), variance * momentum + spread * (1 - momentum)
 
 

@@ -58,7 +58,9 @@ def _activations(call: Call, directions: int) -> list[list[Activation]]:
     return [made[i * each : (i + 1) * each] for i in range(directions)]
 
 
-def _step_lstm(call: Call, gates: Array, r: Array, rb: Array, h: Array, c: Array, p: Array, acts: list[Activation]) -> tuple[Array, Array]:
+def _step_lstm(
+    call: Call, gates: Array, r: Array, rb: Array, h: Array, c: Array, p: Array, acts: list[Activation]
+) -> tuple[Array, Array]:
     f, g, out = acts
     size = h.shape[-1]
     parts = gates + h @ r.T + rb

@@ -62,7 +62,7 @@ def _taps(call: Call, size: int, out: int, scale: float, roi: tuple[float, float
         index = first + np.arange(2 * span)[:, None]
         weight = _kernel(mode, call.get("cubic_coeff_a", -0.75), (index - centre) * stretch)
         outside = (index < 0) | (index >= size)
-        if call.get("exclude_outside", 0) or call.get("antialias", 0):
+        if call.get("exclude_outside", 0):
             weight = np.where(outside, 0.0, weight)
         weight = weight / weight.sum(0)
     return np.clip(index, 0, size - 1).astype(np.int64), weight

@@ -159,7 +159,9 @@ class ReferenceRunner:
             except BurnishError:
                 raise
             except Exception as error:
-                raise InputError(f"cannot be evaluated: {error or type(error).__name__}", place=describe(step.node)) from error
+                raise InputError(
+                    f"cannot be evaluated: {error or type(error).__name__}", place=describe(step.node)
+                ) from error
             for out, result in zip(step.node.outputs, results, strict=False):
                 if out.name != "" and result is not None:
                     values[out] = result
@@ -243,7 +245,9 @@ class ReferenceRunner:
         axes = call.get("scan_output_axes") or [0] * made
         back = call.get("scan_output_directions") or [0] * made
         outputs = body.outputs[len(carried) :]
-        stacked = [np.stack(c[:: -1 if b else 1]) if c else _empty(v) for c, b, v in zip(collected, back, outputs, strict=True)]
+        stacked = [
+            np.stack(c[:: -1 if b else 1]) if c else _empty(v) for c, b, v in zip(collected, back, outputs, strict=True)
+        ]
         return carried + [np.moveaxis(x, 0, a) for x, a in zip(stacked, axes, strict=True)]
 
 

@@ -1,0 +1,178 @@
+"""Time two things in turns, so that whatever else the machine does hits both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from burnish.passes.protocols import Runner, Verdict
+
+Action = Callable[[], object]
+
+_RESAMPLES = 1000
+_SHORTEST = 0.002
+"""Seconds that one measured stretch lasts at least; a faster action is repeated within it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Two actions timed in rounds of A B B A.
+
+    Attributes:
+        median_a: seconds per call.
+        median_b: seconds per call.
+        ratio: median of the rounds' B over A.
+        low: lower end of the 95 % bootstrap interval of that median.
+        high: upper end.
+        rounds: how many rounds were made.
+    """
+
+    median_a: float
+    median_b: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One action timed: the median and the 10th and 90th percentile, in seconds per call."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def _seconds(action: Action, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        action()
+    return (time.perf_counter() - start) / calls
+
+
+def _calls(action: Action) -> int:
+    """Warm up, and say how many calls make a stretch long enough to measure."""
+    action()
+    return max(1, int(np.ceil(_SHORTEST / max(_seconds(action, 2), 1e-7))))
+
+
+def _interval(ratios: np.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median, from a fixed seed."""
+    picks = np.random.default_rng(0).integers(0, ratios.size, (_RESAMPLES, ratios.size))
+    low, high = np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _round(a: Action, b: Action, calls: tuple[int, int]) -> tuple[float, float]:
+    first, second = _seconds(a, calls[0]), _seconds(b, calls[1])
+    third, fourth = _seconds(b, calls[1]), _seconds(a, calls[0])
+    return (first + fourth) / 2, (second + third) / 2
+
+
+def _summary(rounds: list[tuple[float, float]]) -> Timing:
+    times = np.asarray(rounds)
+    ratios = times[:, 1] / times[:, 0]
+    low, high = _interval(ratios)
+    median_a, median_b = np.median(times, axis=0)
+    return Timing(float(median_a), float(median_b), float(np.median(ratios)), low, high, len(rounds))
+
+
+def paired(a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0) -> Timing:
+    """Time `a` and `b` in rounds of A B B A after a warm-up.
+
+    Args:
+        a: called without arguments.
+        b: likewise.
+        rounds: how many rounds at most.
+        seconds: stop when this much time has passed, after three rounds at least.
+    """
+    calls = (_calls(a), _calls(b))
+    end = time.perf_counter() + seconds
+    made: list[tuple[float, float]] = []
+    while len(made) < rounds and (len(made) < 3 or time.perf_counter() < end):
+        made.append(_round(a, b, calls))
+    return _summary(made)
+
+
+def single(a: Action, *, rounds: int = 50, seconds: float = 20.0) -> Spread:
+    """Time one action; arguments as for `paired`."""
+    calls = _calls(a)
+    end = time.perf_counter() + seconds
+    made: list[float] = []
+    while len(made) < rounds and (len(made) < 3 or time.perf_counter() < end):
+        made.append(_seconds(a, calls))
+    low, median, high = np.percentile(made, (10, 50, 90))
+    return Spread(float(median), float(low), float(high), len(made))
+
+
+def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -> Verdict:
+    """Whether `b` is slower or faster than `a` by more than `margin` and the noise; stops as soon as that is clear.
+
+    Args:
+        a: called without arguments.
+        b: likewise.
+        budget: seconds after which the answer is neither.
+        margin: a relative difference that does not matter.
+
+    Returns:
+        `slower` when the interval of the ratio lies above 1 + margin, `faster` when it lies below 1 - margin.
+    """
+    calls = (_calls(a), _calls(b))
+    end = time.perf_counter() + budget
+    made: list[tuple[float, float]] = []
+    look = 6
+    while True:
+        made.append(_round(a, b, calls))
+        over = time.perf_counter() >= end
+        if len(made) < look and not (over and len(made) >= 3):
+            continue
+        found = _summary(made)
+        decided = found.low > 1 + margin or found.high < 1 - margin
+        idle = 1 - margin < found.low and found.high < 1 + margin
+        if over or decided or idle:
+            enough = len(made) >= 6
+            return Verdict(
+                ratio=found.ratio,
+                low=found.low,
+                high=found.high,
+                slower=enough and found.low > 1 + margin,
+                faster=enough and found.high < 1 - margin,
+                rounds=len(made),
+            )
+        look *= 2
+
+
+def creation_time(path: str | Path, *, rounds: int = 5, threads: int = 1) -> Spread:
+    """Time to make a session from a file with default optimizations, in seconds of wall clock."""
+    from burnish.backends.ort.session import from_path
+
+    def make() -> None:
+        from_path(path, threads=threads).close()
+
+    make()
+    made = [_seconds(make, 1) for _ in range(rounds)]
+    low, median, high = np.percentile(made, (10, 50, 90))
+    return Spread(float(median), float(low), float(high), rounds)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The engine's clock: `slower` on two runners.
+
+    Attributes:
+        budget: seconds per question.
+        margin: a relative difference that does not matter.
+    """
+
+    budget: float = 2.0
+    margin: float = 0.02
+
+    def __call__(self, first: Runner, second: Runner, feeds: Mapping[str, np.ndarray]) -> Verdict:
+        """Whether `second` is slower or faster than `first` on `feeds`."""
+        return slower(lambda: first.run(feeds), lambda: second.run(feeds), budget=self.budget, margin=self.margin)
