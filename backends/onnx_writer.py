@@ -195,7 +195,7 @@ def _write_files(model: oir.Model, path: Path, data_path: Path | None, limit: in
 
 @contextlib.contextmanager
 def _weightless(model: oir.Model, data_path: Path | None) -> Iterator[list[tuple[int, oir.TensorProtocol]]]:
-    """For the time of the body, put stand-ins in the place of large weights, and read other tensors on disk into memory.
+    """For the time of the body, put stand-ins in the place of large weights, and have no other tensor on disk.
 
     Yields:
         The offset in the data file and the tensor of every stand-in, in the order in which they are written.

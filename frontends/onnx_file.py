@@ -43,10 +43,17 @@ def read(path: str | os.PathLike[str]) -> oir.Model:
         InputError: for anything that is not a valid model, whatever its bytes.
     """
     file = Path(path)
-    place = str(file)
-    buffer = _open(file)
+    return _guarded(_open(file), str(file), file)
+
+
+def read_bytes(data: bytes) -> oir.Model:
+    """The model in a serialized ModelProto without external data; see `read`."""
+    return _guarded(data, "model in memory", None)
+
+
+def _guarded(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
     try:
-        return _read(file, buffer)
+        return _read(buffer, place, file)
     except BurnishError:
         raise
     except UnicodeDecodeError as error:
@@ -112,7 +119,7 @@ def _open(file: Path) -> mmap.mmap:
     return buffer
 
 
-def _parse(buffer: mmap.mmap, place: str) -> tuple[onnx.ModelProto, set[tuple[int, int]]]:
+def _parse(buffer: wire.Buffer, place: str) -> tuple[onnx.ModelProto, set[tuple[int, int]]]:
     try:
         data, spans = wire.weightless(buffer)
         proto = onnx.ModelProto.FromString(data)
@@ -123,8 +130,7 @@ def _parse(buffer: mmap.mmap, place: str) -> tuple[onnx.ModelProto, set[tuple[in
     return proto, spans
 
 
-def _read(file: Path, buffer: mmap.mmap) -> oir.Model:
-    place = str(file)
+def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
     proto, spans = _parse(buffer, place)
     onnx_checks.check_versions(proto, place)
     sorted_nodes = onnx_checks.check_structure(proto, place)
@@ -140,7 +146,7 @@ def _read(file: Path, buffer: mmap.mmap) -> oir.Model:
         for function in model.functions.values():
             function.sort()
         notes.append("the nodes were not in an order in which they can run, and were sorted")
-    model.meta[origin.FILES] = (file.absolute(), *data_files.values())
+    model.meta[origin.FILES] = () if file is None else (file.absolute(), *data_files.values())
     model.meta[origin.NOTES] = notes
     return model
 
@@ -150,7 +156,7 @@ def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def _check_external(
-    file: Path, tensor: onnx.TensorProto, place: str, spans: set[tuple[int, int]], data_files: dict[str, Path]
+    file: Path | None, tensor: onnx.TensorProto, place: str, spans: set[tuple[int, int]], data_files: dict[str, Path]
 ) -> None:
     entries = _entries(tensor)
     try:
@@ -166,6 +172,10 @@ def _check_external(
     location = entries.get("location", "")
     if location == wire.INLINE and (offset, length) in spans:
         return
+    if file is None:
+        raise InputError(
+            "a model in memory has no folder to read external data from", place=place, hint="give its path"
+        )
     if location not in data_files:
         data_files[location] = _data_file(file, location, place)
     size = data_files[location].stat().st_size
@@ -205,8 +215,10 @@ def _data_file(file: Path, location: str, place: str) -> Path:
     return real
 
 
-def _bind_weights(model: oir.Model, file: Path, buffer: mmap.mmap, data_files: dict[str, Path]) -> None:
+def _bind_weights(model: oir.Model, file: Path | None, buffer: wire.Buffer, data_files: dict[str, Path]) -> None:
     """Let every tensor that lies on disk know where, and take the type of initializers from their tensors."""
+
+    folder = Path() if file is None else file.absolute().parent
 
     def bound(tensor: oir.TensorProtocol) -> oir.TensorProtocol:
         if not isinstance(tensor, oir.ExternalTensor):
@@ -214,15 +226,15 @@ def _bind_weights(model: oir.Model, file: Path, buffer: mmap.mmap, data_files: d
         if tensor.location == wire.INLINE:
             return wire.mapped(buffer, tensor)
         real = data_files[os.fspath(tensor.location)]
-        direct = file.absolute().parent / tensor.location
-        if direct == real and real.stat().st_nlink == 1:
-            tensor.base_dir = file.absolute().parent
+        if folder / tensor.location == real and real.stat().st_nlink == 1:
+            tensor.base_dir = folder
             return tensor
         # onnx_ir refuses links of every kind; where this one leads has been checked.
-        return oir.ExternalTensor(
-            real, tensor.offset, tensor.length, tensor.dtype, shape=oir.Shape(tensor.shape.numpy()), name=tensor.name or "",
-            doc_string=tensor.doc_string, metadata_props=tensor.metadata_props,
-        )  # fmt: skip
+        linked = oir.ExternalTensor(
+            real, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
+        )
+        linked.metadata_props.update(tensor.metadata_props)
+        return linked
 
     for graph in graphs(model):
         for value in graph.initializers.values():
@@ -231,7 +243,7 @@ def _bind_weights(model: oir.Model, file: Path, buffer: mmap.mmap, data_files: d
                 continue
             value.const_value = bound(tensor)
             if not value.is_graph_input():
-                value.type, value.shape = oir.TensorType(tensor.dtype), oir.Shape(tensor.shape)
+                value.type, value.shape = oir.TensorType(tensor.dtype), oir.Shape(tensor.shape.numpy())
     for node in walk(model):
         for name, attribute in list(node.attributes.items()):
             if attribute.type == oir.AttributeType.TENSOR and isinstance(attribute.value, oir.ExternalTensor):

@@ -18,6 +18,9 @@ import onnx_ir as oir
 INLINE = "\0inline"
 """The location in the external-data entry of a weight that lies in the model file itself."""
 
+Buffer = mmap.mmap | bytes
+"""A whole model file."""
+
 _SMALL = 1024
 _GRAPH, _INITIALIZER, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 7, 5, 9, 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -27,7 +30,7 @@ class WireError(ValueError):
     """The bytes are not a protobuf message, or end too early."""
 
 
-def weightless(buffer: mmap.mmap) -> tuple[bytes, set[tuple[int, int]]]:
+def weightless(buffer: Buffer) -> tuple[bytes, set[tuple[int, int]]]:
     """The bytes of a ModelProto without its large initializers.
 
     Args:
@@ -43,7 +46,7 @@ def weightless(buffer: mmap.mmap) -> tuple[bytes, set[tuple[int, int]]]:
     return b"".join(_model(buffer, spans)), spans
 
 
-def mapped(buffer: mmap.mmap, proto: oir.ExternalTensor) -> oir.LazyTensor:
+def mapped(buffer: Buffer, proto: oir.ExternalTensor) -> oir.LazyTensor:
     """The tensor of a payload that was left out: read from the mapped file when asked, in an aligned array.
 
     An array in a model file seldom starts at a multiple of its element size, which vector instructions need, so
@@ -75,7 +78,7 @@ def mapped(buffer: mmap.mmap, proto: oir.ExternalTensor) -> oir.LazyTensor:
     )
 
 
-def _model(buffer: mmap.mmap, spans: set[tuple[int, int]]) -> list[bytes]:
+def _model(buffer: Buffer, spans: set[tuple[int, int]]) -> list[bytes]:
     kept, start, position, end = [], 0, 0, len(buffer)
     while position < end:
         field, body, position_after = _field(buffer, position, end)
@@ -89,7 +92,7 @@ def _model(buffer: mmap.mmap, spans: set[tuple[int, int]]) -> list[bytes]:
     return kept
 
 
-def _graph(buffer: mmap.mmap, start: int, end: int, spans: set[tuple[int, int]]) -> list[bytes]:
+def _graph(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) -> list[bytes]:
     kept, position = [], start
     while position < end:
         field, body, position_after = _field(buffer, position, end)
@@ -103,7 +106,7 @@ def _graph(buffer: mmap.mmap, start: int, end: int, spans: set[tuple[int, int]])
     return kept
 
 
-def _tensor(buffer: mmap.mmap, start: int, end: int, spans: set[tuple[int, int]]) -> bytes | None:
+def _tensor(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) -> bytes | None:
     payloads, position = [], start
     while position < end:
         field, body, position_after = _field(buffer, position, end)
@@ -123,7 +126,7 @@ def _tensor(buffer: mmap.mmap, start: int, end: int, spans: set[tuple[int, int]]
     return buffer[start:field_start] + buffer[after:end] + stand_in
 
 
-def _field(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int, int]:
+def _field(buffer: Buffer, position: int, end: int) -> tuple[int, int, int]:
     """The tag of the field at `position`, where its content starts, and where the next field starts."""
     tag, position = _decode_varint(buffer, position, end)
     kind = tag & 7
@@ -144,7 +147,7 @@ def _field(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int, int]:
     return tag, body, after
 
 
-def _decode_varint(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def _decode_varint(buffer: Buffer, position: int, end: int) -> tuple[int, int]:
     result = shift = 0
     while True:
         if position >= end:
