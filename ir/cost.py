@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match, weights
-from burnish.ir.element_operations import ELEMENT_OPERATIONS
+from burnish.ir.element_operations import ELEMENT_OPERATIONS, NO_MULTIPLY_ADDS
 from burnish.ir.multiply_adds import CONTRIB, MULTIPLY_ADDS
 from burnish.ir.network import nested_graphs
 from burnish.ir.sizes import Dims, Sizes, UnknownSizeError, elements, stored, value_bytes
@@ -96,7 +96,7 @@ class ModelCost:
         total: the sum over `nodes`; a number is None where one of the nodes does not know it.
         at_least: the sum over what is known.
         stored: every constant tensor once, however often it is read.
-        operators: node count of each operator over all graphs of the file, and what its nodes cost at least.
+        operators: node count of each operator over all graphs, and the sum over those of its nodes that run.
     """
 
     nodes: tuple[NodeCost, ...]
@@ -174,7 +174,7 @@ def model_cost(model: oir.Model, dims: Dims | None = None) -> ModelCost:
 
 
 def dims_of(model: oir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The numbers that `feeds`, arrays by input name, give to the dimensions of the inputs: by name and as `INPUT.AXIS`."""
+    """The numbers that `feeds` (arrays by input name) give to open dimensions: by name and as `INPUT.AXIS`."""
     found: dict[str, int] = {}
     for value in model.graph.inputs:
         array = feeds.get(value.name or "")
@@ -197,7 +197,7 @@ def _by_operator(model: oir.Model, nodes: Iterable[NodeCost]) -> dict[str, tuple
         counts[operator_name(node)] = counts.get(operator_name(node), 0) + 1
     costs: dict[str, list[Cost]] = {}
     for part in nodes:
-        costs.setdefault(operator_name(part.node), []).append(part.cost.known())
+        costs.setdefault(operator_name(part.node), []).append(part.cost)
     order = sorted(counts, key=lambda name: (-counts[name], name))
     return {name: (counts[name], total(costs.get(name, []))) for name in order}
 
@@ -288,7 +288,7 @@ def _own(node: oir.Node, dims: Dims) -> Cost:
     macs: int | None
     operations: int | None
     if key not in ELEMENT_OPERATIONS:
-        macs = operations = None
+        macs, operations = 0 if key in NO_MULTIPLY_ADDS else None, None
         reasons.append(f"the work of `{operator_name(node)}` has no closed form")
     else:
         formula = MULTIPLY_ADDS.get(key)

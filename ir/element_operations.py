@@ -211,3 +211,12 @@ ELEMENT_OPERATIONS: dict[tuple[str, str], Formula] = {
     **{(CONTRIB, name): formula for names, formula in _CONTRIB_FORMULAS for name in names.split()},
 }
 """A formula for each (domain, operator) whose work has a closed form; a control-flow node itself does none."""
+
+NO_MULTIPLY_ADDS = frozenset(
+    ("", name)
+    for name in (
+        "ImageDecoder MaxRoiPool NonMaxSuppression RegexFullMatch StringConcat StringNormalizer StringSplit "
+        "TfIdfVectorizer TopK Unique"
+    ).split()
+)
+"""Operators whose work depends on their data, none of it multiply-adds: they sort, compare, or handle text."""

@@ -121,7 +121,7 @@ class Sizes:
         """The one integer in constant input `index`, or `default` when the input is absent."""
         if not self.has(index):
             return default
-        found = weights.integers(self.node.inputs[index])  # type: ignore[arg-type]
+        found = weights.integers(self.node.inputs[index])
         if found is None or len(found) != 1:
             raise UnknownSizeError(f"input {index} of {match.describe(self.node)} is computed")
         return found[0]
