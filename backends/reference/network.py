@@ -60,7 +60,7 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     """A view of shape [N, C, *out, *kernel] on the padded x of shape [N, C, *in]."""
     axes = tuple(range(2, x.ndim))
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    view = sliding_window_view(x, spans, axis=axes)  # type: ignore[call-overload]
+    view = sliding_window_view(x, spans, axis=axes)
     steps = [slice(None, None, step) for step in (*strides, *dilations)]
     return np.asarray(view[(slice(None), slice(None), *steps)])
 
@@ -211,7 +211,7 @@ def softmax(call: Call, x: Array) -> Array:
         axis = axis % x.ndim if x.ndim else 0
         x = x.reshape(int(np.prod(shape[:axis])), int(np.prod(shape[axis:])))
         axis = 1
-    shifted = x - np.max(x, axis, keepdims=True, initial=None if x.shape[axis] else 0.0)
+    shifted = x - np.max(x, axis, keepdims=True) if x.size else x
     powers = np.exp(shifted)
     total = powers.sum(axis, keepdims=True)
     return (shifted - np.log(total) if call.op == "LogSoftmax" else powers / total).reshape(shape)

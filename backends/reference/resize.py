@@ -1,5 +1,8 @@
 """Resize: one axis at a time, as a weighted sum of a few taken slices."""
 
+# mypy: disable-error-code="no-any-return"
+# NumPy types the results of arithmetic on its arrays as Any.
+
 from __future__ import annotations
 
 import numpy as np

@@ -188,8 +188,10 @@ class ReferenceRunner:
     def _rows(self, node: oir.Node, values: Values, call: Call) -> Array | None:
         """A Gather from a large table, widened after taking instead of before."""
         table = node.inputs[0]
-        tensor = None if table is None or table in values else weights.tensor_of(table)
-        if tensor is None or tensor.size <= _SMALL or tensor.dtype not in REAL or getattr(tensor, "meta", None):
+        if table is None or table in values or weights.unrounded(table) is not None:
+            return None
+        tensor = weights.tensor_of(table)
+        if tensor is None or tensor.size <= _SMALL or tensor.dtype not in REAL:
             return None
         taken = np.take(tensor.numpy(), self._get(values, node.inputs[1]), axis=call.get("axis", 0))
         return np.asarray(taken.astype(np.float64))
