@@ -101,7 +101,10 @@ class Prover:
             while True:
                 run = self._rewrite_within_size(checker if self.mode == "each" else None)
                 proof = Proof(run)
-                opened = self.candidate(run) if self.candidate is not None else self.judge.execute(run.model)
+                try:
+                    opened = self.candidate(run) if self.candidate is not None else self.judge.execute(run.model)
+                except InputError as error:
+                    raise self._culprit(checker, run) from error
                 try:
                     proof.verification = checker.check(run.model, opened, replay_always=self.mode == "each")
                     if not proof.verification.holds:
@@ -137,12 +140,7 @@ class Prover:
 
     def _check_step(self, checker: _Checker) -> Callable[[oir.Model, Step], None]:
         def after(model: oir.Model, step: Step) -> None:
-            runner = checker.judge.execute(model)
-            try:
-                found = checker.check(model, runner, replay_always=True)
-            finally:
-                runner.close()
-            if not found.holds:
+            if not checker.load_and_check(model).holds:
                 raise self._culprit(checker, None)
 
         return after
@@ -151,12 +149,7 @@ class Prover:
         """Find the first wrong rewrite by bisection over all rewrites, then the smallest model that shows it."""
 
         def fails(limit: int) -> verify.Verification | None:
-            model = self.pipeline.rewrite(self.model, limit=limit, undone=self.undone).model
-            runner = checker.judge.execute(model)
-            try:
-                found = checker.check(model, runner, replay_always=True)
-            finally:
-                runner.close()
+            found = checker.load_and_check(self.pipeline.rewrite(self.model, limit=limit, undone=self.undone).model)
             return None if found.holds else found
 
         total = run.rewritten if run is not None else self.pipeline.rewrite(self.model, undone=self.undone).rewritten
@@ -219,6 +212,16 @@ class _Checker:
             result.replay_note = f"not replayed in float64: {error.cause}"
         return result
 
+    def load_and_check(self, model: oir.Model) -> verify.Verification:
+        try:
+            runner = self.judge.execute(model)
+        except InputError as error:
+            return verify.Verification(refusal=error.cause)
+        try:
+            return self.check(model, runner, replay_always=True)
+        finally:
+            runner.close()
+
     def _noise(self, sample: Sample) -> dict[str, np.ndarray]:
         if self._unoptimized is None:
             self._unoptimized = self.judge.unoptimized(self.original)
@@ -228,6 +231,8 @@ class _Checker:
 def _difference(found: verify.Verification | None) -> str:
     if found is None:
         return "the difference did not show again"
+    if found.refusal:
+        return f"the runtime refuses the result: {found.refusal}"
     worst = found.worst
     if worst is not None and not worst.holds:
         return f"output `{worst.output}` differs by {worst.error:.2g} (allowed {worst.tolerance:.1g}) on {worst.sample}"

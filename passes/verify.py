@@ -69,6 +69,7 @@ class Verification:
         refused: samples that the original itself refused, with its reason.
         replay: worst relative error in float64, None when not replayed.
         replay_note: why it was not replayed, or on which sample it was.
+        refusal: why the runtime does not even load the rewritten model; empty when it does.
     """
 
     outputs: list[OutputCheck] = field(default_factory=list)
@@ -76,6 +77,7 @@ class Verification:
     refused: list[tuple[str, str]] = field(default_factory=list)
     replay: float | None = None
     replay_note: str = ""
+    refusal: str = ""
 
     @property
     def worst(self) -> OutputCheck | None:
@@ -85,7 +87,8 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Whether every output agrees, in the runtime and, where replayed, in float64."""
-        return all(c.holds for c in self.outputs) and (self.replay is None or self.replay <= REPLAY_TOLERANCE)
+        replayed = self.replay is None or self.replay <= REPLAY_TOLERANCE
+        return not self.refusal and replayed and all(c.holds for c in self.outputs)
 
 
 class Expected:

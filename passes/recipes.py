@@ -1,0 +1,63 @@
+"""The recipes we ship, as plain lists. A pass may stand in a list several times: it runs again only when there is news."""
+
+from __future__ import annotations
+
+from burnish.ir import opsets
+from burnish.passes import catalog
+from burnish.passes.base import Pass
+
+NEWEST_OPSET = opsets.NEWEST
+
+NORMAL_FORM: tuple[str, ...] = (
+    "inline-functions",
+    "lift-constants",
+    "drop-unused",
+    "infer-types",
+    "fold-constants",
+    "fold-shapes",
+    "drop-identity",
+    "share-repeats",
+)
+"""One spelling for what every exporter writes."""
+
+FOLD: tuple[str, ...] = ("fold-batchnorm", "merge-repbn", "fold-affine")
+"""Constants folded into the weights beside them."""
+
+FUSE: tuple[str, ...] = ("fuse-activation",)
+"""Spelled-out functions written as one operator, as far as the target has it."""
+
+CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "drop-unused")
+"""What the passes before leave behind."""
+
+
+def named(name: str, target: str, opset: int | None) -> list[Pass]:
+    """The passes of `default`, `normal-form` or `none`.
+
+    Args:
+        name: the recipe.
+        target: `onnx`, `ort-cpu` or `ort-cuda`; passed to the passes that write fused operators.
+        opset: raise the model to it after the normal form; None to keep the model's.
+    """
+    if name == "none":
+        return with_opset([], opset)
+    first = with_opset([catalog.make(one) for one in NORMAL_FORM], opset)
+    if name == "normal-form":
+        return first
+    middle = [catalog.make(one) for one in (*FOLD, *CLEAN)]
+    fused = [_for_target(one, target) for one in FUSE]
+    return [*first, *middle, *fused, *(catalog.make(one) for one in CLEAN)]
+
+
+def with_opset(passes: list[Pass], opset: int | None) -> list[Pass]:
+    """`passes`, and then the raise to `opset` when one is asked for."""
+    return passes if opset is None else [*passes, catalog.make("raise-opset", {"to": opset})]
+
+
+def after(own: list[Pass]) -> list[Pass]:
+    """The caller's own passes, and the clean-up behind them."""
+    return [*own, *(catalog.make(one) for one in CLEAN)] if own else []
+
+
+def _for_target(name: str, target: str) -> Pass:
+    known = catalog.options(catalog.load(name))
+    return catalog.make(name, {"target": target} if "target" in known else {})
