@@ -1,0 +1,65 @@
+"""Fold the gain and bias of a normalization into the linear layers that read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match
+from burnish.ir.views.affine import Affine
+from burnish.ir.views.norm import Norm, norms
+from burnish.passes import absorb
+from burnish.passes.base import ExactPass, Outcome
+
+
+@dataclass(frozen=True)
+class FoldNormGain(ExactPass):
+    """Fold the gain and bias of a one-node LayerNormalization or RMSNormalization into the linear layers that read it.
+
+    The normalization keeps a gain of ones, since the operator demands one: nothing gets faster by itself. Rotations and
+    scalings of the weights need it. It is in no default recipe.
+
+    Attributes:
+        largest_copy: bytes of a shared weight up to which it is copied.
+    """
+
+    largest_copy: int = absorb.LARGEST_COPY
+    needs: ClassVar[tuple[str, ...]] = ("inlined",)
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        """See the class."""
+        for norm in list(norms(model)):
+            if norm.kind not in ("layer", "rms") or norm.scale is None:
+                continue
+            node, size = norm.nodes[0], norm.scale.shape[-1] if norm.scale.shape else 1
+            rank = match.rank(norm.input)
+            if not norm.is_one_node or norm.read_only or norm.axes != (-1,) or rank is None:
+                outcome.skip(node, norm.read_only or "it is no one-node normalization of the last axis", matched=False)
+                continue
+            scale, shift = norm.gain(size), norm.offset(size)
+            if (scale == 1).all() and not shift.any():
+                continue
+            plan = absorb.into_layers_after(
+                Affine((node,), norm.input, scale, shift, rank - 1), self.largest_copy, allow_new_bias=True
+            )
+            if isinstance(plan, str):
+                outcome.skip(node, plan)
+                continue
+            if not outcome.take(node):
+                return
+            for layer, weight, bias in plan.layers:
+                layer.write(model, weight, bias)
+            _neutralize(model, norm, size)
+
+
+def _neutralize(model: oir.Model, norm: Norm, size: int) -> None:
+    node = norm.nodes[0]
+    if norm.scale is not None and norm.scale.dtype is not None:
+        name = norm.scale.source.name or "gain"
+        edit.set_input(node, 1, edit.add_rounded(model, f"{name}_ones", np.ones(size), norm.scale.dtype))
+    if norm.bias is not None:
+        edit.set_input(node, 2, None)
+        node.resize_inputs(2)
