@@ -56,9 +56,10 @@ def parse_dims(text: str, model: oir.Model) -> dict[str, int]:
         if not name or not number.isdecimal():
             raise InputError(f"`{pair}` is not NAME=NUMBER", place="--dims", hint="write `--dims batch=1,seq=128`")
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
+            spelled = {one.lower(): one for one in names}
+            close = difflib.get_close_matches(name.lower(), spelled, n=1)
             listed = ", ".join(f"`{one}`" for one in names) or "none"
-            hint = f"did you mean `{close[0]}`?" if close else f"the dimensions are: {listed}"
+            hint = f"did you mean `{spelled[close[0]]}`?" if close else f"the dimensions are: {listed}"
             raise InputError(f"no input has a dimension `{name}`", place="--dims", hint=hint)
         found[name] = int(number)
     return found
