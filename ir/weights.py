@@ -115,7 +115,12 @@ def _roots(dtype: str) -> dict[float, float]:
 
 def unrounded(value: oir.Value) -> np.ndarray | None:
     """The float64 values that `rounded` keeps beside a constant; None where the stored values are all there is."""
-    return getattr(tensor_of(value), "meta", {}).get(_EXACT)
+    return unrounded_values(tensor_of(value))
+
+
+def unrounded_values(tensor: oir.TensorProtocol | None) -> np.ndarray | None:
+    """`unrounded` of a tensor."""
+    return getattr(tensor, "meta", {}).get(_EXACT)
 
 
 def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> oir.Tensor[np.ndarray]:

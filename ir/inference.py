@@ -1,0 +1,161 @@
+"""Types, symbolic shapes and the contents of small integer tensors, from what a model computes.
+
+Nothing here believes a declared shape other than those of the graph's inputs, which are the contract with the caller:
+what is inferred holds even where an exporter wrote a wrong shape. Weights are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import dims, weights
+from burnish.ir.dims import Dim
+from burnish.ir.walk import STANDARD_DOMAINS
+
+Shape = tuple[Dim, ...]
+
+LARGEST = 64
+"""Elements of the largest tensor whose content is followed."""
+
+_INTEGERS = (oir.DataType.INT64, oir.DataType.INT32, oir.DataType.BOOL)
+
+
+class Inference:
+    """What is proven of the values of a model.
+
+    Attributes:
+        opset: the version of the standard operators.
+    """
+
+    def __init__(self, model: oir.Model) -> None:
+        self.model = model
+        self.opset = model.opset_imports.get("", 1)
+        self._shapes: dict[oir.Value, Shape | None] = {}
+        self._dtypes: dict[oir.Value, oir.DataType | None] = {}
+        self._contents: dict[oir.Value, np.ndarray | None] = {}
+        for value in model.graph.inputs:
+            self._declare(value)
+        self._graph(model.graph)
+
+    def shape(self, value: oir.Value | None) -> Shape | None:
+        """The proven shape; None when even the rank is unknown."""
+        if value is None:
+            return None
+        if value not in self._shapes:
+            tensor = weights.tensor_of(value)
+            found = tensor.shape if tensor is not None else value.shape if value.is_initializer() else None
+            self._shapes[value] = tuple(d for d in found if isinstance(d, int)) if found is not None else None
+        return self._shapes[value]
+
+    def dtype(self, value: oir.Value | None) -> oir.DataType | None:
+        """The element type."""
+        if value is None:
+            return None
+        found = self._dtypes.get(value)
+        if found is None:
+            tensor = value.const_value
+            found = tensor.dtype if tensor is not None else value.dtype
+        return found
+
+    def content(self, value: oir.Value | None) -> np.ndarray | None:
+        """The elements of a small integer or boolean tensor: an object array of sizes and bools, None where unknown."""
+        if value is None:
+            return None
+        if value not in self._contents:
+            found = None
+            tensor = weights.tensor_of(value)
+            if tensor is not None and tensor.dtype in _INTEGERS and tensor.size <= LARGEST:
+                array = tensor.numpy()
+                found = np.empty(array.shape, object)
+                found[...] = array.tolist()
+            self._contents[value] = found
+        return self._contents[value]
+
+    def integers(self, value: oir.Value | None) -> list[Dim] | None:
+        """The content of a vector or scalar as a list; None when any element is unknown."""
+        found = self.content(value)
+        if found is None or found.ndim > 1:
+            return None
+        elements = found.reshape(-1).tolist()
+        return None if any(element is None for element in elements) else elements
+
+    def numbers(self, value: oir.Value | None) -> list[int] | None:
+        """`integers` when all of them are plain numbers."""
+        found = self.integers(value)
+        return found if found is not None and all(isinstance(x, int) for x in found) else None  # type: ignore[return-value]
+
+    def unknown(self, value: oir.Value, axis: int) -> Dim:
+        """A fresh symbol for the size of an axis that depends on data."""
+        return dims.symbol(f"{dims.UNKNOWN}{value.name}.{axis}")
+
+    def _declare(self, value: oir.Value) -> None:
+        self._dtypes[value] = value.dtype
+        if value.shape is None:
+            self._shapes[value] = None
+            return
+        sizes: list[Dim] = []
+        for axis, size in enumerate(value.shape):
+            name = size.value if isinstance(size, oir.SymbolicDim) else None
+            sizes.append(size if isinstance(size, int) else dims.symbol(name) if name else self.unknown(value, axis))
+        self._shapes[value] = tuple(sizes)
+
+    def _graph(self, graph: oir.Graph) -> None:
+        for node in graph:
+            self._node(node)
+
+    def _node(self, node: oir.Node) -> None:
+        from burnish.ir import content_rules, shape_rules
+
+        if node.domain not in STANDARD_DOMAINS:
+            shape_rules.other_domain(self, node)
+            return
+        if node.op_type in ("If", "Loop", "Scan"):
+            self._nested(node)
+            return
+        shape_rules.infer(self, node)
+        out = node.outputs[0]
+        rule = content_rules.RULES.get(node.op_type)
+        if rule is None or self._dtypes.get(out) not in _INTEGERS:
+            return
+        size = dims.product(self._shapes.get(out) or ())
+        if self._shapes.get(out) is not None and isinstance(size, int) and size <= LARGEST:
+            self._contents[out] = content_rules.checked(rule(self, node), self._dtypes[out])
+
+    def set(self, value: oir.Value, dtype: oir.DataType | None, shape: Iterable[Dim] | None) -> None:
+        """Record what was found of one value."""
+        self._dtypes[value] = dtype
+        self._shapes[value] = tuple(shape) if shape is not None else None
+
+    def learn(self, value: oir.Value, elements: list[Dim]) -> None:
+        """Record the elements of a new vector or scalar of integers."""
+        content = np.empty(len(elements), object)
+        content[:] = elements
+        shape = self._shapes.get(value)
+        self._contents[value] = content.reshape(()) if shape == () else content
+
+    def _nested(self, node: oir.Node) -> None:
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type == oir.AttributeType.GRAPH]
+        for body in bodies:
+            for value in body.inputs:
+                self._dtypes[value] = value.dtype
+                self._shapes[value] = None
+            if node.op_type == "Loop":
+                for value in body.inputs[:2]:
+                    self._shapes[value] = ()
+            self._graph(body)
+        for index, out in enumerate(node.outputs):
+            if node.op_type != "If":
+                self.set(out, out.dtype, None)
+                continue
+            ends = [body.outputs[index] for body in bodies]
+            shapes = [self.shape(end) for end in ends]
+            self.set(out, self.dtype(ends[0]) or out.dtype, self._merged(out, shapes))
+
+    def _merged(self, out: oir.Value, shapes: list[Shape | None]) -> Shape | None:
+        first, second = shapes
+        if first is None or second is None or len(first) != len(second):
+            return None
+        return tuple(a if a == b else self.unknown(out, i) for i, (a, b) in enumerate(zip(first, second, strict=True)))

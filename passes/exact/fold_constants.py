@@ -1,0 +1,72 @@
+"""What depends on constants only is computed once, in float64, and stored in the model's own dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir import edit, match, weights
+from burnish.ir.evaluate import FOLDABLE, evaluate
+from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.passes.base import ExactPass, Outcome
+
+_NODE_BYTES = 256  # what a node with its names and metadata takes in the file; gone when it is folded
+
+
+@dataclass(frozen=True)
+class FoldConstants(ExactPass):
+    """Compute what depends on constants only, as long as the model does not grow.
+
+    Attributes:
+        slack: bytes that the model may grow by in total.
+    """
+
+    slack: int = 65536
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        left = self.slack
+        for graph in [model.graph, *model.graph.subgraphs()]:
+            for node in list(graph):
+                if node.op_type in FOLDABLE and node.domain in STANDARD_DOMAINS and node.graph is not None:
+                    left -= self._fold(model, node, outcome, left)
+
+    def _fold(self, model: oir.Model, node: oir.Node, outcome: Outcome, left: int) -> int:
+        """Fold one node; returns by how many bytes the model has grown."""
+        read = [value for value in node.inputs if value is not None]
+        if not read or not all(weights.is_constant(value) for value in read):
+            return 0
+        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            return 0
+        largest = _dying(read) + max(left, 0) + _NODE_BYTES
+        tensors = evaluate(node, largest=largest)
+        if tensors is None:
+            outcome.skip(node, "its result is larger than what it would replace, or it cannot be computed here")
+            return 0
+        growth = sum(tensor.nbytes for tensor in tensors) - _dying(read) - _NODE_BYTES
+        if growth > max(left, 0):
+            outcome.skip(node, "its result is larger than what it would replace")
+            return 0
+        if not outcome.take(node):
+            return 0
+        values = []
+        for out, tensor in zip(node.outputs, tensors, strict=False):
+            if out.is_graph_output():
+                name = out.name or "constant"
+            elif node.op_type == "Transpose" and read[0].name:
+                name = f"{read[0].name}.T"
+            else:
+                name = edit.release_name(model, out)
+            values.append(edit.add_constant(model, name, tensor))
+        for out, value in zip(node.outputs, values, strict=False):
+            edit.replace_value(out, value)
+        edit.remove_unused([node])
+        for value in values:
+            edit.drop_if_unused(value)
+        return max(growth, 0)
+
+
+def _dying(read: list[oir.Value]) -> int:
+    """Bytes of the constants that only this node reads."""
+    once = {id(value): value for value in read if len(match.consumers(value)) == 1 and not value.is_graph_output()}
+    return sum(value.const_value.nbytes for value in once.values() if value.const_value is not None)
