@@ -11,11 +11,25 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 
 def graphs(model: oir.Model) -> Iterator[oir.Graph]:
     """The main graph, then every graph nested in it and in the model's functions, outer before inner."""
-    yield model.graph
-    yield from model.graph.subgraphs()
-    for function in model.functions.values():
-        yield function.graph
-        yield from function.subgraphs()
+    pending = [function.graph for function in reversed(model.functions.values())]
+    pending.append(model.graph)
+    while pending:
+        graph = pending.pop()
+        yield graph
+        pending += reversed([body for node in graph if node.attributes for body in bodies(node)])
+
+
+def bodies(node: oir.Node) -> list[oir.Graph]:
+    """The graphs nested directly in `node`: the branches of an If, the body of a Loop or Scan."""
+    found: list[oir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == oir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == oir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
 
 
 def walk(model: oir.Model, *op_types: str, domain: str = "") -> list[oir.Node]:

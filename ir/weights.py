@@ -134,7 +134,7 @@ def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> 
     values = np.ascontiguousarray(array, np.float64)
     stored = values.astype(dtype.numpy())
     tensor = oir.Tensor(stored, dtype=dtype, name=name)
-    if dtype != oir.DataType.DOUBLE and not np.array_equal(stored.astype(np.float64), values, equal_nan=True):
+    if dtype != oir.DataType.DOUBLE:
         tensor.meta[_EXACT] = values
     return tensor
 

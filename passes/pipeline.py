@@ -115,7 +115,7 @@ class Pipeline:
         limit = _limit_from_environment() if limit is None else limit
         run = Run(model.clone())
         idle: dict[str, int] = {}
-        changes = 0
+        changes, size = 0, (_nodes(run.model), constant_bytes(run.model))
         dump = os.environ.get("BURNISH_DUMP")
         if dump:
             _dump(dump, 0, "input", run.model)
@@ -129,7 +129,9 @@ class Pipeline:
                 continue
             if on_step is not None:
                 on_step(spec, number, len(self.passes))
-            step = self._run_one(one, spec, run.model, None if limit is None else limit - changes, check)
+            left = None if limit is None else limit - changes
+            step = self._run_one(one, spec, run.model, size, left, check)
+            size = step.nodes[1], step.bytes[1]
             changes += step.outcome.rewritten
             idle[spec] = changes if step.outcome.rewritten == 0 else -1
             run.steps.append(step)
@@ -139,9 +141,11 @@ class Pipeline:
                 _dump(dump, len(run.steps), one.pass_name(), run.model)
         return run
 
-    def _run_one(self, one: Pass, spec: str, model: oir.Model, limit: int | None, check: bool) -> Step:
+    def _run_one(
+        self, one: Pass, spec: str, model: oir.Model, size: tuple[int, int], limit: int | None, check: bool
+    ) -> Step:
         outcome = Outcome(one.pass_name(), limit)
-        step = Step(spec, outcome, nodes=(_nodes(model), 0), bytes=(constant_bytes(model), 0))
+        step = Step(spec, outcome, nodes=(size[0], size[0]), bytes=(size[1], size[1]))
         model.meta.pop("burnish.names", None)
         if check:
             facts.check(model, one.needs, one.pass_name(), "before")
@@ -154,7 +158,8 @@ class Pipeline:
         except Exception as error:
             raise PassFailure(one.pass_name(), error) from error
         step.seconds = time.process_time() - start
-        step.nodes, step.bytes = (step.nodes[0], _nodes(model)), (step.bytes[0], constant_bytes(model))
+        if outcome.rewritten:
+            step.nodes, step.bytes = (size[0], _nodes(model)), (size[1], constant_bytes(model))
         if check:
             facts.check(model, (*(f for f in one.needs if f not in one.breaks), *one.gives), one.pass_name(), "after")
             if (text.text(model) == before) != (outcome.rewritten == 0):

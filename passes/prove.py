@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import cost
 from burnish.ir.errors import InputError, VerificationError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, reduce, verify
@@ -19,8 +18,8 @@ from burnish.passes.protocols import Judge, Runner, Verdict
 Verify = Literal["off", "ends", "each"]
 Guard = Literal["latency", "size"]
 
-REPLAY_LIMIT = 3e8
-"""Multiply-adds of one sample up to which `ends` replays the whole model in float64; `each` always replays."""
+REPLAY_LIMIT = 0.02
+"""Seconds the runtime takes for the cheapest sample up to which `ends` replays it in float64; `each` always does."""
 
 GROWTH_LIMIT = 1.01, 4096
 """A pass may enlarge the constants by this factor and this many bytes before it counts as having made them larger."""
@@ -196,14 +195,13 @@ class _Checker:
 
     def __init__(self, original: oir.Model, expected: verify.Expected, judge: Judge) -> None:
         self.original, self.expected, self.judge = original, expected, judge
-        self.sample = expected.kept[0][0]
-        self.macs = cost.model_cost(original, cost.dims_of(original, self.sample.feeds)).macs
+        self.sample = expected.cheapest
         self._unoptimized: Runner | None = None
 
     def check(self, model: oir.Model, runner: Runner, *, replay_always: bool) -> verify.Verification:
         result = verify.compare(self.expected, runner, self._noise)
-        if not replay_always and (self.macs is None or self.macs > REPLAY_LIMIT):
-            result.replay_note = "not replayed in float64: the model is large; `--verify each` does it"
+        if not replay_always and self.expected.seconds > REPLAY_LIMIT:
+            result.replay_note = "not replayed in float64: every sample takes long; `--verify each` does it"
             return result
         try:
             result.replay = verify.replay(self.judge.replay(self.original), self.judge.replay(model), self.sample)

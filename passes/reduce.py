@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as oir
 
-from burnish.ir.errors import BurnishError
+from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.samples import Sample
 from burnish.passes import verify
 from burnish.passes.pipeline import Pipeline
@@ -108,7 +108,12 @@ def _fails(model: oir.Model, sample: Sample, pipeline: Pipeline, judge: Judge) -
     run = pipeline.rewrite(model, limit=1)
     if run.rewritten == 0:
         return False
-    before, after = judge.execute(model), judge.execute(run.model)
+    before = judge.execute(model)
+    try:
+        after = judge.execute(run.model)
+    except InputError:
+        before.close()
+        return True
     try:
         if not verify.compare(verify.Expected(before, [sample]), after).holds:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -92,14 +93,26 @@ class Verification:
 
 
 class Expected:
-    """What the original computes on the samples, run once and kept."""
+    """What the original computes on the samples, run once and kept.
+
+    Attributes:
+        kept: the samples that it accepts, with its outputs.
+        refused: the names of the others, with its reason.
+        cheapest: the kept sample that ran fastest.
+        seconds: how long that took.
+    """
 
     def __init__(self, runner: Runner, samples: Sequence[Sample]) -> None:
         self.kept: list[tuple[Sample, dict[str, np.ndarray]]] = []
         self.refused: list[tuple[str, str]] = []
+        self.seconds = float("inf")
         for sample in samples:
+            start = time.perf_counter()
             try:
                 self.kept.append((sample, runner.run(sample.feeds)))
+                seconds = time.perf_counter() - start
+                if seconds < self.seconds:
+                    self.seconds, self.cheapest = seconds, sample
             except InputError as error:
                 self.refused.append((sample.name, error.cause.splitlines()[0]))
         if samples and not self.kept:
