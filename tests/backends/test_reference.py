@@ -163,6 +163,8 @@ DIFFERENT = {
 def _same(found: Any, expected: Any) -> bool:
     if isinstance(expected, list):
         return len(found) == len(expected) and all(_same(a, b) for a, b in zip(found, expected, strict=True))
+    if isinstance(found, list):
+        return False
     if expected is None or expected.dtype.kind == "O":
         return bool(np.array_equal(found, expected))
     tolerance = {"float16": 4e-3, "bfloat16": 3e-2}.get(expected.dtype.name, 2e-5)
