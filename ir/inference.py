@@ -159,3 +159,16 @@ class Inference:
         if first is None or second is None or len(first) != len(second):
             return None
         return tuple(a if a == b else self.unknown(out, i) for i, (a, b) in enumerate(zip(first, second, strict=True)))
+
+
+def reshape_target(source: Shape | None, result: Shape | None) -> list[int] | None:
+    """What a Reshape from `source` to `result` is given: numbers, `0` for kept sizes, at most one `-1`; None if impossible.
+
+    `-1` cannot be worked out where another size is zero, as that of an empty cache is, so kept sizes other than the
+    first, which is the batch by all exporters' convention, exclude it.
+    """
+    if source is None or result is None or 0 in result:
+        return None
+    kept = [i < len(source) and source[i] == size for i, size in enumerate(result)]
+    target = [size if isinstance(size, int) else 0 if kept[i] else -1 for i, size in enumerate(result)]
+    return None if target.count(-1) > 1 or (-1 in target and 0 in target[1:]) else target

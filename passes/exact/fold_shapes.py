@@ -10,7 +10,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.dims import Dim, Expr
-from burnish.ir.inference import Inference
+from burnish.ir.inference import Inference, reshape_target
 from burnish.ir.walk import is_op
 from burnish.passes.base import ExactPass, Outcome
 
@@ -76,6 +76,9 @@ class _Folder:
                 edit.remove_unused([node])
             return
         same = known.get(key)
+        if same is not None and not _is_alive(same):
+            same = None
+            del known[key]
         if same is None and self.facts.dtype(out) == oir.DataType.INT64 and self.is_read_as_data(out):
             same = self.rebuilt(node, elements, key[1], known, sources)
         if same is None or same is out:
@@ -90,7 +93,7 @@ class _Folder:
         return any(self.facts.integers(reader.outputs[0]) is None for reader in match.consumers(value))
 
     def number(self, key: Key, name: str | None) -> oir.Value:
-        if key not in self.constants:
+        if key not in self.constants or not self.constants[key].is_initializer():
             dtype, shape, elements = key
             array = np.array(elements, dtype.numpy() if dtype is not None else np.int64).reshape(shape)
             self.constants[key] = edit.add_constant(self.model, name or "sizes", array)
@@ -98,13 +101,8 @@ class _Folder:
 
     def reshape(self, node: oir.Node) -> None:
         """Give a Reshape the target with `0` for kept sizes and at most one `-1`."""
-        source, shape = self.facts.shape(node.inputs[0]), self.facts.shape(node.outputs[0])
-        if source is None or shape is None or self.facts.content(node.inputs[1]) is None or 0 in shape:
-            return
-        kept = [i < len(source) and source[i] == size for i, size in enumerate(shape)]
-        target = [size if isinstance(size, int) else 0 if kept[i] else -1 for i, size in enumerate(shape)]
-        # -1 cannot be worked out where another size is zero, as an empty cache's is; the batch is never empty.
-        if target.count(-1) > 1 or (-1 in target and 0 in target[1:]):
+        target = reshape_target(self.facts.shape(node.inputs[0]), self.facts.shape(node.outputs[0]))
+        if target is None or self.facts.content(node.inputs[1]) is None:
             return
         if self.facts.numbers(node.inputs[1]) == target and not match.attribute(node, "allowzero", 0):
             return
@@ -150,7 +148,7 @@ class _Folder:
                 at += 1
                 continue
             value, axis = sources.get(size, (None, 0))
-            if value is None or ((above := value.producer()) is not None and above.graph is None):
+            if value is None or not _is_alive(value):
                 return None
             whole = self.facts.shape(value) or ()
             length = 1
@@ -173,7 +171,7 @@ class _Folder:
         value, start, end = part
         elements = list((self.facts.shape(value) or ())[start:end])
         key = (oir.DataType.INT64, (len(elements),), tuple(elements))
-        if not self.is_piece(known.get(key), part):
+        if key not in known or not _is_alive(known[key]) or not self.is_piece(known[key], part):
             step = edit.make("Shape", [value], {"start": start, "end": end}, like=node)
             known[key] = self.insert(node, step, elements, (len(elements),))
         return known[key]
@@ -189,3 +187,9 @@ class _Folder:
         return out
 
 
+
+
+def _is_alive(value: oir.Value) -> bool:
+    """Whether the node that computes `value` has not been removed."""
+    node = value.producer()
+    return node is None or node.graph is not None
