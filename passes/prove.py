@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir.errors import InputError, VerificationError
+from burnish.ir.errors import InputError, MissingPackageError, VerificationError
 from burnish.ir.samples import Sample
+from burnish.ir.walk import STANDARD_DOMAINS, walk
 from burnish.passes import catalog, reduce, verify
 from burnish.passes.pipeline import Pipeline, Run, Step
 from burnish.passes.protocols import Judge, Runner, Verdict
@@ -51,12 +52,14 @@ class Proof:
         verification: how its outputs compare with the original's; None when switched off.
         latency: the paired timing against the original; None when not measured.
         latency_sample: the sample that was timed.
+        unverified: why nothing was compared; empty when something was.
     """
 
     run: Run
     verification: verify.Verification | None = None
     latency: Verdict | None = None
     latency_sample: str = ""
+    unverified: str = ""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Prover:
     candidate: Callable[[Run], Runner] | None = None
     on_step: Callable[[str, int, int], None] | None = None
     undone: dict[str, str] = field(default_factory=dict)
-    
+
     def run(self) -> Proof:
         """Rewrite, compare, time; take back what made the model worse and start over, until nothing has to be.
 
@@ -92,8 +95,19 @@ class Prover:
             InputError: when the original cannot be run on any sample.
         """
         if self.mode == "off" or self.judge is None:
-            return Proof(self._rewrite_within_size())
-        original = self.judge.execute(self.model)
+            return Proof(self._rewrite_within_size(), unverified="verification is off")
+        try:
+            original = self.judge.execute(self.model)
+        except MissingPackageError:
+            raise
+        except InputError as error:
+            foreign = sorted(
+                {f"{node.domain}.{node.op_type}" for node in walk(self.model) if _is_foreign(node, self.model)}
+            )
+            if not foreign:
+                raise
+            reason = f"the runtime does not know {', '.join(foreign)}: {error.cause}"
+            return Proof(self._rewrite_within_size(), unverified=reason)
         expected = verify.Expected(original, self.samples)
         checker = _Checker(self.model, expected, self.judge)
         try:
@@ -161,7 +175,7 @@ class Prover:
         node = step.outcome.changed_nodes[-1] if step.outcome.changed_nodes else "the whole model"
         found = fails(high)
         before = self.pipeline.rewrite(self.model, limit=high - 1, undone=self.undone).model
-        (one,) = catalog.parse(step.spec)
+        one = next(one for one in self.pipeline.passes if catalog.spec(one) == step.spec)
         worst = found.worst if found is not None else None
         sample = next((s for s, _ in checker.expected.kept if worst is None or s.name == worst.sample), checker.sample)
         small, feeds = reduce.smallest(before, Pipeline([one]), node, sample, checker.judge)
@@ -224,6 +238,10 @@ class _Checker:
         if self._unoptimized is None:
             self._unoptimized = self.judge.unoptimized(self.original)
         return self._unoptimized.run(sample.feeds)
+
+
+def _is_foreign(node: oir.Node, model: oir.Model) -> bool:
+    return node.domain not in STANDARD_DOMAINS and node.op_identifier() not in model.functions
 
 
 def _difference(found: verify.Verification | None) -> str:

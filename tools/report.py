@@ -47,6 +47,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "bytes": {"before": result.sizes[0], "after": result.sizes[1]},
         "passes": [_pass_as_dict(step) for step in merged(result.proof.run.steps)],
         "undone": result.undone,
+        "unverified": result.proof.unverified,
         "verification": None
         if check is None
         else {
@@ -130,7 +131,7 @@ def proof_lines(result: Result) -> list[str]:
     """What was verified and timed, a line each."""
     check, latency = result.proof.verification, result.proof.latency
     if check is None:
-        return ["verified  nothing: verification is off"]
+        return [f"verified  nothing: {result.proof.unverified}"]
     worst = check.worst
     lines = []
     if worst is not None:

@@ -1,0 +1,147 @@
+"""What the engine does when a pass is wrong, slow or greedy: the culprit is named, the regret undone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx.parser
+import onnx_ir as oir
+import pytest
+
+from burnish.backends.ort.session import executor
+from burnish.backends.reference.runner import ReferenceRunner
+from burnish.ir import edit
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.ir.walk import walk
+from burnish.passes.base import ExactPass, Outcome
+from burnish.passes.pipeline import Pipeline, PassFailure
+from burnish.passes.protocols import Judge, Verdict
+from burnish.passes.prove import Miscompiled, Prover
+
+CHAIN = """
+<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4] x) => (float[N, 4] y) {
+  [first] a = Abs (x)
+  [second] b = Relu (a)
+  [third] c = Neg (b)
+  [fourth] d = Relu (c)
+  [fifth] e = Add (d, x)
+  [sixth] f = Relu (e)
+  [seventh] y = Tanh (f)
+}
+"""
+SAMPLES = [Sample("both signs", {"x": np.array([[-1.0, 2.0, -3.0, 0.5]], np.float32)})]
+
+
+def _model() -> oir.Model:
+    return oir.from_proto(onnx.parser.parse_model(CHAIN))
+
+
+def _verdict(slower: bool) -> Verdict:
+    return Verdict(2.0 if slower else 1.0, 0.9, 2.1, slower, False, 5)
+
+
+def _judge(clock=lambda first, second, feeds: _verdict(False)) -> Judge:
+    return Judge(executor(), executor(level="off"), ReferenceRunner, clock)
+
+
+@dataclass(frozen=True)
+class DropRelu(ExactPass):
+    """Remove every Relu: right where the input is not negative, wrong elsewhere."""
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        for node in walk(model, "Relu"):
+            if not outcome.take(node):
+                return
+            edit.bypass(node)
+
+
+@dataclass(frozen=True)
+class Grow(ExactPass):
+    """Add a large constant that changes nothing."""
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        node = walk(model, "Tanh")[0]
+        if node.inputs[0].producer().op_type == "Add" or not outcome.take(node):
+            return
+        zeros = edit.add_constant(model, "zeros", np.zeros((2000, 4), np.float32))
+        row = edit.make("ReduceSum", [zeros], {"keepdims": 0, "noop_with_empty_axes": 0}, like=node)
+        total = edit.make("Add", [node.inputs[0], row.outputs[0]], like=node)
+        edit.insert_before(node, [row, total])
+        edit.set_input(node, 0, total.outputs[0])
+
+
+@dataclass(frozen=True)
+class Liar(ExactPass):
+    """Say that something was rewritten."""
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        outcome.take(walk(model)[0])
+
+
+def _prover(passes, mode="ends", clock=None, guard=("size",)):
+    judge = _judge(clock) if clock is not None else _judge()
+    return Prover(Pipeline(passes), _model(), SAMPLES, judge, mode, frozenset(guard))
+
+
+@pytest.mark.parametrize("mode", ["ends", "each"])
+def test_a_wrong_rewrite_is_named_and_cut_out(mode):
+    with pytest.raises(Miscompiled) as caught:
+        _prover([DropRelu()], mode).run()
+    assert caught.value.exit_code == 3
+    assert caught.value.node == "fourth", "the second is harmless, the fourth is the first that is wrong"
+    small, sample = caught.value.model, caught.value.sample
+    assert len(small.graph) < 6
+    before = executor()(small).run(sample.feeds)
+    after = executor()(Pipeline([DropRelu()]).rewrite(small, limit=1).model).run(sample.feeds)
+    assert any(not np.allclose(before[name], after[name]) for name in before)
+
+
+def test_the_original_is_untouched():
+    prover = _prover([DropRelu()])
+    count = len(prover.model.graph)
+    with pytest.raises(Miscompiled):
+        prover.run()
+    assert len(prover.model.graph) == count
+
+
+def test_a_pass_that_enlarges_the_model_is_undone():
+    proof = _prover([Grow()]).run()
+    assert proof.run.rewritten == 0
+    assert "larger" in proof.run.steps[0].undone
+
+
+def test_growth_is_kept_when_size_is_not_guarded():
+    assert _prover([Grow()], guard=()).run().run.rewritten == 1
+
+
+def test_a_pass_that_slows_the_model_is_found_and_undone():
+    def clock(first, second, feeds):
+        return _verdict(slower=len(second.run(feeds)) > 0 and clock.slow(second))
+
+    clock.slow = lambda runner: any("zeros" in str(n) for n in [runner.described])
+    judge_execute = executor()
+
+    def described(model):
+        runner = judge_execute(model)
+        runner.described = [str(v.name) for v in model.graph.initializers.values()]
+        return runner
+
+    judge = Judge(described, executor(level="off"), ReferenceRunner, clock)
+    prover = Prover(Pipeline(["lift-constants", Grow()]), _model(), SAMPLES, judge, "ends", frozenset({"latency"}))
+    proof = prover.run()
+    assert proof.run.rewritten == 0
+    assert list(prover.undone) == [proof.run.steps[-1].spec] and "slower" in proof.run.steps[-1].undone
+
+
+def test_a_pass_that_lies_is_a_failure_of_its_own():
+    with pytest.raises(PassFailure, match="text says otherwise"):
+        _prover([Liar()], "each").run()
+
+
+def test_samples_that_the_original_refuses_are_kept_apart():
+    wrong = Sample("five columns", {"x": np.zeros((1, 5), np.float32)})
+    prover = Prover(Pipeline(["drop-identity"]), _model(), [wrong, *SAMPLES], _judge(), "ends", frozenset())
+    assert [name for name, _ in prover.run().verification.refused] == ["five columns"]
+    with pytest.raises(InputError, match="refuses all 1 samples"):
+        Prover(Pipeline(["drop-identity"]), _model(), [wrong], _judge(), "ends", frozenset()).run()
