@@ -126,6 +126,16 @@ def slices(facts: Inference, node: oir.Node, rank: int) -> dict[int, tuple[dims.
     return {axis % rank if rank else axis: span for axis, *span in zip(axes, starts, ends, steps, strict=True)}  # type: ignore[misc]
 
 
+def split(facts: Inference, node: oir.Node) -> list[np.ndarray]:
+    """The contents of the parts of a Split of a vector; empty when they are not known."""
+    content, shapes = facts.content(node.inputs[0]), [facts.shape(out) for out in node.outputs]
+    lengths = [shape[0] if shape is not None and len(shape) == 1 else None for shape in shapes]
+    if content is None or content.ndim != 1 or not all(isinstance(length, int) for length in lengths):
+        return []
+    ends = np.cumsum(lengths)
+    return [content[end - length : end] for end, length in zip(ends.tolist(), lengths, strict=True)]  # type: ignore[operator]
+
+
 def _concat(facts: Inference, node: oir.Node) -> np.ndarray | None:
     parts = []
     for value in node.inputs:

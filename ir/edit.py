@@ -92,6 +92,9 @@ def replace_node(old: oir.Node, new: oir.Node | Sequence[oir.Node], outputs: Seq
         outputs: the values that take the place of `old.outputs`, one by one; by default those of the last new node.
     """
     nodes = [new] if isinstance(new, oir.Node) else list(new)
+    for before, after in zip(old.outputs, nodes[-1].outputs if outputs is None else (), strict=False):
+        if after.name is None and not before.is_graph_output():
+            before.name, after.name = None, before.name
     insert_before(old, nodes)
     values = outputs if outputs is not None else nodes[-1].outputs
     for before, after in zip(old.outputs, values, strict=False):

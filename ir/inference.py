@@ -117,6 +117,10 @@ class Inference:
             return
         shape_rules.infer(self, node)
         out = node.outputs[0]
+        if node.op_type == "Split" and self.content(node.inputs[0]) is not None:
+            for part, content in zip(node.outputs, content_rules.split(self, node), strict=False):
+                self._contents[part] = content
+            return
         rule = content_rules.RULES.get(node.op_type)
         if rule is None or self._dtypes.get(out) not in _INTEGERS:
             return

@@ -11,12 +11,20 @@ NEWEST_OPSET = opsets.NEWEST
 NORMAL_FORM: tuple[str, ...] = (
     "inline-functions",
     "lift-constants",
-    "drop-unused",
-    "infer-types",
+    "share-repeats",
+    "canonicalize-operators",
+    "fold-shapes",
     "fold-constants",
+    "drop-identity",
+    "fold-shapes",
+    "fold-constants",
+    "canonicalize-operators",
+    "merge-moves",
     "fold-shapes",
     "drop-identity",
     "share-repeats",
+    "drop-unused",
+    "infer-types",
 )
 """One spelling for what every exporter writes."""
 

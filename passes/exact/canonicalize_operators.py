@@ -93,7 +93,7 @@ def _split(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome)
     from burnish.ir.content_rules import slices
 
     value, shape = node.inputs[0], facts.shape(node.inputs[0])
-    if value is None or shape is None or not 13 <= facts.opset:
+    if value is None or shape is None or facts.opset < 13 or facts.content(value) is not None:
         return
     pieces: dict[int, tuple[int, oir.Node]] = {}
     axes = set()
@@ -103,7 +103,7 @@ def _split(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome)
             continue
         ((axis, (start, end, step)),) = spans.items()
         size = shape[axis]
-        if step == 1 and isinstance(size, int) and isinstance(start, int) and isinstance(end, int) and not reader.outputs[0].is_graph_output():
+        if step == 1 and isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
             first, last, _ = slice(start, end).indices(size)
             axes.add(axis)
             if first not in pieces and last > first:

@@ -148,4 +148,6 @@ _TESTS: dict[str, Test] = {
     "Mul": _neutral(1, either=True),
     "Div": _neutral(1, either=False),
     "Pow": _neutral(1, either=False),
+    "And": _neutral(True, either=True),
+    "Or": _neutral(False, either=True),
 }
