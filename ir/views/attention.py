@@ -1,0 +1,379 @@
+"""Scaled dot-product attention in every spelling, found by what it computes.
+
+    y = softmax(scale * q @ k^T + mask) @ v
+
+over heads; the mask is any value that broadcasts to the scores, and never interpreted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as oir
+
+from burnish.ir import dims, match
+from burnish.ir.dims import Dim
+from burnish.ir.inference import Inference
+from burnish.ir.views import heads
+from burnish.ir.views.heads import GROUP, PACKED, Axes, Place, Walk
+from burnish.ir.walk import is_op, walk
+
+FILL_ABSORBS = 1e30
+"""A number as large as this swallows any score that is added to it, so `where(c, score, -fill)` is `score + where(c, 0, -fill)`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the queries, keys or values of an attention come from.
+
+    Attributes:
+        value: the tensor.
+        flat: it is [batch, sequence, heads * size], else [batch, heads, sequence, size].
+        scale: what lies between it and the scores.
+        part: (index, number of parts) when it is one of equal parts of the last axis of a packed `value`.
+        repeated: each of its heads serves several query heads.
+        past: the cache in front of it, [batch, heads, past sequence, size].
+        present: the cache with it, as the model computes it.
+        path: the nodes from it to the products.
+    """
+
+    value: oir.Value
+    flat: bool
+    scale: float
+    part: tuple[int, int] | None
+    repeated: bool
+    past: oir.Value | None
+    present: oir.Value | None
+    path: tuple[oir.Node, ...]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is added to the scores, or chosen instead of them.
+
+    Attributes:
+        values: added one after the other, in this order.
+        keep: bool: `fill` stands in the scores where it is false (`inverted`: where it is true).
+        fill: -inf or a number so low that no score matters beside it.
+    """
+
+    values: tuple[oir.Value, ...] = ()
+    keep: oir.Value | None = None
+    inverted: bool = False
+    fill: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.values) or self.keep is not None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention.
+
+    Attributes:
+        anchor: the Softmax, or the operator that is the whole attention.
+        end: the node whose output is the product with the values.
+        queries, keys, values: where they can be taken from, nearest to the products first.
+        outputs: the result and its rearrangements [(value, flat)], nearest first.
+        batch, heads, sequence, total: sizes; `total` counts the keys.
+        head_size, value_size: elements of a head of queries and keys, and of values.
+        scale: of the scores, without what lies inside a `Source`.
+        mask: see `Mask`.
+        guard: rows of NaN probabilities are replaced by zeros.
+        wide: the softmax is computed in float32 of narrower scores.
+        nodes: the nodes from the scores to `end`.
+    """
+
+    anchor: oir.Node
+    end: oir.Node
+    queries: tuple[Source, ...]
+    keys: tuple[Source, ...]
+    values: tuple[Source, ...]
+    outputs: tuple[tuple[oir.Value, bool], ...]
+    batch: Dim
+    heads: int
+    sequence: Dim
+    total: Dim
+    head_size: int
+    value_size: int
+    scale: float
+    mask: Mask
+    guard: bool
+    wide: bool
+    nodes: tuple[oir.Node, ...]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A node that looks like the middle of an attention, and why it is none. `near`: it is one, in a form not read here."""
+
+    anchor: oir.Node
+    reason: str
+    near: bool = True
+
+
+def find_attentions(model: oir.Model, facts: Inference | None = None) -> Iterator[Attention | Miss]:
+    """Every attention of the model in graph order, and every near miss with its reason.
+
+    Args:
+        model: the model; not changed. It may be changed between two results.
+        facts: what is proven of the model as it is when the iteration begins.
+    """
+    known = facts if facts is not None else Inference(model)
+    for node in walk(model, "Softmax", "Attention"):
+        if node.graph is not None:
+            yield read_operator(node, known) if node.op_type == "Attention" else read_softmax(node, known)
+
+
+@dataclass
+class _Scores:
+    product: oir.Node
+    scale: float
+    mask: Mask
+    wide: bool
+    nodes: list[oir.Node]
+
+
+def read_softmax(node: oir.Node, facts: Inference) -> Attention | Miss:
+    """The attention whose probabilities `node` computes, or why there is none."""
+    out = node.outputs[0]
+    shape = facts.shape(node.inputs[0])
+    weighted = _product_with_values(out, facts)
+    if isinstance(weighted, str):
+        return Miss(node, weighted, near=weighted != NO_VALUES)
+    end, guard, passed = weighted
+    if shape is None or len(shape) != 4:
+        return Miss(node, "the scores are not [batch, heads, queries, keys]")
+    if match.attribute(node, "axis", -1 if facts.opset >= 13 else 1) % 4 != 3:
+        return Miss(node, "the softmax does not run over the keys")
+    scores = _scores(node.inputs[0], facts)
+    if isinstance(scores, str):
+        return Miss(node, scores)
+    q, k, v = scores.product.inputs[0], scores.product.inputs[1], end.inputs[1]
+    shapes = [facts.shape(value) for value in (q, k, v)]
+    if q is None or k is None or v is None or any(one is None or len(one) != 4 for one in shapes):
+        return Miss(node, "queries, keys or values are not four-dimensional")
+    (b, h, s, d), (kb, kh, kd, t), (vb, vh, vt, e) = shapes  # type: ignore[misc]
+    if not isinstance(h, int) or not isinstance(d, int) or not isinstance(e, int):
+        return Miss(node, "the number of heads or their size is not known")
+    if not (b == kb == vb and d == kd and t == vt):
+        return Miss(node, "queries, keys and values are not known to agree in their batch")
+    if kh != vh or kh not in (h, 1):
+        return Miss(node, "the heads of keys and values do not agree with those of the queries")
+    if shape != (b, h, s, t):
+        return Miss(node, "the mask may be larger than the scores")
+    read = _Reader(facts, {"b": b, "h": h, "s": s, "t": t, "d": d, "e": e})
+    nodes = (*scores.nodes, node, *passed, end)
+    return Attention(
+        node, end, read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh), read.results(end.outputs[0]),
+        b, h, s, t, d, e, scores.scale, scores.mask, guard, scores.wide, nodes,
+    )  # fmt: skip
+
+
+NO_VALUES = "its result is not multiplied with values"
+
+
+def _product_with_values(out: oir.Value, facts: Inference) -> tuple[oir.Node, bool, list[oir.Node]] | str:
+    """The MatMul of the probabilities with the values, whether NaN is guarded between, and the nodes between."""
+    guard, passed = False, list[oir.Node]()
+    while True:
+        readers = match.consumers(out)
+        kinds = sorted(one.op_type for one in readers)
+        if kinds == ["IsNaN", "Where"] and not guard:
+            isnan, where = sorted(readers, key=lambda one: one.op_type)
+            if where.inputs[0] is isnan.outputs[0] and where.inputs[2] is out and match.used_once(isnan.outputs[0]):
+                if heads.number(where.inputs[1], facts) == 0.0 and not out.is_graph_output():
+                    guard, out = True, where.outputs[0]
+                    passed += [isnan, where]
+                    continue
+        products = [one for one in readers if is_op(one, "MatMul") and one.inputs[0] is out]
+        if products and (len(readers) > 1 or len(products) > 1 or out.is_graph_output()):
+            return "its probabilities are read elsewhere as well"
+        if products:
+            return products[0], guard, passed
+        if len(readers) == 1 and (heads.keeps(readers[0], facts) or is_op(readers[0], "Cast")) and not out.is_graph_output():
+            passed.append(readers[0])
+            out = readers[0].outputs[0]
+            continue
+        return NO_VALUES
+
+
+def _scores(value: oir.Value | None, facts: Inference) -> _Scores | str:
+    """Read scale and mask backwards from the input of the softmax to the product of queries and keys."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None:
+        return "the scores are no product of queries and keys"
+    if not match.used_once(value):
+        return "its scores are read elsewhere as well"
+    if is_op(node, "MatMul"):
+        return _Scores(node, 1.0, Mask(), False, [node])
+    inner: _Scores | str
+    if heads.keeps(node, facts):
+        inner = _scores(node.inputs[0], facts)
+    elif is_op(node, "Cast") and facts.dtype(value) == oir.DataType.FLOAT:
+        inner = _scores(node.inputs[0], facts)
+        if isinstance(inner, _Scores):
+            inner.wide = True
+    elif is_op(node, "Mul", "Div"):
+        inner = _rescaled(node, facts)
+    elif is_op(node, "Add"):
+        inner = _masked(node, facts)
+    elif is_op(node, "Where"):
+        inner = _chosen(node, facts)
+    else:
+        return f"the scores pass through {node.op_type}"
+    if isinstance(inner, _Scores):
+        inner.nodes.append(node)
+    return inner
+
+
+def _rescaled(node: oir.Node, facts: Inference) -> _Scores | str:
+    found = heads.scaled_by(node, facts)
+    if found is None:
+        return "the scores are multiplied by a value that is not one number"
+    inner = _scores(found[0], facts)
+    if isinstance(inner, _Scores):
+        if inner.mask:
+            return "the mask is scaled together with the scores"
+        inner.scale *= found[1]
+    return inner
+
+
+def _masked(node: oir.Node, facts: Inference) -> _Scores | str:
+    reason = ""
+    for scores, mask in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        inner = _scores(scores, facts)
+        if isinstance(inner, _Scores) and mask is not None:
+            if inner.mask.keep is not None:
+                return "a mask is added after another was chosen"
+            inner.mask = Mask((*inner.mask.values, mask))
+            return inner
+        reason = reason or str(inner)
+    return reason
+
+
+def _chosen(node: oir.Node, facts: Inference) -> _Scores | str:
+    keep, first, second = node.inputs
+    fill = heads.number(second, facts)
+    inverted = fill is None
+    scores = second if inverted else first
+    fill = heads.number(first, facts) if inverted else fill
+    if fill is None or fill > -FILL_ABSORBS:
+        return "masked scores are replaced by a number that does not swallow them"
+    inner = _scores(scores, facts)
+    if isinstance(inner, _Scores):
+        if inner.mask:
+            return "scores are masked twice in different ways"
+        inner.mask = Mask((), keep, inverted, fill)
+    return inner
+
+
+def read_operator(node: oir.Node, facts: Inference) -> Attention | Miss:
+    """The attention of a standard Attention operator, with its inputs followed to where they come from."""
+    shapes = [facts.shape(value) for value in node.inputs[:3]]
+    if any(one is None or len(one) != 4 for one in shapes):
+        return Miss(node, "already one operator", near=False)
+    (b, h, s, d), (kb, kh, t, _), (_, vh, _, e) = shapes  # type: ignore[misc]
+    if len(node.inputs) > 4 and any(value is not None for value in node.inputs[4:]):
+        return Miss(node, "already one operator with a cache", near=False)
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+        return Miss(node, "its scores or caches are read elsewhere as well")
+    if not isinstance(h, int) or not isinstance(d, int) or not isinstance(e, int) or b != kb or kh != vh or not isinstance(kh, int):
+        return Miss(node, "the number of heads or their size is not known")
+    q, k, v = node.inputs[:3]
+    assert q is not None and k is not None and v is not None
+    read = _Reader(facts, {"b": b, "h": h, "s": s, "t": t, "d": d, "e": e})
+    mask = match.input_of(node, 3)
+    scale = match.attribute(node, "scale", 0.0) or float(d) ** -0.5
+    return Attention(
+        node, node, read.queries(q), read.keys(k, ("b", "h", "t", "d"), kh), read.values(v, kh), read.results(node.outputs[0]),
+        b, h, s, t, d, e, scale, Mask((mask,) if mask is not None else ()), False, False, (node,),
+    )  # fmt: skip
+
+
+class _Reader:
+    """Follows the operands of one attention."""
+
+    def __init__(self, facts: Inference, sizes: dict[str, Dim]) -> None:
+        self.facts = facts
+        self.sizes = sizes
+
+    def queries(self, q: oir.Value) -> tuple[Source, ...]:
+        step = Walk(self.facts, self.sizes)
+        return tuple(self._sources(step, step.up(q, ("b", "h", "s", "d"), scaled=True), "s", "d"))
+
+    def keys(self, k: oir.Value, axes: Axes, shared: Dim) -> tuple[Source, ...]:
+        return self._cached(k, axes, "d", shared, scaled=True)
+
+    def values(self, v: oir.Value, shared: Dim) -> tuple[Source, ...]:
+        return self._cached(v, ("b", "h", "t", "e"), "e", shared, scaled=False)
+
+    def results(self, y: oir.Value) -> tuple[tuple[oir.Value, bool], ...]:
+        step = Walk(self.facts, self.sizes)
+        found = []
+        for value, axes in step.down(y, ("b", "h", "s", "e")):
+            if step.spelled(axes, ("b", "s", "he")):
+                found.append((value, True))
+            elif step.spelled(axes, ("b", "h", "s", "e")):
+                found.append((value, False))
+        return tuple(found)
+
+    def _cached(self, value: oir.Value, axes: Axes, size: str, shared: Dim, scaled: bool) -> tuple[Source, ...]:
+        """Sources of keys or values, then, behind a Concat with a cache, those of the new part."""
+        fewer = shared != self.sizes["h"]
+        step = Walk(self.facts, {**self.sizes, "h": shared} if fewer else self.sizes)
+        places = list(step.up(value, axes, scaled=scaled))
+        found = list(self._sources(step, places, "t", size, fewer=fewer))
+        last = places[-1]
+        node = last.value.producer()
+        if node is None or not is_op(node, "Concat") or len(node.inputs) != 2 or last.pick is not None:
+            return tuple(found)
+        whole = _joined(last.axes) if step.spelled(last.axes, self._four(step, last, "t", size)) else None
+        past, new = node.inputs
+        if whole is None or past is None or new is None or match.attribute(node, "axis", 0) % 4 != 2:
+            return tuple(found)
+        length = self.facts.shape(new)
+        if length is None or self.facts.shape(past) is None:
+            return tuple(found)
+        fresh = Walk(self.facts, {**step.sizes, "u": length[2]})
+        start = tuple(letters.replace("t", "u") for letters in last.axes)
+        for source in self._sources(fresh, fresh.up(new, start, scaled=False), "u", size, fewer=fewer or last.repeated):
+            found.append(
+                Source(source.value, source.flat, last.scale, source.part, source.repeated, past, node.outputs[0],
+                       (*source.path, node, *last.path))
+            )  # fmt: skip
+        return tuple(found)
+
+    @staticmethod
+    def _four(step: Walk, place: Place, length: str, size: str) -> Axes:
+        return ("b", GROUP if place.repeated else "h", length, size)
+
+    def _sources(self, step: Walk, places: Iterator[Place] | list[Place], length: str, size: str, fewer: bool = False) -> Iterator[Source]:
+        for place in places:
+            own = GROUP if place.repeated or (fewer and GROUP in step.sizes) else "h"
+            packed = PACKED if place.pick is not None else ""
+            flat = step.spelled(place.axes, ("b", length, packed + own + size))
+            if not flat and (packed or not step.spelled(place.axes, ("b", own, length, size))):
+                continue
+            part = (place.pick, int(step.sizes[PACKED])) if place.pick is not None else None  # type: ignore[arg-type]
+            yield Source(place.value, flat, place.scale, part, place.repeated or fewer, None, None, place.path)
+
+
+def _joined(axes: Axes) -> str:
+    return "".join(axes)
+
+
+def key_heads(attention: Attention, source: Source, facts: Inference) -> int | None:
+    """The number of heads of a source of keys."""
+    shape = facts.shape(source.value)
+    if shape is None:
+        return None
+    if not source.flat:
+        return shape[1] if isinstance(shape[1], int) else None
+    width = dims.divide_exactly(shape[2], (source.part[1] if source.part else 1) * attention.head_size)
+    return width if isinstance(width, int) else None
+
+
+Form = Literal["flat", "heads"]
