@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -67,7 +68,7 @@ class OrtRunner:
         """`run` for dtypes that NumPy does not know (bfloat16, float8), which travel as their bits."""
         assert self.session is not None
         values = {name: _value(np.ascontiguousarray(array), _type_of(array)) for name, array in feeds.items()}
-        found = self.session._sess.run_with_ort_values({n: v._ortvalue for n, v in values.items()}, self._outputs, None)
+        found = self.session.run_with_ort_values(self._outputs, values)
         return {n: _taken(v) for n, v in zip(self._outputs, found, strict=True)}
 
     def close(self) -> None:
@@ -195,16 +196,14 @@ def _value(array: np.ndarray, dtype: oir.DataType) -> onnxruntime.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _taken(value: Any) -> np.ndarray:
-    ort = runtime()
+def _taken(value: onnxruntime.OrtValue) -> np.ndarray:
+    """A copy of an output, in the model's own dtype."""
     dtype = _NOT_NUMPY.get(value.data_type())
     if dtype is None:
         return np.asarray(value.numpy())
-    raw = ort.OrtValue(value)
-    size = int(np.prod(raw.shape())) * dtype.numpy().itemsize
-    import ctypes
-
-    return np.frombuffer(ctypes.string_at(raw.data_ptr(), size), dtype.numpy()).reshape(raw.shape())
+    shape = value.shape()
+    size = int(np.prod(shape)) * dtype.numpy().itemsize
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), dtype.numpy()).reshape(shape)
 
 
 class _Lent:

@@ -141,13 +141,19 @@ def _conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> A
 def _pool_pads(
     call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """The declared pads, and the pads with the overhang that `ceil_mode` adds at the ends."""
+    """The declared pads, and the pads with the overhang that `ceil_mode` adds at the ends.
+
+    Where an axis is shorter than the window, by less than a stride, ONNX Runtime makes one window that overhangs it.
+    """
     n = len(sizes)
     pads = spatial_pads(call, sizes, kernel, strides, dilations)
     whole = list(pads)
-    if call.get("ceil_mode", 0) and call.get("auto_pad", "NOTSET") in ("NOTSET", ""):
-        for i in range(n):
-            room = sizes[i] + pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] - 1
+    ceil = call.get("ceil_mode", 0) and call.get("auto_pad", "NOTSET") in ("NOTSET", "")
+    for i in range(n):
+        room = sizes[i] + pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] - 1
+        if -strides[i] < room < 0:
+            whole[n + i] -= room
+        elif ceil:
             count = -(-room // strides[i]) + 1
             if (count - 1) * strides[i] >= sizes[i] + pads[i]:
                 count -= 1

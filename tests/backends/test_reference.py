@@ -73,6 +73,21 @@ def test_convolutions_of_every_form(op: str, attributes: str) -> None:
     assert_agrees(model, {"x": random(2, 4, 9, 8), "w": random(*shape, seed=1), "b": random(8, seed=2)})
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "kernel_shape = [3, 2], strides = [2, 2], ceil_mode = 1",
+        "kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2], ceil_mode = 1",
+        "kernel_shape = [2, 8], strides = [1, 3]",
+        'kernel_shape = [3, 3], auto_pad = "SAME_LOWER"',
+    ],
+)
+def test_pooling_at_the_borders(op: str, attributes: str) -> None:
+    model = parse(f"{HEAD} g (float[2,3,8,7] x) => (float[N,C,H,W] y) {{ y = {op} <{attributes}> (x) }}")
+    assert_agrees(model, {"x": random(2, 3, 8, 7)})
+
+
 def test_nested_graphs_read_outer_values_and_loops_collect() -> None:
     model = parse(f"""{HEAD} g (float[3] x, int64 count, bool flag) => (float[3] total, float[N,3] all, float[3] picked)
     {{
