@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import dims, match
+from burnish.ir import dims, match, weights
 
 if TYPE_CHECKING:
     from burnish.ir.inference import Inference
@@ -28,6 +28,11 @@ def checked(content: np.ndarray | None, dtype: oir.DataType | None) -> np.ndarra
             if isinstance(element, int) and abs(element) > limit:
                 content.reshape(-1)[index] = None
     return content if any(element is not None for element in content.reshape(-1).tolist()) else None
+
+
+def plain(shape: tuple[dims.Dim, ...]) -> tuple[int, ...]:
+    """The numbers of a shape that is known to hold nothing else."""
+    return tuple(size for size in shape if isinstance(size, int))
 
 
 def _vector(elements: list[Any]) -> np.ndarray:
@@ -108,6 +113,8 @@ def _slice(facts: Inference, node: oir.Node) -> np.ndarray | None:
 
 def slices(facts: Inference, node: oir.Node, rank: int) -> dict[int, tuple[dims.Dim, dims.Dim, int]] | None:
     """The (start, end, step) by axis of a Slice; None when an axis or a step is computed at run time."""
+    starts: list[dims.Dim]
+    ends: list[dims.Dim]
     if match.attribute(node, "starts") is not None:
         starts, ends = list(node.attributes["starts"].as_ints()), list(node.attributes["ends"].as_ints())
         axes, steps = match.attribute(node, "axes"), None
@@ -129,11 +136,10 @@ def slices(facts: Inference, node: oir.Node, rank: int) -> dict[int, tuple[dims.
 def split(facts: Inference, node: oir.Node) -> list[np.ndarray]:
     """The contents of the parts of a Split of a vector; empty when they are not known."""
     content, shapes = facts.content(node.inputs[0]), [facts.shape(out) for out in node.outputs]
-    lengths = [shape[0] if shape is not None and len(shape) == 1 else None for shape in shapes]
-    if content is None or content.ndim != 1 or not all(isinstance(length, int) for length in lengths):
+    lengths = [shape[0] for shape in shapes if shape is not None and len(shape) == 1 and isinstance(shape[0], int)]
+    if content is None or content.ndim != 1 or len(lengths) != len(shapes):
         return []
-    ends = np.cumsum(lengths)
-    return [content[end - length : end] for end, length in zip(ends.tolist(), lengths, strict=True)]  # type: ignore[operator]
+    return list(np.split(content, np.cumsum(np.array(lengths, np.int64))[:-1]))
 
 
 def _concat(facts: Inference, node: oir.Node) -> np.ndarray | None:
@@ -143,14 +149,14 @@ def _concat(facts: Inference, node: oir.Node) -> np.ndarray | None:
         if content is None:
             if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
                 return None
-            content = np.full(shape, None, object)
+            content = np.full((shape[0],), None, object)
         parts.append(content)
     return np.asarray(np.concatenate(parts, axis=match.attribute(node, "axis", 0)), object)
 
 
 def _reshaped(facts: Inference, node: oir.Node) -> np.ndarray | None:
     content, shape = facts.content(node.inputs[0]), facts.shape(node.outputs[0])
-    return None if content is None or shape is None else content.reshape(tuple(int(d) for d in shape))  # type: ignore[arg-type]
+    return None if content is None or shape is None else content.reshape(plain(shape))
 
 
 def _same(facts: Inference, node: oir.Node) -> np.ndarray | None:
@@ -161,7 +167,10 @@ def _same(facts: Inference, node: oir.Node) -> np.ndarray | None:
 def _cast(facts: Inference, node: oir.Node) -> np.ndarray | None:
     content, to = facts.content(node.inputs[0]), facts.dtype(node.outputs[0])
     if content is None:
-        return None
+        array = weights.constant(node.inputs[0], largest=64)
+        if array is None or array.dtype.kind != "f" or not np.isfinite(array).all() or to == oir.DataType.BOOL:
+            return None
+        return np.asarray(np.trunc(array).astype(np.int64).astype(object), object)
     if to == oir.DataType.BOOL:
         return _lift(lambda x: x if isinstance(x, bool) else _differs(x, 0), 1)(content)
     return _lift(lambda x: int(x) if isinstance(x, bool) else x, 1)(content)
@@ -169,13 +178,13 @@ def _cast(facts: Inference, node: oir.Node) -> np.ndarray | None:
 
 def _broadcast(facts: Inference, node: oir.Node) -> np.ndarray | None:
     content, shape = facts.content(node.inputs[0]), facts.shape(node.outputs[0])
-    return None if content is None or shape is None else np.broadcast_to(content, tuple(int(d) for d in shape)).copy()  # type: ignore[arg-type]
+    return None if content is None or shape is None else np.broadcast_to(content, plain(shape)).copy()
 
 
 def _filled(facts: Inference, node: oir.Node) -> np.ndarray | None:
     shape, value = facts.shape(node.outputs[0]), match.attribute(node, "value")
     number = value.numpy().reshape(-1)[0].item() if value is not None else 0
-    return np.full(tuple(int(d) for d in shape), number, object) if shape is not None else None  # type: ignore[arg-type]
+    return np.full(plain(shape), number, object) if shape is not None else None
 
 
 def _range(facts: Inference, node: oir.Node) -> np.ndarray | None:

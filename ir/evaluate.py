@@ -278,7 +278,9 @@ def _moved(node: oir.Node, function: Function) -> list[oir.TensorProtocol] | Non
         parts = function(node, [_exact(value) for value in node.inputs])
         return [weights.rounded(part, source.dtype) for part in (parts if isinstance(parts, list) else [parts])]
     parts = function(node, [_stored(value) for value in node.inputs])
-    return [oir.Tensor(np.asarray(part), dtype=source.dtype) for part in (parts if isinstance(parts, list) else [parts])]
+    return [
+        oir.Tensor(np.asarray(part), dtype=source.dtype) for part in (parts if isinstance(parts, list) else [parts])
+    ]
 
 
 def _cast(node: oir.Node) -> list[oir.TensorProtocol] | None:

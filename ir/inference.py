@@ -128,6 +128,19 @@ class Inference:
         if self._shapes.get(out) is not None and isinstance(size, int) and size <= LARGEST:
             self._contents[out] = content_rules.checked(rule(self, node), self._dtypes[out])
 
+    def follow(self, node: oir.Node) -> None:
+        """Infer a node that was added to the graph since, and declare on its outputs what is found."""
+        self._node(node)
+        for out in node.outputs:
+            dtype, shape = self.dtype(out), self.shape(out)
+            if dtype is not None:
+                out.type = oir.TensorType(dtype)
+            if shape is not None:
+                sizes = [
+                    size if isinstance(size, int) else str(size) if dims.is_named(size) else None for size in shape
+                ]
+                out.shape = oir.Shape(sizes)
+
     def set(self, value: oir.Value, dtype: oir.DataType | None, shape: Iterable[Dim] | None) -> None:
         """Record what was found of one value."""
         self._dtypes[value] = dtype
@@ -166,7 +179,7 @@ class Inference:
 
 
 def reshape_target(source: Shape | None, result: Shape | None) -> list[int] | None:
-    """What a Reshape from `source` to `result` is given: numbers, `0` for kept sizes, at most one `-1`; None if impossible.
+    """The target of a Reshape from `source` to `result`: numbers, `0` for kept sizes, one `-1`; None if impossible.
 
     `-1` cannot be worked out where another size is zero, as that of an empty cache is, so kept sizes other than the
     first, which is the batch by all exporters' convention, exclude it.

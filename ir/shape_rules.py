@@ -10,6 +10,7 @@ import onnx_ir as oir
 from burnish.ir import dims, match
 from burnish.ir.content_rules import slices
 from burnish.ir.dims import Dim
+from burnish.ir.layer_shape_rules import LAYER_RULES, axes_of
 
 if TYPE_CHECKING:
     from burnish.ir.inference import Inference
@@ -19,8 +20,9 @@ Rule = Callable[["Inference", oir.Node, list["Shape | None"]], "Sequence[Shape |
 
 _FLOAT, _INT64, _BOOL = oir.DataType.FLOAT, oir.DataType.INT64, oir.DataType.BOOL
 
-_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh CumSum Elu Erf Exp Floor
-Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log LogSoftmax Mish Neg Not Reciprocal Relu Round Selu
+_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh CumSum Elu Erf
+Exp Floor Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log LogSoftmax Mish Neg Not
+Reciprocal Relu Round Selu
 Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu InstanceNormalization
 GroupNormalization LpNormalization LRN MeanVarianceNormalization RotaryEmbedding QuantizeLinear DequantizeLinear
 DynamicQuantizeLinear RMSNormalization ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
@@ -107,9 +109,12 @@ def _from_schema(
 def _ask_onnx(facts: Inference, node: oir.Node) -> dict[str | None, tuple[oir.DataType | None, Any]]:
     import onnx
 
-    if any(a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS) or a.is_ref() for a in node.attributes.values()):
+    if any(
+        a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS) or a.is_ref() for a in node.attributes.values()
+    ):
         return {}
     given, data = {}, {}
+    sizes: list[Any] | None
     for value in node.inputs:
         dtype = facts.dtype(value)
         if value is None or value.name is None or dtype is None:
@@ -134,7 +139,10 @@ def _ask_onnx(facts: Inference, node: oir.Node) -> dict[str | None, tuple[oir.Da
             continue
         tensor = proto_type.tensor_type
         sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-        answers[name] = (oir.DataType(tensor.elem_type) if tensor.elem_type else None, sizes if tensor.HasField("shape") else None)
+        answers[name] = (
+            oir.DataType(tensor.elem_type) if tensor.elem_type else None,
+            sizes if tensor.HasField("shape") else None,
+        )
     return answers
 
 
@@ -172,14 +180,18 @@ def _reshape(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Se
     result: list[Dim | None] = list(target.reshape(-1))
     if not match.attribute(node, "allowzero", 0):
         result = [source[i] if size == 0 and i < len(source) else size for i, size in enumerate(result)]
-    # A size that is a symbol may be zero at run time, and zero copies; but then the axis it copies has to be zero as well.
+    # A symbol may be zero at run time, and zero copies; but then the axis it copies has to be zero as well.
     open_axes = [i for i, size in enumerate(result) if size is None or size == -1]
     if len(open_axes) == 1:
         rest = dims.product([size for i, size in enumerate(result) if i != open_axes[0] and size is not None])
         result[open_axes[0]] = dims.divide_exactly(dims.product(source), rest)
         if result[open_axes[0]] is None and isinstance(rest, int) and rest > 0:
             result[open_axes[0]] = dims.divide(dims.product(source), rest)
-    return [tuple(facts.unknown(node.outputs[0], i) if size is None or size == -1 else size for i, size in enumerate(result))]
+    return [
+        tuple(
+            facts.unknown(node.outputs[0], i) if size is None or size == -1 else size for i, size in enumerate(result)
+        )
+    ]
 
 
 def _transpose(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None]:
@@ -188,13 +200,8 @@ def _transpose(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> 
     return [tuple(source[axis] for axis in order)]
 
 
-def _axes(facts: Inference, node: oir.Node) -> list[int] | None:
-    found = match.attribute(node, "axes")
-    return list(found) if found is not None else facts.numbers(match.input_of(node, 1))
-
-
 def _unsqueeze(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    axes, source = _axes(facts, node), iter(shapes[0] or ())
+    axes, source = axes_of(facts, node), iter(shapes[0] or ())
     if axes is None:
         return None
     rank = len(shapes[0] or ()) + len(axes)
@@ -204,7 +211,7 @@ def _unsqueeze(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> 
 
 def _squeeze(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
     source = shapes[0] or ()
-    axes = _axes(facts, node)
+    axes = axes_of(facts, node)
     if axes is None:
         if match.input_of(node, 1) is not None or not all(isinstance(size, int) for size in source):
             return None
@@ -248,7 +255,9 @@ def _slice(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequ
     source = shapes[0] or ()
     spans = slices(facts, node, len(source))
     if spans is None:
-        axes = facts.numbers(match.input_of(node, 3)) if match.input_of(node, 3) is not None else list(range(len(source)))
+        axes = (
+            facts.numbers(match.input_of(node, 3)) if match.input_of(node, 3) is not None else list(range(len(source)))
+        )
         cut = set(range(len(source))) if axes is None else {axis % len(source) for axis in axes}
         return [tuple(facts.unknown(node.outputs[0], i) if i in cut else size for i, size in enumerate(source))]
     result = list(source)
@@ -313,7 +322,9 @@ def _content_shape(facts: Inference, node: oir.Node, value: oir.Value | None) ->
         if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
             return None
         return tuple(facts.unknown(node.outputs[0], i) for i in range(shape[0]))
-    return tuple(facts.unknown(node.outputs[0], i) if size is None else size for i, size in enumerate(sizes.reshape(-1).tolist()))
+    return tuple(
+        facts.unknown(node.outputs[0], i) if size is None else size for i, size in enumerate(sizes.reshape(-1).tolist())
+    )
 
 
 def _expand(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
@@ -338,96 +349,10 @@ def _plain(*parts: list[Dim] | None) -> bool:
     return all(part is not None and isinstance(part[0], int) for part in parts) and parts[-1] != [0]
 
 
-def _matmul(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    left, right = shapes[0], shapes[1]
-    if left is None or right is None or not left or not right:
-        return None
-    batch = dims.broadcast_shapes(left[:-2], right[:-2])
-    return [batch + (left[-2:-1] if len(left) > 1 else ()) + (right[-1:] if len(right) > 1 else ())]
-
-
-def _gemm(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    left, right = shapes[0], shapes[1]
-    if left is None or right is None or len(left) != 2 or len(right) != 2:
-        return None
-    return [(left[1 if match.attribute(node, "transA", 0) else 0], right[0 if match.attribute(node, "transB", 0) else 1])]
-
-
-def _window(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    source = shapes[0] or ()
-    kernel: Sequence[Dim] | None = match.attribute(node, "kernel_shape")
-    channels = source[1]
-    if node.op_type == "Conv":
-        weight = shapes[1]
-        if weight is None:
-            return None
-        kernel, channels = kernel or weight[2:], weight[0]
-    count = len(source) - 2
-    if kernel is None or not all(isinstance(k, int) for k in kernel):
-        return None
-    strides, dilations = match.attribute(node, "strides") or [1] * count, match.attribute(node, "dilations") or [1] * count
-    pads, auto = match.attribute(node, "pads") or [0] * 2 * count, match.attribute(node, "auto_pad", "NOTSET")
-    spatial = []
-    for i in range(count):
-        reach = (int(kernel[i]) - 1) * dilations[i] + 1  # type: ignore[arg-type]
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            size = dims.divide(dims.add(source[i + 2], strides[i] - 1), strides[i])
-        else:
-            around = pads[i] + pads[i + count] if auto == "NOTSET" else 0
-            span = dims.add(source[i + 2], around - reach)
-            up = strides[i] - 1 if match.attribute(node, "ceil_mode", 0) else 0
-            exact = up == 0 or strides[i] == 1
-            size = span if strides[i] == 1 else dims.divide(dims.add(span, up), strides[i]) if exact else None
-            size = dims.add(size, 1) if size is not None else None
-        spatial.append(facts.unknown(node.outputs[0], i + 2) if size is None else size)
-    out = (source[0], channels, *spatial)
-    return [out, out]
-
-
-def _global_pool(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None]:
-    source = shapes[0] or ()
-    return [source[:2] + (1,) * (len(source) - 2)]
-
-
-def _first_only(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None]:
-    return [shapes[0]] * (2 if node.op_type == "Dropout" else 1) + [shapes[1] if len(shapes) > 1 else None] * 4
-
-
-def _layer_norm(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None]:
-    source = shapes[0] or ()
-    axis = match.attribute(node, "axis", -1) % len(source)
-    rest = source[:axis] + (1,) * (len(source) - axis)
-    return [source, rest, rest]
-
-
-def _reduce(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    source, axes = shapes[0] or (), _axes(facts, node)
-    if axes is None and match.input_of(node, 1) is not None:
-        return None
-    if not axes and match.attribute(node, "noop_with_empty_axes", 0):
-        return [source]
-    return [_reduced(source, axes or list(range(len(source))), match.attribute(node, "keepdims", 1))]
-
-
-def _reduced(source: Shape, axes: list[int], keep: int) -> Shape:
-    gone = {axis % len(source) for axis in axes} if source else set()
-    return tuple(1 if i in gone else size for i, size in enumerate(source) if keep or i not in gone)
-
-
-def _arg(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None]:
-    return [_reduced(shapes[0] or (), [match.attribute(node, "axis", 0)], match.attribute(node, "keepdims", 1))]
-
-
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY.split(), _same),
     **dict.fromkeys(_BROADCAST.split(), _broadcast),
-    **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _window),
-    **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"], _global_pool),
-    **dict.fromkeys(["BatchNormalization", "Dropout"], _first_only),
-    **dict.fromkeys(
-        [f"Reduce{kind}" for kind in "Mean Sum Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()], _reduce
-    ),
-    **dict.fromkeys(["ArgMax", "ArgMin"], _arg),
+    **LAYER_RULES,
     "Shape": _shape,
     "Size": _scalar,
     "Constant": _constant,
@@ -445,7 +370,4 @@ _RULES: dict[str, Rule] = {
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "LayerNormalization": _layer_norm,
 }

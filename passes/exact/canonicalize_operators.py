@@ -16,7 +16,7 @@ from burnish.passes.base import ExactPass, Outcome
 
 @dataclass(frozen=True)
 class CanonicalizeOperators(ExactPass):
-    """Write operators one way: Cast for CastLike, Reciprocal for 1/x, Gather for one slice, MatMul for a reshaped Gemm."""
+    """Write operators one way: Cast for CastLike, Reciprocal for 1/x, Split for slices, MatMul for a reshaped Gemm."""
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         facts = Inference(model)
@@ -85,7 +85,7 @@ def _position(facts: Inference, source: oir.Node, value: oir.Value, axis: int, r
     if spans is None or list(spans) != [axis]:
         return None
     start, end, step = spans[axis]
-    return start if isinstance(start, int) and step == 1 and end == start + 1 and start >= 0 else None  # type: ignore[operator]
+    return start if isinstance(start, int) and step == 1 and end == start + 1 and start >= 0 else None
 
 
 def _split(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) -> None:
@@ -115,7 +115,11 @@ def _split(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome)
     while at in pieces:
         starts.append(at)
         at = pieces[at][0]
-    if at != shape[axis] or len(starts) != len(pieces) or node is not _first(node.graph, [pieces[s][1] for s in starts]):
+    if (
+        at != shape[axis]
+        or len(starts) != len(pieces)
+        or node is not _first(node.graph, [pieces[s][1] for s in starts])
+    ):
         return
     if outcome.take(node):
         nodes = [pieces[start][1] for start in starts]
@@ -146,7 +150,11 @@ def _gemm(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) 
         return
     if result != source[:-1] + out[-1:]:
         return
-    if match.attribute(node, "transA", 0) or match.attribute(node, "alpha", 1.0) != 1 or match.attribute(node, "beta", 1.0) != 1:
+    if (
+        match.attribute(node, "transA", 0)
+        or match.attribute(node, "alpha", 1.0) != 1
+        or match.attribute(node, "beta", 1.0) != 1
+    ):
         outcome.skip(node, "it transposes its input or scales its result")
         return
     if match.attribute(node, "transB", 0) and not weights.is_constant(weight):

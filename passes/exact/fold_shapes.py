@@ -136,7 +136,7 @@ class _Folder:
         return self.insert(node, step, elements, shape)
 
     def parts(self, elements: list[Dim], sources: Sources) -> list[Any] | None:
-        """Runs of numbers (lists), and (value, start, end) for runs of one value's shape; None where a size has no source."""
+        """Runs of numbers as lists, runs of a value's shape as (value, start, end); None where a size has no source."""
         parts: list[Any] = []
         at = 0
         while at < len(elements):
@@ -152,7 +152,11 @@ class _Folder:
                 return None
             whole = self.facts.shape(value) or ()
             length = 1
-            while at + length < len(elements) and axis + length < len(whole) and elements[at + length] == whole[axis + length]:
+            while (
+                at + length < len(elements)
+                and axis + length < len(whole)
+                and elements[at + length] == whole[axis + length]
+            ):
                 length += 1
             parts.append((value, axis, axis + length))
             at += length
@@ -185,8 +189,6 @@ class _Folder:
         self.facts.set(out, oir.DataType.INT64, shape)
         self.facts.learn(out, elements)
         return out
-
-
 
 
 def _is_alive(value: oir.Value) -> bool:

@@ -1,4 +1,4 @@
-"""Every value gets the type and shape that follow from the graph's inputs; shapes that contradict them are corrected."""
+"""Every value gets the type and shape that follow from the graph's inputs; wrong declared shapes are corrected."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from burnish.ir.inference import Inference, Shape, reshape_target
 from burnish.ir.walk import is_op
 from burnish.passes.base import ExactPass, Outcome
 
-_BROADCASTING = ("Add", "Sub", "Mul", "Div", "And", "Or", "Where", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Pow")
+_BROADCASTING = tuple("Add Sub Mul Div And Or Where Equal Less LessOrEqual Greater GreaterOrEqual Pow".split())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,15 @@ from burnish.passes.base import ExactPass, Outcome
 
 _SAMPLE = 64
 _COMMUTATIVE = {"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+_RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+}
 
 
 @dataclass(frozen=True)
@@ -113,5 +121,9 @@ def _content(tensor: oir.TensorProtocol) -> Hashable:
     if tensor.dtype == oir.DataType.STRING:
         return repr(tensor.numpy().tolist())
     kept = weights.unrounded_values(tensor)
-    data = np.ascontiguousarray(tensor.numpy()).view(np.uint8) if tensor.size > _SAMPLE else tensor.tobytes()
+    data = (
+        np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+        if tensor.size > _SAMPLE
+        else tensor.tobytes()
+    )
     return hashlib.blake2b(data, digest_size=16).digest(), kept.tobytes() if kept is not None else None
