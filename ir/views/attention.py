@@ -193,7 +193,11 @@ def _product_with_values(out: oir.Value, facts: Inference) -> tuple[oir.Node, bo
             return "its probabilities are read elsewhere as well"
         if products:
             return products[0], guard, passed
-        if len(readers) == 1 and (heads.keeps(readers[0], facts) or is_op(readers[0], "Cast")) and not out.is_graph_output():
+        if (
+            len(readers) == 1
+            and (heads.keeps(readers[0], facts) or is_op(readers[0], "Cast"))
+            and not out.is_graph_output()
+        ):
             passed.append(readers[0])
             out = readers[0].outputs[0]
             continue
@@ -280,7 +284,14 @@ def read_operator(node: oir.Node, facts: Inference) -> Attention | Miss:
         return Miss(node, "already one operator with a cache", near=False)
     if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
         return Miss(node, "its scores or caches are read elsewhere as well")
-    if not isinstance(h, int) or not isinstance(d, int) or not isinstance(e, int) or b != kb or kh != vh or not isinstance(kh, int):
+    if (
+        not isinstance(h, int)
+        or not isinstance(d, int)
+        or not isinstance(e, int)
+        or b != kb
+        or kh != vh
+        or not isinstance(kh, int)
+    ):
         return Miss(node, "the number of heads or their size is not known")
     q, k, v = node.inputs[:3]
     assert q is not None and k is not None and v is not None
@@ -350,7 +361,9 @@ class _Reader:
     def _four(step: Walk, place: Place, length: str, size: str) -> Axes:
         return ("b", GROUP if place.repeated else "h", length, size)
 
-    def _sources(self, step: Walk, places: Iterator[Place] | list[Place], length: str, size: str, fewer: bool = False) -> Iterator[Source]:
+    def _sources(
+        self, step: Walk, places: Iterator[Place] | list[Place], length: str, size: str, fewer: bool = False
+    ) -> Iterator[Source]:
         for place in places:
             own = GROUP if place.repeated or (fewer and GROUP in step.sizes) else "h"
             packed = PACKED if place.pick is not None else ""

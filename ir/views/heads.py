@@ -58,7 +58,9 @@ class Walk:
 
     def spelled(self, axes: Axes, wanted: Axes) -> bool:
         """Whether `axes` are `wanted`, where letters of size 1 do not count and `h` may be split into `g` and `r`."""
-        return len(axes) == len(wanted) and all(self._plain(a) == self._plain(w) for a, w in zip(axes, wanted, strict=True))
+        return len(axes) == len(wanted) and all(
+            self._plain(a) == self._plain(w) for a, w in zip(axes, wanted, strict=True)
+        )
 
     def _plain(self, letters: str) -> str:
         split = letters.replace("h", GROUP + REPEAT) if GROUP in self.sizes else letters
@@ -116,7 +118,9 @@ class Walk:
             given = match.axes_of(node)
             gone = [axis % len(shape) for axis in given] if given else [i for i, size in enumerate(shape) if size == 1]
             rest = iter(axes)
-            return tuple("" if axis in gone else next(rest) for axis in range(len(shape))) if given is not None else None
+            return (
+                tuple("" if axis in gone else next(rest) for axis in range(len(shape))) if given is not None else None
+            )
         if is_op(node, "Unsqueeze"):
             new = match.axes_of(node)
             gone = [axis % len(axes) for axis in new] if new else None
@@ -309,7 +313,11 @@ def number(value: oir.Value | None, facts: Inference) -> float | None:
     if node is None or facts.shape(value) not in ((), (1,)):
         return None
     if is_op(node, "Identity", "Cast", "CastLike", "Squeeze", "Unsqueeze", "Reshape"):
-        return number(node.inputs[0], facts) if (value.dtype or facts.dtype(value) or oir.DataType.INT64).is_floating_point() else None
+        return (
+            number(node.inputs[0], facts)
+            if (value.dtype or facts.dtype(value) or oir.DataType.INT64).is_floating_point()
+            else None
+        )
     parts = [number(one, facts) for one in node.inputs]
     if is_op(node, "Sqrt") and parts[0] is not None and parts[0] >= 0:
         return math.sqrt(parts[0])

@@ -1,0 +1,288 @@
+"""Additive attention masks: what values they may have, and the form in which a fused operator gives the same result.
+
+An operator that computes attention as a whole treats a row of scores that is masked from end to end in its own way.
+ONNX Runtime's Attention gives zeros where every element of the mask's row is at or below the lowest finite number, where
+softmax gives equal weights for that number and NaN for -inf (measured with 1.32; docs/ideas/attention.md). So the pass
+that writes it has to know what a mask may contain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match, weights
+from burnish.ir.dims import Dim
+from burnish.ir.inference import Inference
+from burnish.ir.views import heads
+from burnish.ir.views.attention import Attention, Mask
+from burnish.ir.walk import is_op
+
+MOST_LEVELS = 16
+_LARGEST = 1 << 20
+_MOVES = "Identity Expand Unsqueeze Squeeze Reshape Flatten Transpose Slice Gather GatherND GatherElements Tile Split".split()
+
+Levels = frozenset[float] | None
+"""All the values that the elements of a tensor can have; None when they are not known."""
+
+
+def levels(value: oir.Value | None, facts: Inference) -> Levels:
+    """The values that the elements of a floating-point `value` can have, where they are few and known."""
+    tensor = weights.tensor_of(value)
+    if tensor is not None:
+        return _few(np.unique(tensor.numpy().astype(np.float64))) if 0 < tensor.size <= _LARGEST else None
+    node = value.producer() if value is not None else None
+    if node is None or value is None:
+        return None
+    if is_op(node, *_MOVES):
+        return levels(node.inputs[0], facts)
+    if is_op(node, "Cast"):
+        return frozenset((0.0, 1.0)) if facts.dtype(node.inputs[0]) == oir.DataType.BOOL else _rounded(levels(node.inputs[0], facts), facts.dtype(value))
+    if is_op(node, "Where", "Concat", "Trilu"):
+        parts = [levels(one, facts) for one in (node.inputs[1:] if node.op_type == "Where" else node.inputs)]
+        if node.op_type == "Trilu":
+            parts = [parts[0], frozenset((0.0,))]
+        known = [part for part in parts if part is not None]
+        return _few(np.array(sorted(frozenset[float]().union(*known)))) if len(known) == len(parts) else None
+    if is_op(node, "ConstantOfShape"):
+        fill = match.attribute(node, "value")
+        return _few(np.unique(fill.numpy().astype(np.float64))) if fill is not None else frozenset((0.0,))
+    if node.op_type in _ARITHMETIC and is_op(node, node.op_type):
+        left, right = (levels(one, facts) for one in node.inputs)
+        if left is None or right is None:
+            return None
+        with np.errstate(all="ignore"):
+            return _rounded(_few(np.unique([_ARITHMETIC[node.op_type](a, b) for a in left for b in right])), facts.dtype(value))
+    return None
+
+
+_ARITHMETIC: dict[str, Callable[..., float]] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Min": np.minimum, "Max": np.maximum,
+}  # fmt: skip
+
+
+def _few(found: np.ndarray) -> Levels:
+    return frozenset(float(x) for x in found) if found.size <= MOST_LEVELS and not np.isnan(found).any() else None
+
+
+def _rounded(found: Levels, dtype: oir.DataType | None) -> Levels:
+    if found is None or dtype is None or not dtype.is_floating_point():
+        return None
+    with np.errstate(over="ignore"):
+        return frozenset(float(np.float64(x).astype(dtype.numpy())) for x in found)
+
+
+def lowest(dtype: oir.DataType) -> float:
+    """The lowest finite number of a floating-point dtype."""
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype.numpy()).min)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A mask in the form for a fused operator.
+
+    Attributes:
+        bias: what to add to the scores, or None.
+        dead: bool [batch or 1, 1, queries, 1]: rows of the result that have to be zeros; None when there are none.
+    """
+
+    bias: oir.Value | None = None
+    dead: oir.Value | None = None
+
+
+@dataclass
+class Masks:
+    """Makes masks ready, each once however many attentions share it."""
+
+    model: oir.Model
+    facts: Inference
+    _made: dict[tuple[object, ...], oir.Value] = field(default_factory=dict)
+
+    def refused(self, attention: Attention, dead_rows_are_zero: bool) -> str | None:
+        """Why the mask cannot be made ready, None when it can.
+
+        Args:
+            attention: whose mask.
+            dead_rows_are_zero: the operator gives zeros for a row of only -inf, else NaN.
+        """
+        mask = attention.mask
+        if not mask:
+            return None
+        found = self._levels(mask)
+        if (found is None or -np.inf in found) and not attention.guard and dead_rows_are_zero and not self._never_dead(mask):
+            return "a row of -inf gives NaN, and the operator would give zeros"
+        values = [*mask.values, *([mask.keep] if mask.keep is not None else [])]
+        homes = {id(node.graph) for value in values if (node := value.producer()) is not None}
+        if len(homes - {id(self.model.graph)}) > 1:
+            return "parts of the mask are computed in different nested graphs"
+        for value in values:
+            shape = self.facts.shape(value)
+            if shape is None or len(shape) > 4:
+                return "the rank of the mask is not known"
+            keys = shape[-1] if shape else 1
+            if len(mask.values) < 2 and keys != attention.total:
+                return "the mask is not known to have a column for each key"
+            if len(shape) > 3 and shape[1] != 1 and attention.guard and not dead_rows_are_zero:
+                return "the heads have masks of their own, whose empty rows are guarded"
+        return None
+
+    def _levels(self, mask: Mask) -> Levels:
+        if mask.keep is not None:
+            return frozenset((0.0, mask.fill))
+        parts = [levels(value, self.facts) for value in mask.values]
+        total: Levels = parts[0]
+        for part in parts[1:]:
+            with np.errstate(over="ignore"):
+                total = None if total is None or part is None else _rounded(
+                    _few(np.unique([a + b for a in total for b in part])), self.facts.dtype(mask.values[0])
+                )
+        return total
+
+    def _never_dead(self, mask: Mask) -> bool:
+        if len(mask.values) != 1:
+            return False
+        array = weights.constant(mask.values[0], largest=_LARGEST)
+        return array is not None and bool(np.isfinite(array.max(-1)).all())
+
+    def ready(self, attention: Attention, *, spare_lowest: bool, zero_dead: bool, rank: int | None = None) -> Ready:
+        """The mask of `attention` in the form that keeps its meaning; adds nodes right behind the mask's own.
+
+        Args:
+            attention: whose mask; `refused` must be None.
+            spare_lowest: the operator gives zeros for rows of the lowest number.
+            zero_dead: rows of only -inf have to be zeros and the operator makes them NaN.
+            rank: of the result; None for that of the mask.
+        """
+        mask, facts = attention.mask, self.facts
+        if not mask:
+            return Ready()
+        dtype = facts.dtype(attention.nodes[0].outputs[0]) or oir.DataType.FLOAT
+        found, low = self._levels(mask), lowest(dtype)
+        spare = spare_lowest and (found is None or low in found)
+        bias = self._sum(mask, dtype, spare and found is not None and found == {0.0, low})
+        spare = spare and not (found == {0.0, low} and self._is_choice(mask))
+        dead = None
+        if zero_dead and (found is None or -np.inf in found):
+            dead = self._dead(bias)
+            bias = self._step("Where", dead, self._number(0.0, dtype), bias)
+        if spare:
+            reached = self._step("Equal", bias, self._number(low, dtype))
+            bias = self._step("Where", reached, self._number(float(np.nextafter(dtype.numpy().type(low), dtype.numpy().type(0))), dtype), bias)
+        return Ready(self._shaped(bias, attention, rank), dead)
+
+    def _is_choice(self, mask: Mask) -> bool:
+        return mask.keep is not None or match.producer(mask.values[0], "Where") is not None and len(mask.values) == 1
+
+    def _sum(self, mask: Mask, dtype: oir.DataType, spare: bool) -> oir.Value:
+        """The mask as one value to add. `spare`: its lowest number may be any other so low that scores vanish beside it."""
+        fill = mask.fill / 2 if spare else mask.fill
+        if mask.keep is not None:
+            ends = [self._number(0.0, dtype), self._number(fill, dtype)]
+            return self._step("Where", mask.keep, *(reversed(ends) if mask.inverted else ends))
+        total = mask.values[0]
+        for value in mask.values[1:]:
+            total = self._step("Add", total, value)
+        node = match.producer(total, "Where")
+        if not spare or node is None:
+            return total
+        ends = [self._number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]]  # type: ignore[misc]
+        return self._step("Where", node.inputs[0], *ends)
+
+    def number(self, number: float, attention: Attention) -> oir.Value:
+        """A scalar of the dtype of the scores."""
+        return self._number(number, self.facts.dtype(attention.nodes[0].outputs[0]) or oir.DataType.FLOAT)
+
+    def squeezed(self, value: oir.Value, axis: int) -> oir.Value:
+        """`value` without an axis of size 1."""
+        if self.facts.opset >= 13:
+            return self._step("Squeeze", value, self._integers([axis]))
+        return self._step("Squeeze", value, axes=[axis])
+
+    def _dead(self, bias: oir.Value) -> oir.Value:
+        dtype = self.facts.dtype(bias) or oir.DataType.FLOAT
+        by_input = self.facts.opset >= 18
+        axes = [self._integers([-1])] if by_input else []
+        top = self._step("ReduceMax", bias, *axes, keepdims=1, axes=None if by_input else [-1])
+        return self._step("Equal", top, self._number(-np.inf, dtype))
+
+    def _shaped(self, bias: oir.Value, attention: Attention, rank: int | None) -> oir.Value:
+        """With a row for each query, which the operators demand, and of `rank`."""
+        shape = self.facts.shape(bias) or ()
+        if rank is not None and len(shape) < rank:
+            return self._shaped(self._unsqueezed(bias, rank - len(shape)), attention, rank)
+        if len(shape) < 2:
+            return self._shaped(self._unsqueezed(bias, 1), attention, rank)
+        if shape[-2] == attention.sequence:
+            return bias
+        return self._step("Expand", bias, self._rows(attention))
+
+    def _unsqueezed(self, value: oir.Value, count: int) -> oir.Value:
+        if self.facts.opset >= 13:
+            return self._step("Unsqueeze", value, self._integers(list(range(count))))
+        return self._step("Unsqueeze", value, axes=list(range(count)))
+
+    def _rows(self, attention: Attention) -> oir.Value:
+        """The shape [queries, 1]."""
+        size = attention.sequence
+        if isinstance(size, int):
+            return self._integers([size, 1])
+        source, axis = self._measured(size) or (attention.nodes[0].outputs[0], 2)
+        if self.facts.opset >= 15:
+            length = self._step("Shape", source, start=axis, end=axis + 1)
+        else:
+            length = self._step("Gather", self._step("Shape", source), self._integers([axis]))
+        return self._step("Concat", length, self._integers([1]), axis=0)
+
+    def _measured(self, size: Dim) -> tuple[oir.Value, int] | None:
+        for value in self.model.graph.inputs:
+            for axis, other in enumerate(self.facts.shape(value) or ()):
+                if other == size:
+                    return value, axis
+        return None
+
+    def _integers(self, numbers: list[int]) -> oir.Value:
+        return self._constant(("ints", *numbers), "sizes", np.array(numbers, np.int64))
+
+    def _number(self, number: float, dtype: oir.DataType) -> oir.Value:
+        return self._constant(("float", number, dtype), "fill", np.array(number, np.float64).astype(dtype.numpy()))
+
+    def _constant(self, key: tuple[object, ...], name: str, array: np.ndarray) -> oir.Value:
+        if key not in self._made:
+            self._made[key] = edit.add_constant(self.model, name, oir.tensor(array))
+        return self._made[key]
+
+    def _step(self, op: str, *inputs: oir.Value | None, **attributes: object) -> oir.Value:
+        """The output of a node of the given inputs: one that was made before, or a new one right behind its last input."""
+        key = (op, *inputs, *sorted((name, str(x)) for name, x in attributes.items()))
+        if key in self._made:
+            return self._made[key]
+        graph, last = self._behind(inputs)
+        like = last if last is not None else graph[0]
+        node = edit.make(op, inputs, attributes, like=like, name=edit.unique_name(self.model, f"mask.{op}"))
+        node.outputs[0].name = node.name
+        if last is None:
+            graph.insert_before(graph[0], [node])
+        else:
+            graph.insert_after(last, [node])
+        self.facts.follow(node)
+        self._made[key] = node.outputs[0]
+        return node.outputs[0]
+
+    def _behind(self, inputs: tuple[oir.Value | None, ...]) -> tuple[oir.Graph, oir.Node | None]:
+        """The innermost graph of these inputs, and the last of the nodes there that compute them."""
+        computed = [node for value in inputs if value is not None and (node := value.producer()) is not None]
+        inner = [node for node in computed if node.graph is not self.model.graph]
+        here = inner or computed
+        if not here:
+            return self.model.graph, None
+        graph = here[0].graph
+        assert isinstance(graph, oir.Graph)
+        if len(here) == 1:
+            return graph, here[0]
+        order = {id(node): index for index, node in enumerate(graph)}
+        return graph, max(here, key=lambda node: order.get(id(node), -1))
