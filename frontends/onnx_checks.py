@@ -8,6 +8,7 @@ from __future__ import annotations
 import graphlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as oir
@@ -55,6 +56,14 @@ def check_versions(proto: onnx.ModelProto, place: str) -> None:
         if graph.sparse_initializer:
             hint = "store the weights as dense initializers"
             raise InputError("sparse initializers are not supported", place=place, hint=hint)
+
+
+def check_text(proto: onnx.ModelProto, place: str) -> None:
+    """Raise InputError when a name or a text is not valid UTF-8: protobuf then gives bytes in the place of a str."""
+    for text in _texts(proto):
+        if not isinstance(text, str):
+            cause = f"a name in the model is not valid UTF-8: {text[:40]!r}"
+            raise InputError(cause, place=place, hint=_EXPORT_AGAIN)
 
 
 def check_structure(proto: onnx.ModelProto, place: str) -> bool:
@@ -243,6 +252,42 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
             yield from _bodies(node)
 
 
+def _texts(proto: onnx.ModelProto) -> Iterator[str]:
+    yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    yield from _metadata(proto)
+    for entry in proto.opset_import:
+        yield entry.domain
+    for function in proto.functions:
+        yield from (function.name, function.domain, function.doc_string, function.overload)
+        yield from (*function.input, *function.output, *function.attribute)
+        yield from _metadata(function)
+    for graph in _graphs(proto):
+        yield from (graph.name, graph.doc_string)
+        yield from _metadata(graph)
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            yield from (info.name, info.doc_string)
+            yield from _metadata(info)
+            for dim in info.type.tensor_type.shape.dim:
+                yield from (dim.dim_param, dim.denotation)
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in _nodes(nodes):
+            yield from (node.name, node.op_type, node.domain, node.overload, node.doc_string)
+            yield from node.input
+            yield from node.output
+            yield from _metadata(node)
+            for attribute in node.attribute:
+                yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+    for tensor, _ in _tensors(proto, ""):
+        yield from (tensor.name, tensor.doc_string)
+        yield from _metadata(tensor)
+
+
+def _metadata(message: Any) -> Iterator[str]:
+    for entry in message.metadata_props:
+        yield entry.key
+        yield entry.value
+
+
 def _tensors(proto: onnx.ModelProto, place: str) -> Iterator[tuple[onnx.TensorProto, str]]:
     for graph in _graphs(proto):
         for tensor in graph.initializer:
@@ -250,7 +295,10 @@ def _tensors(proto: onnx.ModelProto, place: str) -> Iterator[tuple[onnx.TensorPr
     for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
         for node in _nodes(nodes):
             for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR and attribute.HasField("t"):
+                if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
+                    cause = f"the attribute {quoted(attribute.name)} has no type"
+                    raise InputError(cause, place=f"{place}: {describe(node)}", hint=_EXPORT_AGAIN)
+                if attribute.type == onnx.AttributeProto.TENSOR and not attribute.ref_attr_name:
                     yield attribute.t, f"{place}: {describe(node)}"
                 for tensor in attribute.tensors:
                     yield tensor, f"{place}: {describe(node)}"

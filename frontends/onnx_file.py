@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import stat
+import warnings
 from pathlib import Path, PureWindowsPath
 
 import onnx
@@ -56,8 +57,6 @@ def _guarded(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
         return _read(buffer, place, file)
     except BurnishError:
         raise
-    except UnicodeDecodeError as error:
-        raise InputError("a name in the model is not valid UTF-8", place=place, hint=_DAMAGED) from error
     except Exception as error:  # the libraries raise whatever they like on damaged bytes
         last: BaseException = error
         while last.__cause__ is not None:
@@ -132,13 +131,16 @@ def _parse(buffer: wire.Buffer, place: str) -> tuple[onnx.ModelProto, set[tuple[
 
 def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
     proto, spans = _parse(buffer, place)
+    onnx_checks.check_text(proto, place)
     onnx_checks.check_versions(proto, place)
     sorted_nodes = onnx_checks.check_structure(proto, place)
     data_files: dict[str, Path] = {}
     for tensor, where in onnx_checks.check_tensors(proto, place):
         _check_external(file, tensor, where, spans, data_files)
     notes = ["the training information was dropped"] if proto.training_info else []
-    model = oir.from_proto(proto)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about external-data entries that onnx does not know
+        model = oir.from_proto(proto)
     _bind_weights(model, file, buffer, data_files)
     _correct_shapes(model, onnx_checks.check_types(proto, place), notes)
     if not sorted_nodes:

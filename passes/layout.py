@@ -35,7 +35,9 @@ def inverse(perm: Perm) -> Perm:
 
 def elements(value: oir.Value) -> int:
     """Elements of a value; a dimension that is not known counts as 64."""
-    return int(np.prod([size if isinstance(size, int) else _UNKNOWN_SIZE for size in value.shape or ()], dtype=np.int64))
+    return int(
+        np.prod([size if isinstance(size, int) else _UNKNOWN_SIZE for size in value.shape or ()], dtype=np.int64)
+    )
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,9 @@ def move(model: oir.Model, region: Region) -> None:
     for end in region.ends:
         edit.replace_value(end.outputs[0], moved[id(end.inputs[0])])
     edit.remove_unused(region.ends)
+    owner = {id(out): node for node in region.nodes for out in node.outputs}
     for value in region.leaving:
-        node = value.producer()
-        if node is None:
-            raise ValueError(f"`{value.name}` is computed by no node")
+        node = owner[id(value)]
         back = edit.make("Transpose", [moved[id(value)]], {"perm": inverse(region.perm)}, like=node)
         edit.insert_before(node, [back])
         edit.replace_value(value, back.outputs[0])

@@ -98,21 +98,18 @@ class Expected:
     Attributes:
         kept: the samples that it accepts, with its outputs.
         refused: the names of the others, with its reason.
-        cheapest: the kept sample that ran fastest.
-        seconds: how long that took.
+        seconds: how long each kept sample took, in the order of `kept`.
     """
 
     def __init__(self, runner: Runner, samples: Sequence[Sample]) -> None:
         self.kept: list[tuple[Sample, dict[str, np.ndarray]]] = []
         self.refused: list[tuple[str, str]] = []
-        self.seconds = float("inf")
+        self.seconds: list[float] = []
         for sample in samples:
             start = time.perf_counter()
             try:
                 self.kept.append((sample, runner.run(sample.feeds)))
-                seconds = time.perf_counter() - start
-                if seconds < self.seconds:
-                    self.seconds, self.cheapest = seconds, sample
+                self.seconds.append(time.perf_counter() - start)
             except InputError as error:
                 self.refused.append((sample.name, error.cause.splitlines()[0]))
         if samples and not self.kept:
@@ -120,6 +117,17 @@ class Expected:
                 f"the model refuses all {len(samples)} samples before any rewrite: {self.refused[0][1]}",
                 hint="give inputs that the model accepts with `--data`, or skip the check with `--verify off`",
             )
+
+
+    def cheapest(self) -> tuple[Sample, float]:
+        """The sample that ran fastest, and its seconds."""
+        seconds, index = min((seconds, index) for index, seconds in enumerate(self.seconds))
+        return self.kept[index][0], seconds
+
+    def largest(self, within: float) -> Sample:
+        """The sample of most bytes among those that ran within so many seconds; the fastest when none did."""
+        near = [sample for (sample, _), seconds in zip(self.kept, self.seconds, strict=True) if seconds <= within]
+        return max(near, key=lambda one: sum(a.nbytes for a in one.feeds.values()), default=self.cheapest()[0])
 
 
 def compare(

@@ -81,7 +81,7 @@ def ort_judge(target: str, *, threads: int = 1) -> Judge:
         execute=executor(threads=threads, target=device),
         unoptimized=executor(threads=threads, level="off", target=device),
         replay=ReferenceRunner,
-        clock=Clock(),
+        clock=Clock(budget=0.5),
     )
 
 

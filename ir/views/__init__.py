@@ -1,1 +1,1 @@
-"""Typed windows on parts of a model that hide how an exporter spelled them, and write back through the same spelling."""
+"""Typed windows on parts of a model: they hide how an exporter spelled them, and write through the same spelling."""

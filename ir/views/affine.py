@@ -1,4 +1,4 @@
-"""The view of y = scale * x + shift per channel, and how a channel axis passes through nodes that only move elements."""
+"""The view of y = scale * x + shift per channel, and where a channel axis goes in nodes that only move elements."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ def batch_affine(node: oir.Node, version: int) -> Affine | str:
         version: the opset of the model.
     """
     used = [out for out in node.outputs[1:] if out.uses() or out.is_graph_output()]
-    if match.attribute(node, "training_mode", 0) or used or (version < 14 and any(out.name for out in node.outputs[1:])):
+    if (
+        match.attribute(node, "training_mode", 0)
+        or used
+        or (version < 14 and any(out.name for out in node.outputs[1:]))
+    ):
         return "it runs in training mode"
     if match.rank(node.inputs[0]) == 1 or not match.attribute(node, "spatial", 1):
         return "it does not normalize channels on axis 1"
@@ -152,7 +156,7 @@ def axis_above(node: oir.Node, axis: int) -> int | None:
 
 
 def _same_place(one: oir.Value | None, axis: int, other: oir.Value | None) -> int | None:
-    """The axis of `other` that runs over the same elements as `axis` of `one`, two shapes of the same elements in order."""
+    """The axis of `other` that runs over the elements of `axis` of `one`, two shapes of the same elements in order."""
     size, inner = match.dim(one, axis), inner_size(one, axis)
     if size is None or inner is None or other is None or other.shape is None:
         return None
@@ -163,7 +167,7 @@ def _same_place(one: oir.Value | None, axis: int, other: oir.Value | None) -> in
 
 
 def inner_size(value: oir.Value | None, axis: int) -> tuple[int, tuple[str, ...]] | None:
-    """How many elements one step along `axis` skips: a number and the symbols it is multiplied by; None when unknown."""
+    """How many elements one step along `axis` skips: a number and the symbols it is multiplied by."""
     if value is None or value.shape is None:
         return None
     number, symbols = 1, list[str]()

@@ -11,8 +11,9 @@ from burnish.ir import match, weights
 def matmul_nbits_weight(node: oir.Node) -> np.ndarray:
     """The weight of a MatMulNBits whose inputs are constants, float64 [N, K].
 
-    Layout: ONNX Runtime's contrib operator documentation. Packed [N, blocks, block_size * bits / 8], low bits first; one
-    scale a block; zero points packed in the same way or, when floating point, one a block; their default is 2^(bits - 1).
+    Layout, from ONNX Runtime's documentation of contrib operators: packed [N, blocks, block_size * bits / 8], low bits
+    first; one scale a block; zero points packed in the same way or, when floating point, one a block, by default
+    2^(bits - 1).
     """
     features, out = int(match.attribute(node, "K")), int(match.attribute(node, "N"))
     bits, block = int(match.attribute(node, "bits", 4)), int(match.attribute(node, "block_size"))
@@ -27,11 +28,11 @@ def matmul_nbits_weight(node: oir.Node) -> np.ndarray:
         flat = points if points.dtype.kind == "f" else _unpack(points.reshape(out, -1), bits)[:, :blocks]
         offset = flat.astype(np.float64).reshape(out, blocks, 1)
     levels = _unpack(packed, bits).astype(np.float64)
-    return ((levels - offset) * scales).reshape(out, -1)[:, :features]
+    return np.asarray(((levels - offset) * scales).reshape(out, -1)[:, :features])
 
 
 def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     """Bytes [..., n] to their unsigned numbers of `bits` bits [..., n * 8 / bits], low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     levels = (packed[..., None].astype(np.uint8) >> shifts) & np.uint8(2**bits - 1)
-    return levels.reshape(*packed.shape[:-1], -1)
+    return np.asarray(levels.reshape(*packed.shape[:-1], -1))

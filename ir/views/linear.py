@@ -193,7 +193,9 @@ def _gemm(node: oir.Node) -> Linear | None:
         bias = find_parameter(value)
         if bias is None or not _is_bias(bias.shape, out, 2):
             return None
-    return Linear(node, None, parameter, bias, features, out, stored_transposed, 0 if match.attribute(node, "transA", 0) else -1)
+    return Linear(
+        node, None, parameter, bias, features, out, stored_transposed, 0 if match.attribute(node, "transA", 0) else -1
+    )
 
 
 def _matmul(node: oir.Node, with_add: bool) -> Linear | None:
@@ -202,7 +204,11 @@ def _matmul(node: oir.Node, with_add: bool) -> Linear | None:
         return None
     rank = match.rank(node.inputs[0])
     lead = parameter.shape[:-2]
-    if len(parameter.shape) < 2 or any(d != 1 for d in lead) or (lead and (rank is None or rank < len(parameter.shape))):
+    if (
+        len(parameter.shape) < 2
+        or any(d != 1 for d in lead)
+        or (lead and (rank is None or rank < len(parameter.shape)))
+    ):
         return None
     features, out = parameter.shape[-2:]
     add = match.sole_consumer(node.outputs[0], "Add") if with_add and rank != 1 else None

@@ -68,7 +68,7 @@ def find_parameter(value: oir.Value | None) -> Parameter | None:
     while current is not None and value is not None:
         tensor = weights.tensor_of(current)
         if tensor is not None:
-            shape: tuple[int, ...] | None = tuple(int(d) for d in tensor.shape)
+            shape: tuple[int, ...] | None = tuple(tensor.shape.numpy())
             for step in reversed(steps):
                 shape = _shape(step, shape) if shape is not None else None
             return None if shape is None else Parameter(value, current, tuple(reversed(steps)), shape)
@@ -81,7 +81,7 @@ def find_parameter(value: oir.Value | None) -> Parameter | None:
 
 
 def fits(array: np.ndarray, dtype: oir.DataType) -> bool:
-    """Whether `dtype` holds `array` (float64) with no more than ordinary rounding: nothing infinite, no lost small numbers."""
+    """Whether `dtype` holds `array` (float64) with ordinary rounding: no infinity, no lost small numbers."""
     if not np.isfinite(array).all():
         return False
     with np.errstate(over="ignore"):
@@ -92,8 +92,10 @@ def fits(array: np.ndarray, dtype: oir.DataType) -> bool:
     return bool(np.linalg.norm(stored - array) <= epsilon * np.linalg.norm(array))
 
 
-def write_input(model: oir.Model, node: oir.Node, index: int, array: np.ndarray, dtype: oir.DataType, name: str) -> None:
-    """Let input `index` of `node` be a new initializer that rounds `array` (float64) to `dtype`; others keep the old one."""
+def write_input(
+    model: oir.Model, node: oir.Node, index: int, array: np.ndarray, dtype: oir.DataType, name: str
+) -> None:
+    """Let input `index` of `node` be a new initializer, `array` (float64) in `dtype`; others keep the old one."""
     edit.set_input(node, index, edit.add_rounded(model, name, array, dtype))
 
 
@@ -130,7 +132,8 @@ def _dequantize(node: oir.Node, array: np.ndarray) -> np.ndarray:
     offset = np.zeros((), np.float64) if zero is None else np.asarray(weights.constant(zero)).astype(np.float64)
     axis = match.attribute(node, "axis", 1)
     block = match.attribute(node, "block_size", 0)
-    return (array.astype(np.float64) - _spread(offset, array, axis, block)) * _spread(scale, array, axis, block)
+    centred = array.astype(np.float64) - _spread(offset, array, axis, block)
+    return np.asarray(centred * _spread(scale, array, axis, block))
 
 
 def _spread(values: np.ndarray, array: np.ndarray, axis: int, block: int) -> np.ndarray:

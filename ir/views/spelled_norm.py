@@ -38,7 +38,11 @@ def find_spelled_norm(node: oir.Node) -> Norm | None:
     nodes = [*variance.nodes, node]
     if inverse is None:
         quotient = match.sole_consumer(node.outputs[0], "Div")
-        if quotient is None or quotient.inputs[1] is not node.outputs[0] or not _is_centred(quotient.inputs[0], variance):
+        if (
+            quotient is None
+            or quotient.inputs[1] is not node.outputs[0]
+            or not _is_centred(quotient.inputs[0], variance)
+        ):
             return None
         nodes += _twin(quotient.inputs[0], variance)
         return _finish(variance, nodes, quotient, None)
@@ -216,7 +220,7 @@ def _finish(variance: _Variance, nodes: list[oir.Node], last: oir.Node, gain: Pa
 
 
 def find_spelled_group(node: oir.Node) -> Norm | None:
-    """A group norm that is a Reshape to groups, an InstanceNormalization without gain, a Reshape back, gain and bias."""
+    """A group norm spelled as Reshape to groups, InstanceNormalization without gain, Reshape back, gain and bias."""
     split, back = match.producer(node.inputs[0], "Reshape"), match.sole_consumer(node.outputs[0], "Reshape")
     gain, bias = find_parameter(node.inputs[1]), find_parameter(node.inputs[2])
     if split is None or back is None or gain is None or bias is None or split.inputs[0] is None:
@@ -244,3 +248,24 @@ def find_spelled_group(node: oir.Node) -> Norm | None:
     epsilon = float(match.attribute(node, "epsilon", 1e-5))
     out = last.outputs[0]
     return Norm("group", tuple(nodes), source, out, (), epsilon, found.get("Mul"), found.get("Add"), groups)
+
+
+def near_miss(node: oir.Node) -> str | None:
+    """Why `node`, which `find_spelled_norm` does not recognise, only resembles the root of a variance; None when it does not.
+
+    Args:
+        node: a Sqrt, or a Pow by -0.5.
+    """
+    if not is_op(node, "Sqrt", "Pow") or (is_op(node, "Pow") and weights.scalar(node.inputs[1]) != -0.5):
+        return None
+    add = match.producer(node.inputs[0], "Add")
+    pair = match.with_scalar(add) if add is not None else None
+    mean = match.producer(pair[0] if pair is not None else node.inputs[0], "ReduceMean")
+    square = match.producer(mean.inputs[0], "Pow", "Mul") if mean is not None else None
+    if mean is None or square is None:
+        return None
+    if _trailing_axes(mean) is None:
+        return "its statistics are not those of the last axes"
+    if _variance(node) is None:
+        return "what is averaged under the root is no square, or another mean was subtracted before"
+    return "what is done with the root is no normalization of the same value"

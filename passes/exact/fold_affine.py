@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
-from burnish.ir.views.affine import STEPS, Affine, chain, step_affine
+from burnish.ir import edit, match, weights
+from burnish.ir.views.affine import LAYOUT, STEPS, Affine, chain, step_affine
 from burnish.ir.views.linear import find_linear
+from burnish.ir.views.norm import norms
 from burnish.ir.views.parameter import fits, same_shape
-from burnish.ir.walk import walk
+from burnish.ir.walk import is_op, walk
 from burnish.passes import absorb
 from burnish.passes.base import ExactPass, Outcome
 
@@ -21,18 +22,30 @@ from burnish.passes.base import ExactPass, Outcome
 class FoldAffine(ExactPass):
     """Fold constant Mul, Add, Sub, Div and Neg into the layer before or after them, or merge them with each other.
 
+    The constants of a spelled-out Gelu, SiLU or normalization stay: with them gone, nobody recognises the function.
+
     Attributes:
+        attention_scale: also fold the scale of the scores into the query's or the key's layer; ONNX Runtime no longer
+            recognises the attention then.
         largest_copy: bytes of a shared weight up to which it is copied for the layer that takes the constants in.
     """
 
+    attention_scale: bool = False
     largest_copy: int = absorb.LARGEST_COPY
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
+        normalizing = [node for norm in norms(model) if not norm.is_one_node for node in norm.nodes]
         for node in walk(model, *STEPS):
-            affine = _site(node)
+            affine = _site(node, normalizing)
             if affine is None:
+                continue
+            if _ends_activation(affine):
+                outcome.skip(node, "it is part of an activation", matched=False)
+                continue
+            if not self.attention_scale and affine.axis is None and _scales_scores(affine.output):
+                outcome.skip(node, "it is the scale of attention, which `attention_scale` would fold")
                 continue
             before = absorb.into_layer_before(affine, self.largest_copy)
             plan = before if isinstance(before, absorb.Plan) else absorb.into_layers_after(affine, self.largest_copy)
@@ -52,22 +65,45 @@ class FoldAffine(ExactPass):
             _spell_out(model, affine, steps, dtype)
 
 
-def _site(node: oir.Node) -> Affine | None:
+def _site(node: oir.Node, barred: list[oir.Node]) -> Affine | None:
     """The run of constant arithmetic that ends at `node`; None inside a longer run, and for the Add of a bias."""
-    if node.graph is None or _is_bias(node) or step_affine(node) is None:
+    if node.graph is None or _is_bias(node) or step_affine(node) is None or any(node is one for one in barred):
         return None
     above = node.inputs[0].producer() if node.inputs[0] is not None else None
-    stop = [node]
-    while above is not None and step_affine(above) is not None:
+    stop = [*barred, node]
+    while above is not None and (found := step_affine(above)) is not None:
         if _is_bias(above):
             stop.append(above)
-        found = step_affine(above)
-        above = found.input.producer() if found is not None else None
+        above = found.input.producer()
     affine = chain(node, stop)
     reader = match.sole_consumer(node.outputs[0], *STEPS)
     later = step_affine(reader) if reader is not None else None
-    inner = affine is not None and later is not None and later.input is node.outputs[0] and affine.then(later) is not None
+    inner = (
+        affine is not None and later is not None and later.input is node.outputs[0] and affine.then(later) is not None
+    )
     return None if inner else affine
+
+
+def _ends_activation(affine: Affine) -> bool:
+    """Whether the input is `x * g(x)` or `x * (g(x) + c)` with g the core of an activation."""
+    product = match.producer(affine.input, "Mul")
+    for value in product.inputs if product is not None else ():
+        node = value.producer() if value is not None else None
+        inner = step_affine(node)
+        core = inner.input.producer() if inner is not None else node
+        if is_op(core, "Erf", "Tanh", "Sigmoid", "HardSigmoid", "Softplus"):
+            return True
+    return False
+
+
+def _scales_scores(value: oir.Value) -> bool:
+    """Whether a product of two computed values reads `value`, possibly through what only moves elements."""
+    for user in match.consumers(value):
+        if is_op(user, "MatMul", "Einsum") and not any(weights.is_constant(one) for one in user.inputs):
+            return find_linear(user) is None
+        if is_op(user, *LAYOUT) and _scales_scores(user.outputs[0]):
+            return True
+    return False
 
 
 def _is_bias(node: oir.Node) -> bool:
@@ -77,7 +113,9 @@ def _is_bias(node: oir.Node) -> bool:
 
 def _steps(affine: Affine) -> list[tuple[str, np.ndarray]]:
     """The fewest nodes that compute `affine`: operator and constant."""
-    certain = affine.channels == 1 or (affine.axis is not None and match.dim(affine.input, affine.axis) == affine.channels)
+    certain = affine.channels == 1 or (
+        affine.axis is not None and match.dim(affine.input, affine.axis) == affine.channels
+    )
     steps = [("Mul", affine.scale), ("Add", affine.shift)]
     neutral = {"Mul": 1.0, "Add": 0.0}
     kept = [(op, number) for op, number in steps if not (number == neutral[op]).all()]

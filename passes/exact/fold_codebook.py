@@ -20,8 +20,9 @@ from burnish.passes.distance import Search, find_search
 class FoldCodebook(ExactPass):
     """Fold a constant codebook times a constant projection, search it with one product and ArgMax (SimVQ).
 
-    Of `argmin |z|^2 + |e|^2 - 2 z e` the first term is the same for every code: `argmax z e - |e|^2 / 2`. Indices can differ
-    where two codes are equally near to within rounding. The straight-through `z + (q - z)` of training becomes `q`.
+    Of `argmin |z|^2 + |e|^2 - 2 z e` the first term is the same for every code: `argmax z e - |e|^2 / 2`.
+    Indices can differ where two codes are equally near to within rounding. The straight-through `z + (q - z)` of
+    training becomes `q`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
@@ -61,7 +62,9 @@ def _fold_projections(model: oir.Model, outcome: Outcome) -> bool:
         elif not outcome.take(node):
             return False
         else:
-            edit.replace_value(node.outputs[0], edit.add_rounded(model, largest.source.name or "codebook", result, dtype))
+            edit.replace_value(
+                node.outputs[0], edit.add_rounded(model, largest.source.name or "codebook", result, dtype)
+            )
             edit.remove_unused([node])
     return True
 

@@ -91,7 +91,9 @@ def _merge(model: oir.Model, layers: list[Linear], version: int) -> None:
         bias = edit.add_rounded(model, f"{stem}_merged_bias", np.concatenate(full), dtype)
     gemm = first.node.op_type == "Gemm"
     attributes = {"transA": int(first.input_axis == 0) or None, "transB": int(first.stored_transposed) or None}
-    product = edit.make(first.node.op_type, [*inputs, bias if gemm else None], attributes if gemm else None, like=origin)
+    product = edit.make(
+        first.node.op_type, [*inputs, bias if gemm else None], attributes if gemm else None, like=origin
+    )
     new = [product]
     if bias is not None and not gemm:
         new.append(edit.make("Add", [product.outputs[0], bias], like=origin))

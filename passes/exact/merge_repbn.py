@@ -20,7 +20,7 @@ from burnish.passes.base import ExactPass, Outcome
 class MergeRepbn(ExactPass):
     """Merge `BN(x) + eta * x` into the layers after or before it, or else into one Mul and Add.
 
-    Per channel it is `a * x + c` with `a = gamma / sqrt(var + eps) + eta` and `c = beta - gamma * mean / sqrt(var + eps)`.
+    Per channel it is `a * x + c`, with s = gamma / sqrt(var + eps), a = s + eta and c = beta - s * mean.
     A layer after it becomes `W diag(a), b + W c`; a layer before it `diag(a) W, a * b + c`.
 
     Attributes:
@@ -48,7 +48,9 @@ class MergeRepbn(ExactPass):
                 continue
             dtype, rank = affine.input.dtype, match.rank(affine.input)
             if dtype is None or rank is None or not (fits(affine.scale, dtype) and fits(affine.shift, dtype)):
-                outcome.skip(node, f"before: {before}; after: {plan}; and its own dtype and rank are unknown or too small")
+                outcome.skip(
+                    node, f"before: {before}; after: {plan}; and its own dtype and rank are unknown or too small"
+                )
                 continue
             if not outcome.take(node):
                 return
@@ -60,7 +62,9 @@ def _spell_out(model: oir.Model, affine: Affine, dtype: oir.DataType, rank: int)
     stem = node.outputs[0].name or "repbn"
 
     def stored(name: str, array: np.ndarray) -> oir.Value:
-        return edit.add_rounded(model, f"{stem}_{name}", np.broadcast_to(array, (affine.channels,)).reshape(shape), dtype)
+        return edit.add_rounded(
+            model, f"{stem}_{name}", np.broadcast_to(array, (affine.channels,)).reshape(shape), dtype
+        )
 
     scaled = edit.make("Mul", [affine.input, stored("scale", affine.scale)], like=affine.nodes)
     shifted = edit.make("Add", [same_shape(scaled, affine.output), stored("shift", affine.shift)], like=affine.nodes)

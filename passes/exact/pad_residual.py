@@ -128,7 +128,7 @@ def _concat(node: oir.Node) -> _Part | None:
 
 
 def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
-    """The changed part, when a ScatterND writes an added part back to where it was read, and the node with the result."""
+    """The changed part, when a ScatterND writes it back to where it was read, and the node with the result."""
     data, update, last = node.inputs[0], node.inputs[2], node
     axis = 0
     turned = match.producer(data, "Transpose")
@@ -142,7 +142,12 @@ def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
         data, update, last, axis = turned.inputs[0], other.inputs[0], back, perm[0]
     part = _added(update)
     indices = weights.constant(match.input_of(node, 1), largest=1 << 22)
-    if part is None or part.value is not data or indices is None or match.attribute(node, "reduction", "none") != "none":
+    if (
+        part is None
+        or part.value is not data
+        or indices is None
+        or match.attribute(node, "reduction", "none") != "none"
+    ):
         return None, node
     depth = indices.shape[-1]
     axis = depth - 1 if turned is None else axis

@@ -27,7 +27,16 @@ _BURNISH = "import sys; from burnish.tools.cli import optimize_main; optimize_ma
 FAMILY = {"bert": "bert", "a2": "bert", "vit": "vit", "llama": "gpt2", "a3": "gpt2"}
 """The `--model_type` of ONNX Runtime's transformers optimizer, by the first word of a model's name."""
 
-TOOLS = ("burnish", "burnish-verified", "burnish-ort", "onnxslim", "onnxsim", "onnxscript", "ort-fusions", "ort-transformers")
+TOOLS = (
+    "burnish",
+    "burnish-verified",
+    "burnish-ort",
+    "onnxslim",
+    "onnxsim",
+    "onnxscript",
+    "ort-fusions",
+    "ort-transformers",
+)
 OURS = TOOLS[:3]
 
 
