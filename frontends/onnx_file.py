@@ -34,7 +34,7 @@ _DAMAGED = "the file is damaged or was not downloaded whole; fetch or export it 
 def read(path: str | os.PathLike[str]) -> oir.Model:
     """Read an .onnx file; its weights stay on disk, memory-mapped, until somebody asks for one.
 
-    The model's `meta` holds the files it depends on and notes on what was mended (`burnish.ir.origin`). Nodes are
+    The model remembers the files it depends on and what was mended (`burnish.ir.origin`). Nodes are
     sorted when the file has them out of order; declared shapes that contradict the operators are dropped.
 
     Args:
@@ -148,8 +148,7 @@ def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
         for function in model.functions.values():
             function.sort()
         notes.append("the nodes were not in an order in which they can run, and were sorted")
-    model.meta[origin.FILES] = () if file is None else (file.absolute(), *data_files.values())
-    model.meta[origin.NOTES] = notes
+    origin.record(model, () if file is None else (file.absolute(), *data_files.values()), notes)
     return model
 
 

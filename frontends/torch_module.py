@@ -87,7 +87,7 @@ def trace(
             raise _trace_error(error, place) from error
     model: oir.Model = exported.model
     _unique_names(model)
-    model.meta[origin.NOTES] = notes
+    origin.record(model, (), notes)
     return model
 
 

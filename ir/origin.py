@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as oir
 
 from burnish.ir.walk import graphs
 
-FILES = "burnish.files"
-"""Key in `model.meta` of the absolute paths, as a tuple of `Path`, of the model file and its external data files."""
+# Kept with the main graph, since a clone of a model keeps the `meta` of its graphs and loses its own.
+_FILES = "burnish.files"
+_NOTES = "burnish.notes"
 
-NOTES = "burnish.notes"
-"""Key in `model.meta` of a list of sentences on what the reader mended or dropped."""
+
+def record(model: oir.Model, files: Iterable[Path], notes: Iterable[str]) -> None:
+    """Remember, in the model and all its clones, the absolute paths it was read from and what was mended or dropped."""
+    model.graph.meta[_FILES] = tuple(files)
+    model.graph.meta[_NOTES] = tuple(notes)
 
 
 def files(model: oir.Model) -> tuple[Path, ...]:
     """The files that must stay as they are while `model` is in use: what it was read from and what its tensors map."""
-    found = dict.fromkeys(model.meta.get(FILES, ()))
+    found = dict.fromkeys(model.graph.meta.get(_FILES, ()))
     for graph in graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, oir.ExternalTensor):
@@ -27,4 +32,5 @@ def files(model: oir.Model) -> tuple[Path, ...]:
 
 def notes(model: oir.Model) -> tuple[str, ...]:
     """What the reader mended or dropped, one sentence each."""
-    return tuple(model.meta.get(NOTES, ()))
+    kept: tuple[str, ...] = model.graph.meta.get(_NOTES, ())
+    return kept

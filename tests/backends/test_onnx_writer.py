@@ -164,7 +164,8 @@ def test_a_full_disk(tmp_path, external):
         value = oir.Value(name="x", type=oir.TensorType(oir.DataType.FLOAT), shape=oir.Shape([1]))
         node = oir.node("Relu", [value])
         node.outputs[0].name = "y"
-        model = oir.Model(oir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 20}, name="g"), ir_version=10)
+        graph = oir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
+        model = oir.Model(graph, ir_version=10)
         for i in range(8):
             tensor = oir.tensor(np.ones((400, 400), np.float32), name=f"w{i}")
             model.graph.initializers.add(oir.Value(name=tensor.name, const_value=tensor))
