@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import dims, weights
+from burnish.ir import dims, match, weights
 from burnish.ir.dims import Dim
 from burnish.ir.walk import STANDARD_DOMAINS
 
@@ -57,7 +57,7 @@ class Inference:
         found = self._dtypes.get(value)
         if found is None:
             tensor = value.const_value
-            found = tensor.dtype if tensor is not None else value.dtype
+            found = tensor.dtype if tensor is not None else match.tensor_dtype(value)
         return found
 
     def content(self, value: oir.Value | None) -> np.ndarray | None:
@@ -92,7 +92,7 @@ class Inference:
         return dims.symbol(f"{dims.UNKNOWN}{value.name}.{axis}")
 
     def _declare(self, value: oir.Value) -> None:
-        self._dtypes[value] = value.dtype
+        self._dtypes[value] = match.tensor_dtype(value)
         if value.shape is None:
             self._shapes[value] = None
             return
@@ -157,7 +157,7 @@ class Inference:
         bodies = [a.as_graph() for a in node.attributes.values() if a.type == oir.AttributeType.GRAPH]
         for body in bodies:
             for value in body.inputs:
-                self._dtypes[value] = value.dtype
+                self._dtypes[value] = match.tensor_dtype(value)
                 self._shapes[value] = None
             if node.op_type == "Loop":
                 for value in body.inputs[:2]:
@@ -165,11 +165,11 @@ class Inference:
             self._graph(body)
         for index, out in enumerate(node.outputs):
             if node.op_type != "If":
-                self.set(out, out.dtype, None)
+                self.set(out, match.tensor_dtype(out), None)
                 continue
             ends = [body.outputs[index] for body in bodies]
             shapes = [self.shape(end) for end in ends]
-            self.set(out, self.dtype(ends[0]) or out.dtype, self._merged(out, shapes))
+            self.set(out, self.dtype(ends[0]) or match.tensor_dtype(out), self._merged(out, shapes))
 
     def _merged(self, out: oir.Value, shapes: list[Shape | None]) -> Shape | None:
         first, second = shapes

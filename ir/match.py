@@ -102,6 +102,11 @@ def axes_of(node: oir.Node) -> list[int] | None:
     return [] if value is None else weights.integers(value)
 
 
+def tensor_dtype(value: oir.Value) -> oir.DataType | None:
+    """The element type that a tensor is declared to have; None for sequences, optional values and undeclared ones."""
+    return value.dtype if isinstance(value.type, oir.TensorType) else None
+
+
 def rank(value: oir.Value | None) -> int | None:
     """The number of dimensions, None when unknown."""
     return None if value is None or value.shape is None else len(value.shape)

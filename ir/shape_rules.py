@@ -51,7 +51,7 @@ def infer(facts: Inference, node: oir.Node) -> None:
 def other_domain(facts: Inference, node: oir.Node) -> None:
     """Record what a node of another domain declares of its types; its shapes are unknown."""
     for value in node.outputs:
-        facts.set(value, value.dtype, None)
+        facts.set(value, match.tensor_dtype(value), None)
 
 
 def _types(facts: Inference, node: oir.Node) -> list[oir.DataType | None] | None:
@@ -102,7 +102,7 @@ def _from_schema(
             shape = found[index]
         elif shape is not None:
             shape = tuple(size if isinstance(size, int) else facts.unknown(value, i) for i, size in enumerate(shape))
-        kind = (types[index] if types is not None and index < len(types) else None) or dtype or value.dtype
+        kind = (types[index] if types is not None and index < len(types) else None) or dtype or match.tensor_dtype(value)
         facts.set(value, kind, shape)
 
 
@@ -131,7 +131,7 @@ def _ask_onnx(facts: Inference, node: oir.Node) -> dict[str | None, tuple[oir.Da
         result = onnx.shape_inference.infer_node_outputs(
             schema, proto, given, data, opset_imports=[onnx.helper.make_opsetid("", facts.opset)]
         )
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError, RuntimeError, KeyError, TypeError):
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError, RuntimeError, KeyError, TypeError):
         return {}
     answers: dict[str | None, tuple[oir.DataType | None, Any]] = {}
     for name, proto_type in result.items():
@@ -278,7 +278,7 @@ def sliced(size: Dim, start: Dim, end: Dim, step: int) -> Dim | None:
     if start == 0 and isinstance(size, int) and isinstance(end, dims.Expr) and dims.at_least(end, 0):
         return dims.least(size, end)
     first, last = _bound(size, start), _bound(size, end)
-    if first is None or last is None or dims.compare(last, first) not in (0, 1):
+    if first is None or last is None or not dims.at_least(dims.subtract(last, first), 0):
         return None
     return dims.subtract(last, first)
 
@@ -292,7 +292,7 @@ def _bound(size: Dim, position: Dim) -> Dim | None:
         return counted if dims.at_least(counted, 0) else None
     if not dims.at_least(position, 0):
         return None
-    if position == 0 or dims.compare(size, position) in (0, 1):
+    if dims.at_least(dims.subtract(size, position), 0):
         return position
     return size if dims.compare(size, position) == -1 else None
 

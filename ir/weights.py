@@ -32,7 +32,8 @@ def tensor_of(value: oir.Value | None) -> oir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if name == "value":
-            return attribute.as_tensor()
+            tensor: oir.TensorProtocol = attribute.value
+            return tensor
         if name in ("value_float", "value_floats"):
             return oir.tensor(np.asarray(attribute.value, np.float32))
         if name in ("value_int", "value_ints"):

@@ -9,17 +9,17 @@ that writes it has to know what a mask may contain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match, weights
-from burnish.ir.dims import Dim
+from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views import heads
 from burnish.ir.views.attention import Attention, Mask
 from burnish.ir.walk import is_op
+from burnish.passes.shared import Shared
 
 MOST_LEVELS = 16
 _LARGEST = 1 << 20
@@ -101,7 +101,7 @@ class Masks:
 
     model: oir.Model
     facts: Inference
-    _made: dict[tuple[object, ...], oir.Value] = field(default_factory=dict)
+    made: Shared
 
     def refused(self, attention: Attention, dead_rows_are_zero: bool) -> str | None:
         """Why the mask cannot be made ready, None when it can.
@@ -169,10 +169,10 @@ class Masks:
         dead = None
         if zero_dead and (found is None or -np.inf in found):
             dead = self._dead(bias)
-            bias = self._step("Where", dead, self._number(0.0, dtype), bias)
+            bias = self.made.step("Where", dead, self.made.number(0.0, dtype), bias)
         if spare:
-            reached = self._step("Equal", bias, self._number(low, dtype))
-            bias = self._step("Where", reached, self._number(float(np.nextafter(dtype.numpy().type(low), dtype.numpy().type(0))), dtype), bias)
+            reached = self.made.step("Equal", bias, self.made.number(low, dtype))
+            bias = self.made.step("Where", reached, self.made.number(float(np.nextafter(dtype.numpy().type(low), dtype.numpy().type(0))), dtype), bias)
         return Ready(self._shaped(bias, attention, rank), dead)
 
     def _is_choice(self, mask: Mask) -> bool:
@@ -182,107 +182,40 @@ class Masks:
         """The mask as one value to add. `spare`: its lowest number may be any other so low that scores vanish beside it."""
         fill = mask.fill / 2 if spare else mask.fill
         if mask.keep is not None:
-            ends = [self._number(0.0, dtype), self._number(fill, dtype)]
-            return self._step("Where", mask.keep, *(reversed(ends) if mask.inverted else ends))
+            ends = [self.made.number(0.0, dtype), self.made.number(fill, dtype)]
+            return self.made.step("Where", mask.keep, *(reversed(ends) if mask.inverted else ends))
         total = mask.values[0]
         for value in mask.values[1:]:
-            total = self._step("Add", total, value)
+            total = self.made.step("Add", total, value)
         node = match.producer(total, "Where")
         if not spare or node is None:
             return total
-        ends = [self._number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]]  # type: ignore[misc]
-        return self._step("Where", node.inputs[0], *ends)
+        ends = [self.made.number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]]  # type: ignore[misc]
+        return self.made.step("Where", node.inputs[0], *ends)
 
     def number(self, number: float, attention: Attention) -> oir.Value:
         """A scalar of the dtype of the scores."""
-        return self._number(number, self.facts.dtype(attention.nodes[0].outputs[0]) or oir.DataType.FLOAT)
-
-    def squeezed(self, value: oir.Value, axis: int) -> oir.Value:
-        """`value` without an axis of size 1."""
-        if self.facts.opset >= 13:
-            return self._step("Squeeze", value, self._integers([axis]))
-        return self._step("Squeeze", value, axes=[axis])
+        return self.made.number(number, self.facts.dtype(attention.nodes[0].outputs[0]) or oir.DataType.FLOAT)
 
     def _dead(self, bias: oir.Value) -> oir.Value:
         dtype = self.facts.dtype(bias) or oir.DataType.FLOAT
         by_input = self.facts.opset >= 18
-        axes = [self._integers([-1])] if by_input else []
-        top = self._step("ReduceMax", bias, *axes, keepdims=1, axes=None if by_input else [-1])
-        return self._step("Equal", top, self._number(-np.inf, dtype))
+        axes = [self.made.integers([-1])] if by_input else []
+        top = self.made.step("ReduceMax", bias, *axes, keepdims=1, axes=None if by_input else [-1])
+        return self.made.step("Equal", top, self.made.number(-np.inf, dtype))
 
     def _shaped(self, bias: oir.Value, attention: Attention, rank: int | None) -> oir.Value:
         """With a row for each query, which the operators demand, and of `rank`."""
         shape = self.facts.shape(bias) or ()
         if rank is not None and len(shape) < rank:
-            return self._shaped(self._unsqueezed(bias, rank - len(shape)), attention, rank)
+            return self._shaped(self.made.unsqueezed(bias, rank - len(shape)), attention, rank)
         if len(shape) < 2:
-            return self._shaped(self._unsqueezed(bias, 1), attention, rank)
+            return self._shaped(self.made.unsqueezed(bias, 1), attention, rank)
         if shape[-2] == attention.sequence:
             return bias
-        return self._step("Expand", bias, self._rows(attention))
-
-    def _unsqueezed(self, value: oir.Value, count: int) -> oir.Value:
-        if self.facts.opset >= 13:
-            return self._step("Unsqueeze", value, self._integers(list(range(count))))
-        return self._step("Unsqueeze", value, axes=list(range(count)))
+        return self.made.step("Expand", bias, self._rows(attention))
 
     def _rows(self, attention: Attention) -> oir.Value:
         """The shape [queries, 1]."""
-        size = attention.sequence
-        if isinstance(size, int):
-            return self._integers([size, 1])
-        source, axis = self._measured(size) or (attention.nodes[0].outputs[0], 2)
-        if self.facts.opset >= 15:
-            length = self._step("Shape", source, start=axis, end=axis + 1)
-        else:
-            length = self._step("Gather", self._step("Shape", source), self._integers([axis]))
-        return self._step("Concat", length, self._integers([1]), axis=0)
-
-    def _measured(self, size: Dim) -> tuple[oir.Value, int] | None:
-        for value in self.model.graph.inputs:
-            for axis, other in enumerate(self.facts.shape(value) or ()):
-                if other == size:
-                    return value, axis
-        return None
-
-    def _integers(self, numbers: list[int]) -> oir.Value:
-        return self._constant(("ints", *numbers), "sizes", np.array(numbers, np.int64))
-
-    def _number(self, number: float, dtype: oir.DataType) -> oir.Value:
-        return self._constant(("float", number, dtype), "fill", np.array(number, np.float64).astype(dtype.numpy()))
-
-    def _constant(self, key: tuple[object, ...], name: str, array: np.ndarray) -> oir.Value:
-        if key not in self._made:
-            self._made[key] = edit.add_constant(self.model, name, oir.tensor(array))
-        return self._made[key]
-
-    def _step(self, op: str, *inputs: oir.Value | None, **attributes: object) -> oir.Value:
-        """The output of a node of the given inputs: one that was made before, or a new one right behind its last input."""
-        key = (op, *inputs, *sorted((name, str(x)) for name, x in attributes.items()))
-        if key in self._made:
-            return self._made[key]
-        graph, last = self._behind(inputs)
-        like = last if last is not None else graph[0]
-        node = edit.make(op, inputs, attributes, like=like, name=edit.unique_name(self.model, f"mask.{op}"))
-        node.outputs[0].name = node.name
-        if last is None:
-            graph.insert_before(graph[0], [node])
-        else:
-            graph.insert_after(last, [node])
-        self.facts.follow(node)
-        self._made[key] = node.outputs[0]
-        return node.outputs[0]
-
-    def _behind(self, inputs: tuple[oir.Value | None, ...]) -> tuple[oir.Graph, oir.Node | None]:
-        """The innermost graph of these inputs, and the last of the nodes there that compute them."""
-        computed = [node for value in inputs if value is not None and (node := value.producer()) is not None]
-        inner = [node for node in computed if node.graph is not self.model.graph]
-        here = inner or computed
-        if not here:
-            return self.model.graph, None
-        graph = here[0].graph
-        assert isinstance(graph, oir.Graph)
-        if len(here) == 1:
-            return graph, here[0]
-        order = {id(node): index for index, node in enumerate(graph)}
-        return graph, max(here, key=lambda node: order.get(id(node), -1))
+        length = self.made.length(attention.sequence, (attention.nodes[0].outputs[0], 2))
+        return self.made.step("Concat", length, self.made.integers([1]), axis=0)

@@ -133,6 +133,18 @@ def _split(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome)
         edit.remove_unused(nodes)
 
 
+def _range(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) -> None:
+    """Bounds that are vectors of one element, which runtimes accept only while they cannot see it, become scalars."""
+    wrong = [index for index, value in enumerate(node.inputs) if facts.shape(value) == (1,)]
+    if wrong and outcome.take(node):
+        for index in wrong:
+            step = _named(model, edit.make("Squeeze", [node.inputs[index]], like=node), node, "scalar")
+            edit.insert_before(node, [step])
+            step.outputs[0].dtype, step.outputs[0].shape = facts.dtype(node.inputs[index]), oir.Shape([])
+            facts.set(step.outputs[0], facts.dtype(node.inputs[index]), ())
+            node.replace_input_with(index, step.outputs[0])
+
+
 def _first(graph: oir.Graph | oir.Function | None, nodes: list[oir.Node]) -> oir.Node | None:
     wanted = {id(node) for node in nodes}
     return next((node for node in graph or () if id(node) in wanted), None)
@@ -172,6 +184,10 @@ def _gemm(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) 
     new.append(_named(model, edit.make("MatMul", [before.inputs[0], weight], like=node), node, "matmul"))
     if bias is not None:
         new.append(_named(model, edit.make("Add", [new[-1].outputs[0], bias], like=[node, after]), node, "bias"))
+    for made in new:
+        product = made.op_type != "Transpose"
+        made.outputs[0].type = after.outputs[0].type
+        made.outputs[0].shape = after.outputs[0].shape if product else None
     edit.replace_node(after, new)
 
 
@@ -181,4 +197,5 @@ _RULES: list[tuple[str, Callable[[oir.Model, Inference, oir.Node, Outcome], None
     ("Squeeze", _pick),
     ("Slice", _split),
     ("Gemm", _gemm),
+    ("Range", _range),
 ]

@@ -11,6 +11,7 @@ from burnish.ir.evaluate import FOLDABLE, evaluate
 from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes.base import ExactPass, Outcome
 
+_COPIED = 1024  # bytes of the largest constant that may be stored once more in another form while it is still read
 _NODE_BYTES = 256  # what a node with its names and metadata takes in the file; gone when it is folded
 
 
@@ -38,6 +39,8 @@ class FoldConstants(ExactPass):
             return 0
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             return 0
+        if any(value.const_value is not None and value.const_value.nbytes > _COPIED for value in _shared(read)):
+            left = 0
         largest = _dying(read) + max(left, 0) + _NODE_BYTES
         tensors = evaluate(node, largest=largest)
         if tensors is None:
@@ -68,5 +71,11 @@ class FoldConstants(ExactPass):
 
 def _dying(read: list[oir.Value]) -> int:
     """Bytes of the constants that only this node reads."""
-    once = {id(value): value for value in read if len(match.consumers(value)) == 1 and not value.is_graph_output()}
-    return sum(value.const_value.nbytes for value in once.values() if value.const_value is not None)
+    kept = {id(value) for value in _shared(read)}
+    once = {id(value): value.const_value for value in read if id(value) not in kept}
+    return sum(tensor.nbytes for tensor in once.values() if tensor is not None)
+
+
+def _shared(read: list[oir.Value]) -> list[oir.Value]:
+    """The constants that other nodes read as well."""
+    return [value for value in read if len(match.consumers(value)) > 1 or value.is_graph_output()]

@@ -14,6 +14,7 @@ from burnish.ir.inference import Inference
 from burnish.ir.views.attention import Attention, Miss, Source, find_attentions
 from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.masks import Masks, Ready
+from burnish.passes.shared import Shared
 
 FIRST_OPSET = 23
 """The first opset with Attention."""
@@ -39,7 +40,7 @@ class FuseAttention(ExactPass):
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """Rewrite `model` in place."""
         facts = Inference(model)
-        writer = _Writer(model, facts, Masks(model, facts), self.target)
+        writer = _Writer(model, facts, Masks(model, facts, Shared(model, facts, "mask")), self.target)
         standard = model.opset_imports.get("", 1) >= FIRST_OPSET and self.target != "ort-cuda"
         # From the last to the first: shapes read from the first layer's cache are then read by nobody else.
         for found in reversed(list(find_attentions(model, facts))):
@@ -197,7 +198,7 @@ class _Writer:
 
     def _zeroed(self, found: Attention, plan: Plan, dead: oir.Value, result: oir.Value) -> oir.Value:
         if plan.flat:
-            dead = self.masks.squeezed(dead, 1)
+            dead = self.masks.made.squeezed(dead, 1)
         step = edit.make("Where", [dead, self.masks.number(0.0, found), result], like=found.end, name=f"{found.end.name}.guard")
         result.type, result.shape = plan.out.type, plan.out.shape
         edit.insert_before(found.end, [step])

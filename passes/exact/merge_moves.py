@@ -29,9 +29,10 @@ class MergeMoves(ExactPass):
                     rule(model, facts, node, outcome)
 
 
-def _put(facts: Inference, node: oir.Node, new: oir.Node) -> None:
+def _put(facts: Inference, node: oir.Node, new: oir.Node) -> oir.Node:
     facts.set(new.outputs[0], facts.dtype(node.outputs[0]), facts.shape(node.outputs[0]))
     edit.replace_node(node, new)
+    return new
 
 
 def _transpose(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) -> None:
@@ -75,7 +76,8 @@ def _batched_transpose(
         return
     last = len(source) - 1
     order = [*range(last - 1), last, last - 1]
-    _put(facts, node, edit.make("Transpose", [top.inputs[0]], {"perm": order}, like=[node, above, top]))
+    new = _put(facts, node, edit.make("Transpose", [top.inputs[0]], {"perm": order}, like=[node, above, top]))
+    _transpose(model, facts, new, outcome)
 
 
 def _unsqueeze(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) -> None:

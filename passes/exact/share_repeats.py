@@ -17,6 +17,8 @@ from burnish.passes.base import ExactPass, Outcome
 
 _SAMPLE = 64
 _COMMUTATIVE = {"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+_KINDS = oir.AttributeType
+_COMPARABLE = {_KINDS.FLOAT, _KINDS.FLOATS, _KINDS.INT, _KINDS.INTS, _KINDS.STRING, _KINDS.STRINGS, _KINDS.TENSOR}
 _RANDOM = {
     "RandomNormal",
     "RandomNormalLike",
@@ -87,7 +89,7 @@ def _key(node: oir.Node) -> Any:
         inputs.sort(key=lambda x: x or 0)
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
-        if attribute.is_ref():
+        if attribute.is_ref() or attribute.type not in _COMPARABLE:
             return None
         value = attribute.value
         if attribute.type == oir.AttributeType.TENSOR:
