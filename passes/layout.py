@@ -60,9 +60,12 @@ class Region:
 
     @property
     def saved(self) -> int:
-        """Elements moved by Transposes today less those moved afterwards."""
+        """Elements moved by Transposes today less those moved, or kept twice as constants, afterwards."""
         own = {id(node) for node in self.nodes}
+        constants = {id(v): v for node in self.nodes for v in _data(node) if weights.is_constant(v)}
+        copied = [v for v in constants.values() if any(id(user) not in own for user in match.consumers(v))]
         total = sum(elements(end.outputs[0]) for end in self.ends) - sum(elements(value) for value in self.leaving)
+        total -= sum(elements(value) for value in copied if match.rank(value))
         for value in self.entering:
             if _undone(value, self.perm) is None:
                 total -= elements(value)

@@ -142,11 +142,22 @@ def _drop_straight_through(model: oir.Model, outcome: Outcome) -> bool:
         gather = match.producer(source, "Gather")
         if gather is None or not weights.is_constant(gather.inputs[0]):
             continue
-        shape = quantized.shape
+        shape = _gathered(gather) if source is quantized else quantized.shape
         if shape is None or shape != pair[1].shape or shape.has_unknown_dim():
             outcome.skip(node, "the shapes of the input and of the code are not known to be equal")
         elif not outcome.take(node):
             return False
         else:
+            quantized.shape = shape
             edit.bypass(node, quantized)
     return True
+
+
+def _gathered(gather: oir.Node) -> oir.Shape | None:
+    """The shape of a Gather's result, from its table and indices."""
+    table, indices = gather.inputs
+    if match.attribute(gather, "axis", 0) != 0 or table is None or indices is None:
+        return None
+    if table.shape is None or indices.shape is None:
+        return None
+    return oir.Shape([*indices.shape, *table.shape[1:]])

@@ -37,11 +37,18 @@ class PadResidual(ExactPass):
         for node in walk(model, "Concat", "ScatterND"):
             if node.graph is None:
                 continue
-            if node.op_type == "Concat":
-                found, last = _concat(node), node
-            else:
-                found, last = _scatter(node)
-            if found is None or found.added is None:
+            if node.op_type == "ScatterND" and _overwrites_all(node):
+                if not outcome.take(node):
+                    return
+                edit.bypass(node, node.inputs[2])
+                continue
+            found, last = (_concat(node), node) if node.op_type == "Concat" else _scatter(node)
+            if found is None:
+                continue
+            if found.added is None:
+                if not outcome.take(node):
+                    return
+                edit.bypass(last, found.value)
                 continue
             width, whole = found.end - found.start, match.dim(found.value, found.axis)
             rank = match.rank(found.value)
@@ -127,8 +134,29 @@ def _concat(node: oir.Node) -> _Part | None:
     return changed[0] if place == match.dim(changed[0].value, axis) else None
 
 
+def _overwrites_all(node: oir.Node) -> bool:
+    """Whether a ScatterND writes the rows 0, 1, 2 ... of all its data, in order."""
+    data, indices, update = node.inputs[:3]
+    if data is None or update is None or data.shape is None or data.shape != update.shape:
+        return False
+    if data.shape.has_unknown_dim() or match.attribute(node, "reduction", "none") != "none":
+        return False
+    if indices is None or indices.shape is None or len(indices.shape) != 2 or indices.shape[1] != 1:
+        return False
+    if indices.shape[0] != data.shape[0]:
+        return False
+    numbers = weights.constant(indices, largest=1 << 22)
+    if numbers is not None:
+        return bool((numbers.reshape(-1) == np.arange(numbers.size)).all())
+    above = match.producer(indices, "Unsqueeze", "Reshape")
+    counter = match.producer(above.inputs[0], "Range") if above is not None else None
+    if counter is None:
+        return False
+    return weights.scalar(counter.inputs[0]) == 0 and weights.scalar(counter.inputs[2]) == 1
+
+
 def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
-    """The changed part, when a ScatterND writes it back to where it was read, and the node with the result."""
+    """The part that was read, and changed or not, when a ScatterND writes it back to where it was read, and the node with the result."""
     data, update, last = node.inputs[0], node.inputs[2], node
     axis = 0
     turned = match.producer(data, "Transpose")
@@ -140,7 +168,7 @@ def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
         if tuple(perm[i] for i in match_perm(back, len(perm))) != tuple(range(len(perm))):
             return None, node
         data, update, last, axis = turned.inputs[0], other.inputs[0], back, perm[0]
-    part = _added(update)
+    part = _added(update) or _part(update)
     indices = weights.constant(match.input_of(node, 1), largest=1 << 22)
     if (
         part is None

@@ -22,12 +22,12 @@ LINEAR = {
     "weight behind Transpose": "<float[4, 5] w> { t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t) }",
     "weight behind Cast": "<float16[5, 4] w> { t = Cast <to = 1> (w) y = MatMul (x, t) }",
     "weight behind Reshape": "<float[20] w, int64[2] s = {-1, 4}> { t = Reshape (w, s) y = MatMul (x, t) }",
-    "weight in a Constant": "{ t = Constant <value = float[5, 1] {1, 2, 3, 4, 5}> () a = MatMul (x, t) y = Expand (a, s) }",
-    "weight of int8": "<int8[5, 4] w = {1, -2, 3, 4, 5, 6, 7, 8, -9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2}, float[4] s, int8[4] z = {1, 0, 2, 0}>"
+    "weight in a Constant": "{ t = Constant <value = float[5, 1] {1, 2, 3, 4, 5}> () a = MatMul (x, t) y = Expand (a, s) }",  # noqa: E501
+    "weight of int8": "<int8[5, 4] w = {1, -2, 3, 4, 5, 6, 7, 8, -9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2}, float[4] s, int8[4] z = {1, 0, 2, 0}>"  # noqa: E501
     " { t = DequantizeLinear <axis = 1> (w, s, z) y = MatMul (x, t) }",
     "Gemm": "<float[5, 4] w, float[4] b> { y = Gemm (x, w, b) }",
     "Gemm without bias": "<float[5, 4] w> { y = Gemm <alpha = 0.5> (x, w) }",
-    "Gemm, transposed and scaled": "<float[4, 5] w, float[1, 4] b> { y = Gemm <alpha = 2.0, beta = 0.5, transB = 1> (x, w, b) }",
+    "Gemm, transposed and scaled": "<float[4, 5] w, float[1, 4] b> { y = Gemm <alpha = 2.0, beta = 0.5, transB = 1> (x, w, b) }",  # noqa: E501
     "Gemm, no use for its bias": "<float[5, 4] w, float[4] b> { y = Gemm <beta = 0.0> (x, w, b) }",
 }
 
@@ -126,7 +126,7 @@ NORMS = {
     "tensorflow": (
         "layer",
         "{ m = ReduceMean (x, k) d = Sub (x, m) s = Mul (d, d) v = ReduceMean (s, k) e = Add (v, eps)"
-        " q = Sqrt (e) r = Reciprocal (q) f = Mul (r, g1) a = Mul (x, f) b1 = Mul (m, f) c = Sub (b, b1) y = Add (a, c) }",
+        " q = Sqrt (e) r = Reciprocal (q) f = Mul (r, g1) a = Mul (x, f) b1 = Mul (m, f) c = Sub (b, b1) y = Add (a, c) }",  # noqa: E501
     ),
     "torch script": (
         "layer",
