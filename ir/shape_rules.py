@@ -102,7 +102,9 @@ def _from_schema(
             shape = found[index]
         elif shape is not None:
             shape = tuple(size if isinstance(size, int) else facts.unknown(value, i) for i, size in enumerate(shape))
-        kind = (types[index] if types is not None and index < len(types) else None) or dtype or match.tensor_dtype(value)
+        kind = (
+            (types[index] if types is not None and index < len(types) else None) or dtype or match.tensor_dtype(value)
+        )
         facts.set(value, kind, shape)
 
 
@@ -131,7 +133,15 @@ def _ask_onnx(facts: Inference, node: oir.Node) -> dict[str | None, tuple[oir.Da
         result = onnx.shape_inference.infer_node_outputs(
             schema, proto, given, data, opset_imports=[onnx.helper.make_opsetid("", facts.opset)]
         )
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError, RuntimeError, KeyError, TypeError):
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        onnx.defs.SchemaError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+    ):
         return {}
     answers: dict[str | None, tuple[oir.DataType | None, Any]] = {}
     for name, proto_type in result.items():

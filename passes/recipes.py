@@ -22,17 +22,21 @@ NORMAL_FORM: tuple[str, ...] = (
     "merge-moves",
     "fold-shapes",
     "drop-identity",
+    "merge-moves",
     "share-repeats",
     "drop-unused",
     "infer-types",
 )
 """One spelling for what every exporter writes."""
 
+RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-attention")
+"""Spelled-out functions written as one operator, if the target has it; before their constants are folded away."""
+
 FOLD: tuple[str, ...] = ("fold-batchnorm", "merge-repbn", "fold-affine")
 """Constants folded into the weights beside them."""
 
-FUSE: tuple[str, ...] = ("fuse-activation",)
-"""Spelled-out functions written as one operator, as far as the target has it."""
+FUSE: tuple[str, ...] = ("fuse-skip-norm", "fuse-bias-gelu")
+"""Operators joined with the additions before them, where the target has one for both."""
 
 CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "drop-unused")
 """What the passes before leave behind."""
@@ -51,9 +55,7 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
     first = with_opset([catalog.make(one) for one in NORMAL_FORM], opset)
     if name == "normal-form":
         return first
-    middle = [catalog.make(one) for one in (*FOLD, *CLEAN)]
-    fused = [_for_target(one, target) for one in FUSE]
-    return [*first, *middle, *fused, *(catalog.make(one) for one in CLEAN)]
+    return [*first, *(_for_target(one, target) for one in (*RECOGNISE, *FOLD, *CLEAN, *FUSE, *CLEAN))]
 
 
 def with_opset(passes: list[Pass], opset: int | None) -> list[Pass]:

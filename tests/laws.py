@@ -21,19 +21,23 @@ _SIZES = (1, 2, 5)
 
 
 def _declare_runtime_operators() -> None:
-    """Let the ONNX checker know the operator that ONNX Runtime keeps in the standard domain."""
-    schema = onnx.defs.get_schema("RMSNormalization", 23)
-    onnx.defs.register_schema(
-        onnx.defs.OpSchema(
-            "SimplifiedLayerNormalization",
-            "",
-            1,
-            inputs=schema.inputs,
-            outputs=schema.outputs,
-            attributes=list(schema.attributes.values()),
-            type_constraints=[(one.type_param_str, one.allowed_type_strs, "") for one in schema.type_constraints],
+    """Let the ONNX checker know the operators that ONNX Runtime keeps in the standard domain, in every opset."""
+    for name, like, version in (
+        ("SimplifiedLayerNormalization", "RMSNormalization", 23),
+        ("LayerNormalization", "LayerNormalization", 17),
+    ):
+        schema = onnx.defs.get_schema(like, version)
+        onnx.defs.register_schema(
+            onnx.defs.OpSchema(
+                name,
+                "",
+                1,
+                inputs=schema.inputs,
+                outputs=schema.outputs,
+                attributes=list(schema.attributes.values()),
+                type_constraints=[(one.type_param_str, one.allowed_type_strs, "") for one in schema.type_constraints],
+            )
         )
-    )
 
 
 _declare_runtime_operators()
@@ -54,7 +58,12 @@ def rewrite(one: Pass, model: oir.Model, limit: int | None = None) -> tuple[oir.
     if changed != (outcome.rewritten > 0):
         says = "is changed" if changed else "is unchanged"
         raise LawBroken(f"`rewritten` is {outcome.rewritten}, but the text of the model {says}:\n\n{text(after)}")
-    facts.check(after, (*(fact for fact in one.needs if fact not in one.breaks), *(one.gives if limit is None else ())), name, "after")
+    facts.check(
+        after,
+        (*(fact for fact in one.needs if fact not in one.breaks), *(one.gives if limit is None else ())),
+        name,
+        "after",
+    )
     return after, outcome
 
 

@@ -140,7 +140,7 @@ def _range(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome)
         for index in wrong:
             step = _named(model, edit.make("Squeeze", [node.inputs[index]], like=node), node, "scalar")
             edit.insert_before(node, [step])
-            step.outputs[0].dtype, step.outputs[0].shape = facts.dtype(node.inputs[index]), oir.Shape([])
+            step.outputs[0].type, step.outputs[0].shape = node.inputs[index].type, oir.Shape([])  # type: ignore[union-attr]
             facts.set(step.outputs[0], facts.dtype(node.inputs[index]), ())
             node.replace_input_with(index, step.outputs[0])
 

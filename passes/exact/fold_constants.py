@@ -8,10 +8,11 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.evaluate import FOLDABLE, evaluate
-from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.ir.walk import STANDARD_DOMAINS, is_op
 from burnish.passes.base import ExactPass, Outcome
 
 _COPIED = 1024  # bytes of the largest constant that may be stored once more in another form while it is still read
+_CUTS = ("Slice", "Split")
 _NODE_BYTES = 256  # what a node with its names and metadata takes in the file; gone when it is folded
 
 
@@ -39,7 +40,10 @@ class FoldConstants(ExactPass):
             return 0
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             return 0
-        if any(value.const_value is not None and value.const_value.nbytes > _COPIED for value in _shared(read)):
+        parted = is_op(node, *_CUTS) and _is_parted(read[0])
+        if parted:
+            left = max(left, sum(tensor.nbytes for tensor in evaluate(node, largest=0) or ()))
+        elif any(value.const_value is not None and value.const_value.nbytes > _COPIED for value in _shared(read)):
             left = 0
         largest = _dying(read) + max(left, 0) + _NODE_BYTES
         tensors = evaluate(node, largest=largest)
@@ -66,7 +70,17 @@ class FoldConstants(ExactPass):
         edit.remove_unused([node])
         for value in values:
             edit.drop_if_unused(value)
-        return max(growth, 0)
+        return 0 if parted else max(growth, 0)
+
+
+def _is_parted(value: oir.Value) -> bool:
+    """Whether all readers of a constant cut constant parts out of it, together no more than it holds."""
+    total, readers = 0, match.consumers(value)
+    for reader in readers:
+        if not is_op(reader, *_CUTS) or not all(weights.is_constant(one) for one in reader.inputs if one is not None):
+            return False
+        total += sum(tensor.nbytes for tensor in evaluate(reader, largest=0) or ())
+    return len(readers) > 1 and value.const_value is not None and total <= value.const_value.nbytes
 
 
 def _dying(read: list[oir.Value]) -> int:
