@@ -49,9 +49,16 @@ def infer(facts: Inference, node: oir.Node) -> None:
 
 
 def other_domain(facts: Inference, node: oir.Node) -> None:
-    """Record what a node of another domain declares of its types; its shapes are unknown."""
+    """Record what a node of another domain declares of its types; its shapes are unknown but for those of fused attention."""
     for value in node.outputs:
         facts.set(value, match.tensor_dtype(value), None)
+    if node.domain == "com.microsoft" and node.op_type in ("RotaryEmbedding", "MultiHeadAttention"):
+        source = facts.shape(node.inputs[0])
+        values = facts.shape(match.input_of(node, 2)) if node.op_type == "MultiHeadAttention" else None
+        if source is not None and values is not None and len(source) == 3:
+            source = (*source[:2], values[2] if len(values) == 3 else dims.multiply(values[1], values[3]))
+        if source is not None and (values is not None or node.op_type == "RotaryEmbedding"):
+            facts.set(node.outputs[0], facts.dtype(node.inputs[0]), source)
 
 
 def _types(facts: Inference, node: oir.Node) -> list[oir.DataType | None] | None:
