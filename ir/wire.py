@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,9 +74,29 @@ def mapped(buffer: Buffer, proto: oir.ExternalTensor) -> oir.LazyTensor:
             return oir.PackedTensor(array, dtype, shape=shape)
         return oir.Tensor(array.reshape(shape.numpy()), dtype=dtype, shape=shape)
 
-    return oir.LazyTensor(
-        read, dtype, shape, name=proto.name, doc_string=proto.doc_string, metadata_props=proto.metadata_props
+    return _Mapped(
+        read,
+        dtype,
+        shape,
+        name=proto.name,
+        doc_string=proto.doc_string,
+        metadata_props=proto.metadata_props,
+        content=memoryview(buffer)[offset : offset + length],
     )
+
+
+class _Mapped(oir.LazyTensor):
+    """A tensor in a mapped file, whose bytes go elsewhere without an array in between."""
+
+    def __init__(self, *args: Any, content: memoryview, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._content = content
+
+    def tobytes(self) -> bytes:
+        return bytes(self._content)
+
+    def tofile(self, file: Any) -> None:
+        file.write(self._content)
 
 
 def _model(buffer: Buffer, spans: set[tuple[int, int]]) -> list[bytes]:
