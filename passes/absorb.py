@@ -44,12 +44,12 @@ def into_layer_before(affine: Affine, largest_copy: int = LARGEST_COPY) -> Plan 
         if node is None:
             return "no layer computes its input"
         if not is_op(node, *LAYOUT) or node.inputs[0] is None:
-            return f"its input comes from {match.describe(node)}, which is no layer with constant weights"
+            return f"its input comes from {node.op_type}, which is no layer with constant weights"
         value = node.inputs[0]
         if not match.used_once(value):
-            return f"other nodes read the input of {match.describe(node)}"
+            return f"other nodes read the input of {node.op_type}"
         if axis is not None and (axis := axis_above(node, axis)) is None:
-            return f"{match.describe(node)} mixes its channels with others"
+            return f"{node.op_type} mixes its channels with others"
     channels = layer.out_channels if isinstance(layer, Convolution) else layer.out_features
     if reason := _mismatch(affine, layer, value, axis, -1, channels):
         return reason
@@ -81,10 +81,10 @@ def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow
             if is_op(user, *LAYOUT) and index == 0:
                 below = axis_below(user, axis) if axis is not None else None
                 if axis is not None and below is None:
-                    return f"{match.describe(user)} mixes its channels with others"
+                    return f"{user.op_type} mixes its channels with others"
                 pending.append((user.outputs[0], below))
             elif layer is None or layer.input is not value or index != 0:
-                return f"{match.describe(user)} reads it, which is no layer with constant weights"
+                return f"{user.op_type} reads it, which is no layer with constant weights"
             else:
                 channels = layer.in_channels if isinstance(layer, Convolution) else layer.in_features
                 place = -1 if isinstance(layer, Convolution) else layer.input_axis
@@ -102,7 +102,7 @@ def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow
     for one in layers:
         if shifts and isinstance(one, Convolution) and not one.reads_only_data:
             what = "does not use each input equally often" if one.transposed else "pads its input with zeros"
-            return f"{match.describe(one.node)} {what}, so the shift differs from place to place"
+            return f"{one.node.op_type} {what}, so the shift differs from place to place"
         written.append((one, *_scale_input(one, affine)))
     return _plan(affine, written, largest_copy)
 
@@ -133,9 +133,9 @@ def _mismatch(
 ) -> str | None:
     """Why `affine` does not act on the channels of `layer` that `value` carries; None when it does."""
     if layer.read_only:
-        return f"{match.describe(layer.node)} cannot be rewritten: {layer.read_only}"
+        return f"{layer.node.op_type} cannot be rewritten: {layer.read_only}"
     if affine.channels not in (1, channels):
-        return f"{match.describe(layer.node)} has {channels} channels, it has {affine.channels}"
+        return f"{layer.node.op_type} has {channels} channels, it has {affine.channels}"
     if axis is None:
         return None
     if isinstance(layer, Convolution):
@@ -144,7 +144,7 @@ def _mismatch(
         rank = 2 if is_op(layer.node, "Gemm") else match.rank(value)
         expected = None if rank is None else rank + place if place < 0 else place
     if axis != expected:
-        return f"it acts on axis {axis}, not on the channels of {match.describe(layer.node)}"
+        return f"it acts on axis {axis}, not on the channels of {layer.node.op_type}"
     return None
 
 
@@ -153,10 +153,10 @@ def _plan(affine: Affine, written: list[tuple[Layer, np.ndarray, np.ndarray | No
     for layer, weight, bias in written:
         dtype = layer.dtype
         if dtype is None:
-            return f"the dtype of {match.describe(layer.node)} is unknown"
+            return f"the dtype of {layer.node.op_type} is unknown"
         others = [user for user in layer.shared if id(user) not in own]
         if others and weight.size * dtype.itemsize > largest_copy:
-            return f"{match.describe(others[0])} shares the weight, and a copy is larger than {largest_copy} bytes"
+            return f"{others[0].op_type} shares the weight, and a copy is larger than {largest_copy} bytes"
         if not fits(weight, dtype) or (bias is not None and not fits(bias, dtype)):
             return f"the folded weight does not fit {dtype.name.lower()}"
     return Plan(affine, tuple(written))

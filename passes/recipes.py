@@ -32,7 +32,15 @@ NORMAL_FORM: tuple[str, ...] = (
 RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-attention")
 """Spelled-out functions written as one operator, if the target has it; before their constants are folded away."""
 
-FOLD: tuple[str, ...] = ("fold-batchnorm", "merge-repbn", "fold-affine")
+FOLD: tuple[str, ...] = (
+    "fold-codebook",
+    "pad-residual",
+    "fold-batchnorm",
+    "merge-repbn",
+    "merge-linears",
+    "fold-affine",
+    "cancel-layout",
+)
 """Constants folded into the weights beside them."""
 
 FUSE: tuple[str, ...] = ("fuse-skip-norm", "fuse-bias-gelu")

@@ -148,7 +148,7 @@ def _move_all(model: oir.Model, version: int, outcome: Outcome) -> list[tuple[oi
         if wide is None or wide.saved <= 0:
             region = find_region(node, perm, version, downwards=False)
         if region is None or region.saved <= 0:
-            fixed = f"{match.describe(source)} depends on the order of axes"
+            fixed = f"{source.op_type} depends on the order of axes"
             missed.append((node, fixed if region is None else "moving it would not move fewer elements"))
             failed.update((id(one), perm) for one in (wide.nodes if wide is not None and len(wide.ends) < 2 else ()))
             continue

@@ -56,7 +56,7 @@ def _fold_projections(model: oir.Model, outcome: Outcome) -> bool:
         if result.size > int(np.prod(largest.shape)):
             outcome.skip(node, "the product is larger than the codebook", matched=False)
         elif others := largest.others(node):
-            outcome.skip(node, f"{match.describe(others[0])} reads the codebook without the projection")
+            outcome.skip(node, f"{others[0].op_type} reads the codebook without the projection")
         elif not fits(result, dtype):
             outcome.skip(node, f"the product does not fit {dtype.name.lower()}")
         elif not outcome.take(node):

@@ -48,9 +48,9 @@ class MergeLinears(ExactPass):
 def _reason(first: Linear, second: Linear) -> str | None:
     for layer in (first, second):
         if layer.read_only:
-            return f"{match.describe(layer.node)} cannot be rewritten: {layer.read_only}"
+            return f"{layer.node.op_type} cannot be rewritten: {layer.read_only}"
         if layer.shared:
-            return f"{match.describe(layer.shared[0])} shares the weight of {match.describe(layer.node)}"
+            return f"{layer.shared[0].op_type} shares the weight of {layer.node.op_type}"
     if first.input_axis != -1 or second.input_axis != -1:
         return "the features are on the first axis"
     if first.node.graph is not second.node.graph:

@@ -64,7 +64,7 @@ def _reason(layer: Linear) -> str | None:
     if layer.read_only:
         return layer.read_only
     if layer.shared:
-        return f"{match.describe(layer.shared[0])} shares the weight"
+        return f"{layer.shared[0].op_type} shares the weight"
     rank = match.rank(layer.output)
     if rank is None or layer.output.dtype is None or (layer.parameter is not None and len(layer.parameter.shape) != 2):
         return "the rank of its result is unknown"

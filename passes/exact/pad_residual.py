@@ -156,7 +156,7 @@ def _overwrites_all(node: oir.Node) -> bool:
 
 
 def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
-    """The part that was read, and changed or not, when a ScatterND writes it back to where it was read, and the node with the result."""
+    """The part that was read, changed or not, when a ScatterND writes it back in place; the node with the result."""
     data, update, last = node.inputs[0], node.inputs[2], node
     axis = 0
     turned = match.producer(data, "Transpose")
