@@ -59,6 +59,7 @@ class Judge:
 
     Attributes:
         execute: the target's runtime, as its users run it.
+        lean: the same runtime with less memory, too slow to be timed.
         unoptimized: the same runtime without its own graph optimizations: how much the two differ on the original is
             the rounding that the user accepts already.
         replay: the float64 interpreter.
@@ -66,6 +67,7 @@ class Judge:
     """
 
     execute: Executor
+    lean: Executor
     unoptimized: Executor
     replay: Executor
     clock: Clock

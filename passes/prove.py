@@ -13,7 +13,7 @@ from burnish.ir.errors import InputError, MissingPackageError, VerificationError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS, walk
 from burnish.passes import catalog, reduce, verify
-from burnish.passes.pipeline import Pipeline, Run, Step
+from burnish.passes.pipeline import Pipeline, Run, Step, constant_bytes
 from burnish.passes.protocols import Judge, Runner, Verdict
 
 Verify = Literal["off", "ends", "each"]
@@ -24,6 +24,8 @@ REPLAY_LIMIT = 0.02
 
 TIMED_SECONDS = 0.01
 """The largest sample that runs within so many seconds is the one whose latency is guarded."""
+
+LARGEST_TIMED = 256e6
 
 GROWTH_LIMIT = 1.01, 4096
 """A pass may enlarge the constants by this factor and this many bytes before it counts as having made them larger."""
@@ -76,7 +78,8 @@ class Prover:
         judge: what executes models; None when `verify` is `off` and no latency is guarded.
         mode: compare at the `ends`, after `each` pass, or not at all.
         guard: what no pass may make worse.
-        candidate: opens the final model as the user will get it; by default `judge.execute`.
+        candidate: opens the final model as the user will get it, leanly when asked; by default `judge.execute`.
+        largest_timed: bytes of constants above which latency is not guarded: two sessions would have to be held.
         on_step: progress.
     """
 
@@ -86,7 +89,8 @@ class Prover:
     judge: Judge | None
     mode: Verify = "ends"
     guard: frozenset[str] = frozenset({"latency", "size"})
-    candidate: Callable[[Run], Runner] | None = None
+    candidate: Callable[[Run, bool], Runner] | None = None
+    largest_timed: float = LARGEST_TIMED
     on_step: Callable[[str, int, int], None] | None = None
     undone: dict[str, str] = field(default_factory=dict)
 
@@ -99,8 +103,9 @@ class Prover:
         """
         if self.mode == "off" or self.judge is None:
             return Proof(self._rewrite_within_size(), unverified="verification is off")
+        timed = "latency" in self.guard and constant_bytes(self.model) <= self.largest_timed
         try:
-            original = self.judge.execute(self.model)
+            original = (self.judge.execute if timed else self.judge.lean)(self.model)
         except MissingPackageError:
             raise
         except InputError as error:
@@ -111,32 +116,38 @@ class Prover:
                 raise
             reason = f"the runtime does not know {', '.join(foreign)}: {error.cause}"
             return Proof(self._rewrite_within_size(), unverified=reason)
-        expected = verify.Expected(original, self.samples)
-        checker = _Checker(self.model, expected, self.judge)
         try:
-            while True:
-                run = self._rewrite_within_size(checker if self.mode == "each" else None)
-                proof = Proof(run)
-                try:
-                    opened = self.candidate(run) if self.candidate is not None else self.judge.execute(run.model)
-                except InputError as error:
-                    raise self._culprit(checker, run) from error
-                try:
-                    proof.verification = checker.check(run.model, opened, replay_always=self.mode == "each")
-                    if not proof.verification.holds:
-                        raise self._culprit(checker, run)
-                    if "latency" not in self.guard or run.rewritten == 0:
-                        return proof
-                    sample = expected.largest(TIMED_SECONDS)
-                    proof.latency = self._timed(original, opened, sample)
-                    proof.latency_sample = sample.name
-                finally:
-                    opened.close()
-                if not proof.latency.slower:
-                    return proof
-                self._undo_slow(run, original, sample, proof.latency)
+            expected = verify.Expected(original, self.samples)
+            if not timed:
+                original.close()
+            return self._prove(_Checker(self.model, expected, self.judge), original if timed else None)
         finally:
             original.close()
+
+    def _prove(self, checker: _Checker, original: Runner | None) -> Proof:
+        """Rewrite and compare; with a runner of the original, time and undo what is slow as well."""
+        expected = checker.expected
+        while True:
+            run = self._rewrite_within_size(checker if self.mode == "each" else None)
+            proof = Proof(run)
+            try:
+                opened = self.candidate(run, original is None) if self.candidate else checker.judge.execute(run.model)
+            except InputError as error:
+                raise self._culprit(checker, run) from error
+            try:
+                proof.verification = checker.check(run.model, opened, replay_always=self.mode == "each")
+                if not proof.verification.holds:
+                    raise self._culprit(checker, run)
+                if original is None or run.rewritten == 0:
+                    return proof
+                sample = expected.largest(TIMED_SECONDS)
+                proof.latency = self._timed(original, opened, sample)
+                proof.latency_sample = sample.name
+            finally:
+                opened.close()
+            if not proof.latency.slower:
+                return proof
+            self._undo_slow(run, original, sample, proof.latency)
 
     def _rewrite_within_size(self, checker: _Checker | None = None) -> Run:
         while True:
@@ -235,7 +246,7 @@ class _Checker:
 
     def load_and_check(self, model: oir.Model) -> verify.Verification:
         try:
-            runner = self.judge.execute(model)
+            runner = self.judge.lean(model)
         except InputError as error:
             return verify.Verification(refusal=error.cause)
         try:

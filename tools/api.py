@@ -71,14 +71,14 @@ def emit(model: oir.Model, path: str | Path, *, external: bool | None = None) ->
 
 def ort_judge(target: str, *, threads: int = 1) -> Judge:
     """What executes models for a target: ONNX Runtime, and the float64 interpreter beside it."""
-    from burnish.backends.ort.timing import Clock
-
     from burnish.backends.ort.session import executor
+    from burnish.backends.ort.timing import Clock
     from burnish.backends.reference.runner import ReferenceRunner
 
     device = "ort-cuda" if target == "ort-cuda" else "ort-cpu"
     return Judge(
         execute=executor(threads=threads, target=device),
+        lean=executor(threads=threads, target=device, lean=True),
         unoptimized=executor(threads=threads, level="off", target=device),
         replay=ReferenceRunner,
         clock=Clock(budget=0.5),
@@ -186,6 +186,7 @@ def optimize(
         todo.verify,
         todo.guard,
         on_step=on_step,
+        largest_timed=prove.LARGEST_TIMED if guard is None else float("inf"),
     )
     with ExitStack() as stack:
         stage: list[onnx_writer.Staged] = []
@@ -201,7 +202,7 @@ def optimize(
             return stage[0]
 
         if path is not None and judged:
-            prover.candidate = lambda run: _open(write_aside(run).path, todo.target)
+            prover.candidate = lambda run, lean: _open(write_aside(run).path, todo.target, lean)
         try:
             proof = prover.run()
         except prove.Miscompiled as failure:
@@ -219,10 +220,10 @@ def optimize(
     return result
 
 
-def _open(path: Path, target: str) -> Runner:
+def _open(path: Path, target: str, lean: bool) -> Runner:
     from burnish.backends.ort import session
 
-    return session.from_path(path, threads=1, target="ort-cuda" if target == "ort-cuda" else "ort-cpu")
+    return session.from_path(path, threads=1, target="ort-cuda" if target == "ort-cuda" else "ort-cpu", lean=lean)
 
 
 def _require(names: Sequence[str], proof: prove.Proof) -> None:

@@ -42,7 +42,7 @@ def _verdict(slower: bool) -> Verdict:
 
 
 def _judge(clock=lambda first, second, feeds: _verdict(False)) -> Judge:
-    return Judge(executor(), executor(level="off"), ReferenceRunner, clock)
+    return Judge(executor(), executor(lean=True), executor(level="off"), ReferenceRunner, clock)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_a_pass_that_slows_the_model_is_found_and_undone():
         runner.described = [str(v.name) for v in model.graph.initializers.values()]
         return runner
 
-    judge = Judge(described, executor(level="off"), ReferenceRunner, clock)
+    judge = Judge(described, described, executor(level="off"), ReferenceRunner, clock)
     prover = Prover(Pipeline(["lift-constants", Grow()]), _model(), SAMPLES, judge, "ends", frozenset({"latency"}))
     proof = prover.run()
     assert proof.run.rewritten == 0
