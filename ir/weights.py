@@ -7,10 +7,13 @@ weight), and so that a rewrite can be judged in float64, where it must agree to 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
 import onnx_ir as oir
+
+from burnish.ir.walk import graphs
 
 _EXACT = "burnish.exact"
 
@@ -138,6 +141,15 @@ def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> 
     if dtype != oir.DataType.DOUBLE:
         tensor.meta[_EXACT] = values
     return tensor
+
+
+def release(model: oir.Model) -> None:
+    """Close the memory maps of weights in external files; a weight that is read again is mapped again."""
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, oir.ExternalTensor):
+                with suppress(BufferError):
+                    value.const_value.release()
 
 
 def parameter_bytes(node: oir.Node) -> int:

@@ -40,7 +40,11 @@ def levels(value: oir.Value | None, facts: Inference) -> Levels:
     if is_op(node, *_MOVES):
         return levels(node.inputs[0], facts)
     if is_op(node, "Cast"):
-        return frozenset((0.0, 1.0)) if facts.dtype(node.inputs[0]) == oir.DataType.BOOL else _rounded(levels(node.inputs[0], facts), facts.dtype(value))
+        return (
+            frozenset((0.0, 1.0))
+            if facts.dtype(node.inputs[0]) == oir.DataType.BOOL
+            else _rounded(levels(node.inputs[0], facts), facts.dtype(value))
+        )
     if is_op(node, "Where", "Concat", "Trilu"):
         parts = [levels(one, facts) for one in (node.inputs[1:] if node.op_type == "Where" else node.inputs)]
         if node.op_type == "Trilu":
@@ -55,7 +59,9 @@ def levels(value: oir.Value | None, facts: Inference) -> Levels:
         if left is None or right is None:
             return None
         with np.errstate(all="ignore"):
-            return _rounded(_few(np.unique([_ARITHMETIC[node.op_type](a, b) for a in left for b in right])), facts.dtype(value))
+            return _rounded(
+                _few(np.unique([_ARITHMETIC[node.op_type](a, b) for a in left for b in right])), facts.dtype(value)
+            )
     return None
 
 
@@ -114,7 +120,12 @@ class Masks:
         if not mask:
             return None
         found = self._levels(mask)
-        if (found is None or -np.inf in found) and not attention.guard and dead_rows_are_zero and not self._never_dead(mask):
+        if (
+            (found is None or -np.inf in found)
+            and not attention.guard
+            and dead_rows_are_zero
+            and not self._never_dead(mask)
+        ):
             return "a row of -inf gives NaN, and the operator would give zeros"
         values = [*mask.values, *([mask.keep] if mask.keep is not None else [])]
         homes = {id(node.graph) for value in values if (node := value.producer()) is not None}
@@ -138,8 +149,12 @@ class Masks:
         total: Levels = parts[0]
         for part in parts[1:]:
             with np.errstate(over="ignore"):
-                total = None if total is None or part is None else _rounded(
-                    _few(np.unique([a + b for a in total for b in part])), self.facts.dtype(mask.values[0])
+                total = (
+                    None
+                    if total is None or part is None
+                    else _rounded(
+                        _few(np.unique([a + b for a in total for b in part])), self.facts.dtype(mask.values[0])
+                    )
                 )
         return total
 
@@ -172,7 +187,12 @@ class Masks:
             bias = self.made.step("Where", dead, self.made.number(0.0, dtype), bias)
         if spare:
             reached = self.made.step("Equal", bias, self.made.number(low, dtype))
-            bias = self.made.step("Where", reached, self.made.number(float(np.nextafter(dtype.numpy().type(low), dtype.numpy().type(0))), dtype), bias)
+            bias = self.made.step(
+                "Where",
+                reached,
+                self.made.number(float(np.nextafter(dtype.numpy().type(low), dtype.numpy().type(0))), dtype),
+                bias,
+            )
         return Ready(self._shaped(bias, attention, rank), dead)
 
     def _is_choice(self, mask: Mask) -> bool:
@@ -190,7 +210,9 @@ class Masks:
         node = match.producer(total, "Where")
         if not spare or node is None:
             return total
-        ends = [self.made.number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]]  # type: ignore[misc]
+        ends = [
+            self.made.number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]
+        ]  # type: ignore[misc]
         return self.made.step("Where", node.inputs[0], *ends)
 
     def number(self, number: float, attention: Attention) -> oir.Value:

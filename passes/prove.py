@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir import weights
 from burnish.ir.errors import InputError, MissingPackageError, VerificationError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS, walk
@@ -120,6 +121,7 @@ class Prover:
             expected = verify.Expected(original, self.samples)
             if not timed:
                 original.close()
+                weights.release(self.model)
             return self._prove(_Checker(self.model, expected, self.judge), original if timed else None)
         finally:
             original.close()

@@ -1,4 +1,4 @@
-"""The recipes we ship, as plain lists. A pass may stand in a list several times: it runs again only when there is news."""
+"""The recipes we ship, as plain lists. A pass may stand in a list twice: it runs again only when there is news."""
 
 from __future__ import annotations
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as oir
 
-from burnish.ir import dims, match
+from burnish.ir import match
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
 from burnish.ir.views import heads
@@ -341,9 +340,13 @@ class _Reader:
         node = last.value.producer()
         if node is None or not is_op(node, "Concat") or len(node.inputs) != 2 or last.pick is not None:
             return tuple(found)
-        whole = _joined(last.axes) if step.spelled(last.axes, self._four(step, last, "t", size)) else None
         past, new = node.inputs
-        if whole is None or past is None or new is None or match.attribute(node, "axis", 0) % 4 != 2:
+        if (
+            not step.spelled(last.axes, ("b", GROUP if last.repeated else "h", "t", size))
+            or past is None
+            or new is None
+            or match.attribute(node, "axis", 0) % 4 != 2
+        ):
             return tuple(found)
         length = self.facts.shape(new)
         if length is None or self.facts.shape(past) is None:
@@ -357,10 +360,6 @@ class _Reader:
             )  # fmt: skip
         return tuple(found)
 
-    @staticmethod
-    def _four(step: Walk, place: Place, length: str, size: str) -> Axes:
-        return ("b", GROUP if place.repeated else "h", length, size)
-
     def _sources(
         self, step: Walk, places: Iterator[Place] | list[Place], length: str, size: str, fewer: bool = False
     ) -> Iterator[Source]:
@@ -372,21 +371,3 @@ class _Reader:
                 continue
             part = (place.pick, int(step.sizes[PACKED])) if place.pick is not None else None  # type: ignore[arg-type]
             yield Source(place.value, flat, place.scale, part, place.repeated or fewer, None, None, place.path)
-
-
-def _joined(axes: Axes) -> str:
-    return "".join(axes)
-
-
-def key_heads(attention: Attention, source: Source, facts: Inference) -> int | None:
-    """The number of heads of a source of keys."""
-    shape = facts.shape(source.value)
-    if shape is None:
-        return None
-    if not source.flat:
-        return shape[1] if isinstance(shape[1], int) else None
-    width = dims.divide_exactly(shape[2], (source.part[1] if source.part else 1) * attention.head_size)
-    return width if isinstance(width, int) else None
-
-
-Form = Literal["flat", "heads"]

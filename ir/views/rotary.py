@@ -16,7 +16,7 @@ import onnx_ir as oir
 from burnish.ir import match
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention import Miss
-from burnish.ir.walk import is_op, walk
+from burnish.ir.walk import walk
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ def _turned(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
     cos, sin = _other(times_cos, second.x), _other(times_sin, turned)
     assert cos is not None and sin is not None
     inner = [first.node, second.node, node, *nodes, times_sin, times_cos, total]
-    return _checked(Rotary(node, second.x, total.outputs[0], cos, sin, True, interleaved, tuple(dict.fromkeys(inner))), facts)
+    return _checked(
+        Rotary(node, second.x, total.outputs[0], cos, sin, True, interleaved, tuple(dict.fromkeys(inner))), facts
+    )
 
 
 def _pairwise(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
@@ -165,7 +167,11 @@ def _pairwise(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
     products = [match.producer(value, "Mul") for value in total.inputs] if total is not None else []
     parts = [_split_product(one, facts) for one in products if one is not None]
     wanted = {(False, id(a[1])), (True, id(b[1]))}
-    if total is None or len(parts) != 2 or {(part[0].first, id(part[1])) for part in parts if part is not None} != wanted:
+    if (
+        total is None
+        or len(parts) != 2
+        or {(part[0].first, id(part[1])) for part in parts if part is not None} != wanted
+    ):
         return Miss(node, "the second half is not x2 * cos + x1 * sin")
     inner = [a[0].node, b[0].node, left, right, node, *(one for one in products if one is not None), total, *nodes]
     return _checked(Rotary(node, a[0].x, y, a[1], b[1], False, interleaved, tuple(dict.fromkeys(inner))), facts)
@@ -202,5 +208,3 @@ def same_halves(array: np.ndarray, interleaved: bool) -> np.ndarray | None:
     half = array.shape[-1] // 2
     a, b = (array[..., 0::2], array[..., 1::2]) if interleaved else (array[..., :half], array[..., half:])
     return a if np.array_equal(a, b) else None
-
-

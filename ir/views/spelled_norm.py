@@ -251,7 +251,7 @@ def find_spelled_group(node: oir.Node) -> Norm | None:
 
 
 def near_miss(node: oir.Node) -> str | None:
-    """Why `node`, in which `find_spelled_norm` sees no norm, only resembles the root of a variance; None when it does not.
+    """Why `node` only resembles the root of a variance that `find_spelled_norm` sees; None when it does not even that.
 
     Args:
         node: a Sqrt, or a Pow by -0.5.

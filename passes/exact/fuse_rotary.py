@@ -46,7 +46,9 @@ class FuseRotary(ExactPass):
             if isinstance(found, Miss):
                 outcome.skip(found.anchor, found.reason, matched=False)
             elif not standard and self.target == "onnx":
-                outcome.skip(found.anchor, f"opset {facts.opset} has no RotaryEmbedding; raise it with --opset {FIRST_OPSET}")
+                outcome.skip(
+                    found.anchor, f"opset {facts.opset} has no RotaryEmbedding; raise it with --opset {FIRST_OPSET}"
+                )
             elif not (writer.has_pairs(found.cos, found) and writer.has_pairs(found.sin, found)):
                 outcome.skip(found.anchor, "both elements of a pair are not known to turn by the same angle")
             else:
@@ -54,7 +56,9 @@ class FuseRotary(ExactPass):
                     return
                 writer.write(found, standard)
         for node in walk(model, "RotaryEmbedding"):
-            flat = writer.flat(node.inputs[0]) if match.rank(node.inputs[0]) == 4 and node.inputs[0] is not None else None
+            flat = (
+                writer.flat(node.inputs[0]) if match.rank(node.inputs[0]) == 4 and node.inputs[0] is not None else None
+            )
             if flat is not None:
                 if not outcome.take(node):
                     return
@@ -76,7 +80,13 @@ class _Writer:
         array = weights.constant(table)
         if array is not None:
             half = same_halves(array, interleaved)
-            return self.made.constant("table", table, half) if half is not None and make else table if half is not None else None
+            return (
+                self.made.constant("table", table, half)
+                if half is not None and make
+                else table
+                if half is not None
+                else None
+            )
         node = table.producer()
         if node is None:
             return None
