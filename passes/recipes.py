@@ -11,6 +11,7 @@ NEWEST_OPSET = opsets.NEWEST
 NORMAL_FORM: tuple[str, ...] = (
     "inline-functions",
     "lift-constants",
+    "fold-branches",
     "share-repeats",
     "canonicalize-operators",
     "fold-shapes",
