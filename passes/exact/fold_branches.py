@@ -8,7 +8,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit
 from burnish.ir.inference import Inference
-from burnish.ir.walk import is_op
+from burnish.ir.walk import is_op, walk
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -17,7 +17,7 @@ class FoldBranches(ExactPass):
     """Put the branch that is taken in the place of an If whose condition is constant or follows from shapes."""
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
-        again = True
+        again = any(is_op(node, "If") for node in walk(model))
         while again:
             again = False
             facts = Inference(model)
