@@ -190,7 +190,8 @@ def add_constant(model: oir.Model, name: str, array: np.ndarray | oir.TensorProt
     free = unique_name(model, name)
     tensor = oir.tensor(array, name=free) if isinstance(array, np.ndarray) else array
     tensor.name = free
-    value = oir.Value(name=free, type=oir.TensorType(tensor.dtype), shape=oir.Shape(list(tensor.shape)), const_value=tensor)
+    kind, shape = oir.TensorType(tensor.dtype), oir.Shape(tensor.shape.numpy())
+    value = oir.Value(name=free, type=kind, shape=shape, const_value=tensor)
     model.graph.initializers.add(value)
     return value
 

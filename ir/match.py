@@ -59,7 +59,9 @@ def with_constant(node: oir.Node) -> tuple[oir.Value, oir.Value] | None:
     return (right, left) if weights.is_constant(left) else (left, right)
 
 
-def with_scalar(node: oir.Node, number: float | None = None, *, tolerance: float = 1e-6) -> tuple[oir.Value, float] | None:
+def with_scalar(
+    node: oir.Node, number: float | None = None, *, tolerance: float = 1e-6
+) -> tuple[oir.Value, float] | None:
     """For a node of two inputs, (the computed input, the constant's number) when the constant has one element.
 
     Args:

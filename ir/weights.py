@@ -71,7 +71,9 @@ def scalar(value: oir.Value | None) -> float | None:
 def integers(value: oir.Value | None, *, largest: int = 1024) -> list[int] | None:
     """The elements of an integer constant of rank 0 or 1; None for anything else."""
     array = constant(value, largest=largest)
-    return [int(x) for x in array.reshape(-1)] if array is not None and array.ndim <= 1 and array.dtype.kind in "iu" else None
+    if array is None or array.ndim > 1 or array.dtype.kind not in "iu":
+        return None
+    return [int(x) for x in array.reshape(-1)]
 
 
 def exact(value: oir.Value) -> np.ndarray | None:
@@ -85,7 +87,7 @@ def exact(value: oir.Value) -> np.ndarray | None:
     tensor = tensor_of(value)
     if tensor is None or not tensor.dtype.is_floating_point():
         return None
-    kept = getattr(tensor, "meta", {}).get(_EXACT)
+    kept: np.ndarray | None = getattr(tensor, "meta", {}).get(_EXACT)
     if kept is not None:
         return kept
     array = tensor.numpy()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from burnish.ir.errors import InputError
 from burnish.passes import catalog, recipe_file, recipes
 from burnish.passes.base import Pass
+from burnish.passes.prove import Verify
 
 NAMED = ("default", "normal-form", "none")
 
@@ -27,7 +29,7 @@ class Plan:
 
     passes: tuple[Pass, ...]
     target: str
-    verify: str
+    verify: Verify
     guard: frozenset[str]
     require: tuple[str, ...]
 
@@ -83,7 +85,7 @@ def resolve(
             raise InputError(
                 f"`{name}` is required to change something but is not among the passes", hint=f"add `-p {name}`"
             )
-    return Plan(tuple(kept), chosen_target, chosen_verify, frozenset(chosen_guard), required)
+    return Plan(tuple(kept), chosen_target, cast(Verify, chosen_verify), frozenset(chosen_guard), required)
 
 
 def _choice(setting: str, value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def _measured(before: Path, after: Path) -> list[str]:
     right = [int((_logits(runner, images).argmax(axis=1) == labels).sum()) for runner in runners]
     lines = [f"accuracy  {right[0]} -> {right[1]} of {len(labels)} held-out digits"]
     for batch in (1, 64):
-        feeds = {"image": images[:batch]}
-        found = timing.paired(lambda f=feeds: runners[0].run(f), lambda f=feeds: runners[1].run(f), seconds=1.0)
+        actions = [partial(runner.run, {"image": images[:batch]}) for runner in runners]
+        found = timing.paired(*actions, seconds=1.0)
         lines.append(
             f"latency   batch {batch}: {found.median_a * 1e3:.3f} -> {found.median_b * 1e3:.3f} ms, {found.ratio:.3f}x"
             f" ({found.low:.3f} to {found.high:.3f}), 1 thread, paired rounds"

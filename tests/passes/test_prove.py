@@ -14,7 +14,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
-from burnish.passes.pipeline import Pipeline, PassFailure
+from burnish.passes.pipeline import PassFailure, Pipeline
 from burnish.passes.protocols import Judge, Verdict
 from burnish.passes.prove import Miscompiled, Prover
 

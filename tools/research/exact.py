@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _typical(name: str, samples: list[Sample]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     if family in ("bert", "a2"):
         names = samples[0].feeds
-        feeds = {key: np.zeros((1, 128), np.int64) for key in names}
+        feeds: dict[str, np.ndarray] = {key: np.zeros((1, 128), np.int64) for key in names}
         ids = next(key for key in names if "ids" in key and "type" not in key)
         feeds[ids] = rng.integers(5, 900, (1, 128))
         feeds |= {key: np.ones((1, 128), np.int64) for key in names if "mask" in key}
@@ -156,14 +157,18 @@ def _in_turns(actions: dict[str, Callable[[], object]], rounds: int, stretch: fl
 def _latency(files: dict[str, Path], feeds: dict[str, np.ndarray], threads: int) -> dict[str, list[float]]:
     runners = {tool: session.from_path(file, threads=threads) for tool, file in files.items()}
     try:
-        return _in_turns({t: (lambda r=r: r.run(feeds)) for t, r in runners.items()}, ROUNDS, STRETCH)
+        return _in_turns({tool: partial(runner.run, feeds) for tool, runner in runners.items()}, ROUNDS, STRETCH)
     finally:
         for runner in runners.values():
             runner.close()
 
 
 def _creation(files: dict[str, Path]) -> dict[str, list[float]]:
-    return _in_turns({t: (lambda f=f: session.from_path(f).close()) for t, f in files.items()}, ROUNDS, 0.0)
+    return _in_turns({tool: partial(_create, file) for tool, file in files.items()}, ROUNDS, 0.0)
+
+
+def _create(file: Path) -> None:
+    session.from_path(file).close()
 
 
 def main() -> None:
