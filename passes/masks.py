@@ -1,7 +1,7 @@
 """Additive attention masks: what values they may have, and the form in which a fused operator gives the same result.
 
 An operator that computes attention as a whole treats a row of scores that is masked from end to end in its own way.
-ONNX Runtime's Attention gives zeros where every element of the mask's row is at or below the lowest finite number, where
+ONNX Runtime's Attention gives zeros where every element of the mask's row is at or below the lowest finite number;
 softmax gives equal weights for that number and NaN for -inf (measured with 1.32; docs/ideas/attention.md). So the pass
 that writes it has to know what a mask may contain.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as oir
@@ -17,13 +18,16 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views import heads
-from burnish.ir.views.attention import Attention, Mask
+from burnish.ir.views.attention import FILL_ABSORBS, Attention, Mask
 from burnish.ir.walk import is_op
 from burnish.passes.shared import Shared
 
 MOST_LEVELS = 16
+_SMALL = 1e5
 _LARGEST = 1 << 20
-_MOVES = "Identity Expand Unsqueeze Squeeze Reshape Flatten Transpose Slice Gather GatherND GatherElements Tile Split".split()
+_MOVES = (
+    "Identity Expand Unsqueeze Squeeze Reshape Flatten Transpose Slice Gather GatherND GatherElements Tile Split"
+).split()
 
 Levels = frozenset[float] | None
 """All the values that the elements of a tensor can have; None when they are not known."""
@@ -85,7 +89,7 @@ def lowest(dtype: oir.DataType) -> float:
     """The lowest finite number of a floating-point dtype."""
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(dtype.numpy()).min)
+    return float(ml_dtypes.finfo(dtype.numpy()).min)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -109,37 +113,34 @@ class Masks:
     facts: Inference
     made: Shared
 
-    def refused(self, attention: Attention, dead_rows_are_zero: bool) -> str | None:
+    def refused(self, attention: Attention, empty_row: Literal["zeros", "nan", "unknown"]) -> str | None:
         """Why the mask cannot be made ready, None when it can.
 
         Args:
             attention: whose mask.
-            dead_rows_are_zero: the operator gives zeros for a row of only -inf, else NaN.
+            empty_row: what the operator gives for a row of only -inf.
         """
         mask = attention.mask
         if not mask:
             return None
         found = self._levels(mask)
-        if (
-            (found is None or -np.inf in found)
-            and not attention.guard
-            and dead_rows_are_zero
-            and not self._never_dead(mask)
-        ):
-            return "a row of -inf gives NaN, and the operator would give zeros"
+        may_be_empty = (found is None or -np.inf in found) and not self._never_dead(mask)
+        if may_be_empty and not attention.guard and empty_row != "nan":
+            return "a row of -inf gives NaN without a guard, and the operator gives zeros"
+        if sum(not self._adds_in_any_order(value) for value in mask.values) > 1:
+            return "several masks of middling size, added one by one, do not round as their sum does"
         values = [*mask.values, *([mask.keep] if mask.keep is not None else [])]
         homes = {id(node.graph) for value in values if (node := value.producer()) is not None}
         if len(homes - {id(self.model.graph)}) > 1:
             return "parts of the mask are computed in different nested graphs"
-        for value in values:
-            shape = self.facts.shape(value)
-            if shape is None or len(shape) > 4:
-                return "the rank of the mask is not known"
-            keys = shape[-1] if shape else 1
-            if len(mask.values) < 2 and keys != attention.total:
-                return "the mask is not known to have a column for each key"
-            if len(shape) > 3 and shape[1] != 1 and attention.guard and not dead_rows_are_zero:
-                return "the heads have masks of their own, whose empty rows are guarded"
+        shapes = [self.facts.shape(value) for value in values]
+        if any(shape is None or len(shape) > 4 for shape in shapes):
+            return "the rank of the mask is not known"
+        if not any(shape and shape[-1] == attention.total for shape in shapes):
+            return "the mask is not known to have a column for each key"
+        own = any(shape is not None and len(shape) > 2 and shape[-3] != 1 for shape in shapes)
+        if own and may_be_empty and attention.guard and empty_row != "zeros":
+            return "the heads have masks of their own, whose empty rows are guarded"
         return None
 
     def _levels(self, mask: Mask) -> Levels:
@@ -157,6 +158,12 @@ class Masks:
                     )
                 )
         return total
+
+    def _adds_in_any_order(self, value: oir.Value) -> bool:
+        """Whether the elements are small, or so large that nothing but them counts."""
+        array = weights.constant(value, largest=_LARGEST)
+        found = levels(value, self.facts) if array is None else np.abs(array).reshape(-1)
+        return found is not None and all(abs(x) <= _SMALL or abs(x) >= FILL_ABSORBS for x in found)
 
     def _never_dead(self, mask: Mask) -> bool:
         if len(mask.values) != 1:
@@ -179,8 +186,8 @@ class Masks:
         dtype = facts.dtype(attention.nodes[0].outputs[0]) or oir.DataType.FLOAT
         found, low = self._levels(mask), lowest(dtype)
         spare = spare_lowest and (found is None or low in found)
-        bias = self._sum(mask, dtype, spare and found is not None and found == {0.0, low})
-        spare = spare and not (found == {0.0, low} and self._is_choice(mask))
+        bias = self._sum(mask, dtype, spare and found is not None and found == frozenset((0.0, low)))
+        spare = spare and not (found == frozenset((0.0, low)) and self._is_choice(mask))
         dead = None
         if zero_dead and (found is None or -np.inf in found):
             dead = self._dead(bias)
@@ -199,7 +206,7 @@ class Masks:
         return mask.keep is not None or match.producer(mask.values[0], "Where") is not None and len(mask.values) == 1
 
     def _sum(self, mask: Mask, dtype: oir.DataType, spare: bool) -> oir.Value:
-        """The mask as one value to add. `spare`: its lowest number may be any other so low that scores vanish beside it."""
+        """The mask as one value to add. `spare`: put another number in the place of the lowest, as good as that."""
         fill = mask.fill / 2 if spare else mask.fill
         if mask.keep is not None:
             ends = [self.made.number(0.0, dtype), self.made.number(fill, dtype)]
@@ -211,8 +218,10 @@ class Masks:
         if not spare or node is None:
             return total
         ends = [
-            self.made.number(x / 2, dtype) if (x := heads.number(one, self.facts)) else one for one in node.inputs[1:]
-        ]  # type: ignore[misc]
+            self.made.number(found / 2, dtype) if (found := heads.number(one, self.facts)) else one
+            for one in node.inputs[1:]
+            if one is not None
+        ]
         return self.made.step("Where", node.inputs[0], *ends)
 
     def number(self, number: float, attention: Attention) -> oir.Value:

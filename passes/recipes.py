@@ -30,7 +30,7 @@ NORMAL_FORM: tuple[str, ...] = (
 )
 """One spelling for what every exporter writes."""
 
-RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-attention")
+RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-rotary", "fuse-attention")
 """Spelled-out functions written as one operator, if the target has it; before their constants are folded away."""
 
 FOLD: tuple[str, ...] = (
@@ -44,7 +44,7 @@ FOLD: tuple[str, ...] = (
 )
 """Constants folded into the weights beside them."""
 
-FUSE: tuple[str, ...] = ("fuse-skip-norm", "fuse-bias-gelu")
+FUSE: tuple[str, ...] = ("fuse-skip-norm", "split-skip-norm", "fuse-bias-gelu")
 """Operators joined with the additions before them, where the target has one for both."""
 
 CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "drop-unused")

@@ -43,7 +43,7 @@ class Shared:
         return self._made[key]
 
     def length(self, size: Dim, otherwise: tuple[oir.Value, int]) -> oir.Value:
-        """A vector of one element, `size`: a constant, or read from a model input's shape, else from axis of `otherwise`."""
+        """A vector of one element, `size`: a constant, or from a model input's shape, else from (value, axis)."""
         if isinstance(size, int):
             return self.integers([size])
         source, axis = self._measured(size) or otherwise

@@ -20,7 +20,7 @@ from burnish.ir.views.heads import GROUP, PACKED, Axes, Place, Walk
 from burnish.ir.walk import is_op, walk
 
 FILL_ABSORBS = 1e30
-"""A number as large as this swallows any score that is added to it, so `where(c, score, -fill)` is `score + where(c, 0, -fill)`."""
+"""So large that any score vanishes beside it: `where(c, score, -fill)` is `score + where(c, 0, -fill)`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Miss:
-    """A node that looks like the middle of an attention, and why it is none. `near`: it is one, in a form not read here."""
+    """A node that looks like the middle of an attention, and why it is none; `near`: it may be one."""
 
     anchor: oir.Node
     reason: str
@@ -166,7 +166,8 @@ def read_softmax(node: oir.Node, facts: Inference) -> Attention | Miss:
     read = _Reader(facts, {"b": b, "h": h, "s": s, "t": t, "d": d, "e": e})
     nodes = (*scores.nodes, node, *passed, end)
     return Attention(
-        node, end, read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh), read.results(end.outputs[0]),
+        node, end, read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh),
+        read.results(end.outputs[0]),
         b, h, s, t, d, e, scores.scale, scores.mask, guard, scores.wide, nodes,
     )  # fmt: skip
 
@@ -298,7 +299,8 @@ def read_operator(node: oir.Node, facts: Inference) -> Attention | Miss:
     mask = match.input_of(node, 3)
     scale = match.attribute(node, "scale", 0.0) or float(d) ** -0.5
     return Attention(
-        node, node, read.queries(q), read.keys(k, ("b", "h", "t", "d"), kh), read.values(v, kh), read.results(node.outputs[0]),
+        node, node, read.queries(q), read.keys(k, ("b", "h", "t", "d"), kh), read.values(v, kh),
+        read.results(node.outputs[0]),
         b, h, s, t, d, e, scale, Mask((mask,) if mask is not None else ()), False, False, (node,),
     )  # fmt: skip
 

@@ -122,11 +122,10 @@ class Walk:
                 tuple("" if axis in gone else next(rest) for axis in range(len(shape))) if given is not None else None
             )
         if is_op(node, "Unsqueeze"):
-            new = match.axes_of(node)
-            gone = [axis % len(axes) for axis in new] if new else None
-            if gone is None or any(self._plain(axes[axis]) for axis in gone):
+            new = [axis % len(axes) for axis in match.axes_of(node) or ()]
+            if not new or any(self._plain(axes[axis]) for axis in new):
                 return None
-            return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+            return tuple(axis for i, axis in enumerate(axes) if i not in new)
         return None
 
     def down(self, value: oir.Value, axes: Axes) -> Iterator[tuple[oir.Value, Axes]]:
@@ -207,6 +206,9 @@ class Walk:
                 result.append(letters)
             elif size == 1 and self._plain(letters) == REPEAT:
                 result.append("")
+            elif size == 1 and letters == "h" and GROUP not in self.sizes:
+                self.sizes[GROUP], self.sizes[REPEAT] = 1, whole
+                result.append(GROUP)
             else:
                 return None
         return tuple(result) if not any(self._plain(a) for a in axes[: len(axes) - len(shape)]) else None

@@ -76,17 +76,11 @@ class _Writer:
         return not found.whole or self._pairs(table, found.interleaved, make=False) is not None
 
     def _pairs(self, table: oir.Value, interleaved: bool, make: bool) -> oir.Value | None:
-        """The table with one number for each pair: computed likewise from half the angles; None when it is not known to exist."""
+        """The table with one number for each pair, computed likewise from half the angles; None where unknown."""
         array = weights.constant(table)
         if array is not None:
             half = same_halves(array, interleaved)
-            return (
-                self.made.constant("table", table, half)
-                if half is not None and make
-                else table
-                if half is not None
-                else None
-            )
+            return None if half is None else self.made.constant("table", table, half) if make else table
         node = table.producer()
         if node is None:
             return None
@@ -133,15 +127,15 @@ class _Writer:
 
     def _table(self, table: oir.Value, found: Rotary, batch: Dim) -> oir.Value:
         """A table as [batch, sequence, pairs], the batch not broadcast, which the operator does not do."""
+        unsqueeze = match.producer(table, "Unsqueeze")
+        if unsqueeze is not None and match.axes_of(unsqueeze) in ([1], [-3]) and match.rank(table) == 4:
+            table = unsqueeze.inputs[0] or table
         half = self._pairs(table, found.interleaved, make=True) if found.whole else table
         assert half is not None
-        unsqueeze = match.producer(half, "Unsqueeze")
-        shape = self.facts.shape(half) or ()
-        if len(shape) == 4 and unsqueeze is not None and match.axes_of(unsqueeze) in ([1], [-3]):
-            half = unsqueeze.inputs[0] or half
-        elif len(shape) == 4:
+        rank = len(self.facts.shape(half) or ())
+        if rank == 4:
             half = self.made.squeezed(half, 1)
-        elif len(shape) == 2:
+        elif rank == 2:
             half = self.made.unsqueezed(half, 1)
         if (self.facts.shape(half) or ())[0] != batch:
             length = self.made.length(batch, (found.x, 0))
