@@ -51,6 +51,10 @@ CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "d
 """What the passes before leave behind."""
 
 
+OPTIONS: dict[tuple[str, str], dict[str, object]] = {("fold-affine", "ort-cpu"): {"attention_scale": True}}
+"""Options of passes by target. ONNX Runtime's CPU multiplies small matrices slower with a scale than without."""
+
+
 def named(name: str, target: str, opset: int | None) -> list[Pass]:
     """The passes of `default`, `normal-form` or `none`.
 
@@ -79,4 +83,5 @@ def after(own: list[Pass]) -> list[Pass]:
 
 def _for_target(name: str, target: str) -> Pass:
     known = catalog.options(catalog.load(name))
-    return catalog.make(name, {"target": target} if "target" in known else {})
+    chosen = {"target": target} if "target" in known else {}
+    return catalog.make(name, chosen | OPTIONS.get((name, target), {}))
