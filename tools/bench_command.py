@@ -154,7 +154,6 @@ def _spread(found: Any) -> dict[str, float]:
 
 
 def _print_tables(found: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     out, talk = terminal.out(), terminal.talk()
@@ -170,18 +169,18 @@ def _print_tables(found: dict[str, Any]) -> None:
         else:
             cells = [_ms(a["median"]), f"{_ms(a['low'])} to {_ms(a['high'])}"]
         table.add_row(str(row["threads"]), *cells, str(row["rounds"]))
-    out.print(table)
+    terminal.show(table, out)
     creation = Table(
         "model", "ms", "10 to 90 %", title="Session creation", title_justify="left", box=None, pad_edge=False
     )
     for name, spread in found["session_creation"].items():
         span = f"{_ms(spread['low'])} to {_ms(spread['high'])}"
-        creation.add_row(escape(found[name]), _ms(spread["median"]), span)
+        creation.add_row(found[name], _ms(spread["median"]), span)
     out.print()
-    out.print(creation)
+    terminal.show(creation, out)
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in found["shapes"].items())
-    talk.print(escape(f"sample: {found['sample']} ({shapes})"))
-    talk.print(escape(found["runtime"]))
+    talk.print(f"sample: {found['sample']} ({shapes})")
+    talk.print(found["runtime"])
 
 
 def _ms(seconds: float) -> str:

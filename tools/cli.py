@@ -6,6 +6,7 @@ import importlib
 
 import click
 
+from burnish import __version__
 from burnish.tools import terminal
 
 COMMANDS = {
@@ -49,7 +50,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="burnish", message="burnish %(version)s")
+@click.version_option(__version__, message="burnish %(version)s")
 def burnish() -> None:
     """Compile trained models: read, rewrite under proof, write."""
 

@@ -212,7 +212,6 @@ def _place(a: oir.Value, b: oir.Value) -> dict[str, str]:
 
 
 def _print_tables(found: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     out, talk = terminal.out(), terminal.talk()
@@ -220,20 +219,20 @@ def _print_tables(found: dict[str, Any]) -> None:
     for one in found["outputs"]:
         error = _spelled(one["error"])
         verdict = "agrees" if one["agrees"] else "DIFFERS"
-        table.add_row(escape(one["output"]), error, f"{one['tolerance']:.3g}", escape(one["sample"]), verdict)
-    out.print(table)
+        table.add_row(one["output"], error, f"{one['tolerance']:.3g}", one["sample"], verdict)
+    terminal.show(table, out)
     parting = found["first_difference"]
     if parting is not None:
-        out.print(f"\nThe models part at {escape(_both(parting))}: relative error {_spelled(parting['error'])}")
+        out.print(f"\nThe models part at {_both(parting)}: relative error {_spelled(parting['error'])}")
         last = parting["last_agreeing"]
-        out.print(f"The last value before it that agrees: {escape(_both(last)) if last else 'the inputs'}")
+        out.print(f"The last value before it that agrees: {_both(last) if last else 'the inputs'}")
         talk.print(
             f"{parting['values_in_both']} values exist in both models, {parting['values_observed']} were observed"
         )
     kept, refused = len(found["samples"]), len(found["refused"])
     talk.print(f"{kept} sample{'s' * (kept != 1)} compared" + (f", {refused} refused by A itself" if refused else ""))
     for note in found["notes"]:
-        talk.print(f"note: {escape(note)}")
+        talk.print(f"note: {note}")
 
 
 def _spelled(error: float | str) -> str:

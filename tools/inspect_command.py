@@ -162,37 +162,30 @@ def _costliest(nodes: Any, top: int) -> list[dict[str, Any]]:
     ]
 
 
-_WIDTH_OF_FILES = 400  # names stay in one piece, so that a line of output can be searched
-
-
 def _print_tables(found: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     out = terminal.out()
-    if not out.is_terminal:
-        out.width = _WIDTH_OF_FILES
     for line in _summary(found):
-        out.print(escape(line))
+        out.print(line)
     ports = [
         (kind, one["name"], one["dtype"] or "?", _shape(one["shape"]))
         for kind in ("input", "output")
         for one in found[f"{kind}s"]
     ]
-    out.print(_table("Inputs and outputs", ["", "name", "dtype", "shape"], ports))
+    terminal.show(_table("Inputs and outputs", ["", "name", "dtype", "shape"], ports), out)
     dtypes = [
         (name, f"{one['parameters']:,}", terminal.size(one["bytes"]))
         for name, one in found["parameters"]["by_dtype"].items()
     ]
-    out.print(_table("Parameters", ["dtype", ">count", ">bytes"], dtypes))
+    terminal.show(_table("Parameters", ["dtype", ">count", ">bytes"], dtypes), out)
     work = [">multiply-adds", ">element operations"]
     operators = [(name, str(one["nodes"]), *_work(one)) for name, one in found["operators"].items()]
-    out.print(_table("Operators", ["operator", ">nodes", *work], operators))
+    terminal.show(_table("Operators", ["operator", ">nodes", *work], operators), out)
     nodes = [(one["name"] or "", one["operator"], *_work(one)) for one in found["costliest_nodes"]]
-    out.print(_table("Costliest nodes", ["node", "operator", *work], nodes))
+    terminal.show(_table("Costliest nodes", ["node", "operator", *work], nodes), out)
     tensors = [(t["name"], t["dtype"], _shape(t["shape"]), terminal.size(t["bytes"])) for t in found["largest_tensors"]]
-    out.print(_table("Largest tensors", ["tensor", "dtype", "shape", ">bytes"], tensors))
+    terminal.show(_table("Largest tensors", ["tensor", "dtype", "shape", ">bytes"], tensors), out)
     live = [(one["name"], terminal.size(one["bytes"])) for one in found["activations"]["live"]]
-    out.print(_table("Alive at the activation peak", ["value", ">bytes"], live))
+    terminal.show(_table("Alive at the activation peak", ["value", ">bytes"], live), out)
     _say_what_is_unknown(found)
 
 
@@ -226,22 +219,21 @@ def _say_what_is_unknown(found: dict[str, Any]) -> None:
         return
     talk = terminal.talk()
     more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    talk.print(f"not everything is known: {'; '.join(reasons[:3])}{more}", markup=False)
+    talk.print(f"not everything is known: {'; '.join(reasons[:3])}{more}")
     if found["open_dims"]:
         example = ",".join(f"{name}=1" for name in found["open_dims"])
-        talk.print(f"\nhint: give the dynamic dimensions numbers, such as `--dims {example}`", markup=False)
+        talk.print(f"\nhint: give the dynamic dimensions numbers, such as `--dims {example}`")
 
 
 def _table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Any:
     """A table; a column whose name starts with `>` is right-aligned."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 

@@ -19,11 +19,16 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 @click.option("-o", "--output", metavar="OUT", help="The file to write.")
 @click.option("--recipe", metavar="FILE|NAME", help="A YAML recipe, or `default`, `normal-form`, `none`.")
 @click.option(
-    "-p", "--passes", "passes", multiple=True, metavar="PASS{opt=val},...", help="Passes to run after the recipe."
+    "-p",
+    "--passes",
+    "passes",
+    multiple=True,
+    metavar="PASS{opt=val},...",
+    help="Passes to run after the recipe; without --recipe, after `normal-form`.",
 )
 @click.option("--without", multiple=True, metavar="PASS", help="Leave a pass of the recipe out.")
 @click.option(
-    "--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function. Made up when absent."
+    "--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function (default: made for the model)."
 )
 @click.option(
     "--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators."
@@ -35,7 +40,10 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
     help="Compare with the original at the ends (default), after each pass, or not.",
 )
 @click.option(
-    "--guard", type=click.Choice(_GUARD), multiple=True, help="What no pass may make worse (default: latency and size)."
+    "--guard",
+    type=click.Choice(_GUARD),
+    multiple=True,
+    help="What no pass may make worse; may be repeated (default: latency and size).",
 )
 @click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
 @click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
@@ -49,8 +57,12 @@ def optimize_command(model: str, **given: Any) -> int:
     """
     arguments = _arguments(given)
     if given["as_python"]:
-        click.echo(_as_python(model, given["output"], arguments))
+        click.echo(_as_python(model, given, arguments))
         return 0
+    if given["why"] is not None:
+        from burnish.passes import catalog
+
+        catalog.load(given["why"])
     if given["output"] is None and not given["dry_run"]:
         raise click.UsageError("name the output with `-o OUT`, or ask for `--dry-run`")
     if given["report"] is not None:
@@ -62,13 +74,12 @@ def optimize_command(model: str, **given: Any) -> int:
         result = api.optimize(
             _source(model), None if given["dry_run"] else given["output"], **arguments, on_step=on_step
         )
-    console = terminal.out()
     if given["report"] is not None:
-        _write_report(given["report"], report.as_dict(result))
+        report.write(result, given["report"])
     if given["why"] is not None:
-        report.why(result, given["why"], console)
+        report.why(result, given["why"])
     else:
-        report.show(result, console)
+        report.show(result)
     return 0
 
 
@@ -97,11 +108,16 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _as_python(model: str, output: str | None, arguments: dict[str, Any]) -> str:
-    shown = "".join(f",\n    {key}={value!r}" for key, value in arguments.items())
-    second = f", {output!r}" if output is not None else ""
-    tail = f"{shown},\n" if shown else ""
-    return f"import burnish\n\nresult = burnish.optimize({model!r}{second}{tail})"
+def _as_python(model: str, given: dict[str, Any], arguments: dict[str, Any]) -> str:
+    output = None if given["dry_run"] else given["output"]
+    shown = [repr(model), *([repr(output)] if output is not None else [])]
+    shown += [f"{key}={value!r}" for key, value in arguments.items()]
+    after = [f"report.write(result, {given['report']!r})"] if given["report"] is not None else []
+    after.append(f"report.why(result, {given['why']!r})" if given["why"] is not None else "report.show(result)")
+    call = "".join(f"    {one},\n" for one in shown)
+    return "\n".join(
+        ["import burnish", "from burnish.tools import report", "", f"result = burnish.optimize(\n{call})", *after]
+    )
 
 
 def _check_report(path: str) -> None:
@@ -110,14 +126,3 @@ def _check_report(path: str) -> None:
     folder = Path(path).parent
     if Path(path).is_dir() or not folder.is_dir():
         raise InputError("the report cannot be written there", place=path, hint="name a file in a folder that exists")
-
-
-def _write_report(path: str, content: dict[str, Any]) -> None:
-    import json
-
-    from burnish.ir.errors import InputError
-
-    try:
-        Path(path).write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write the report: {error.strerror}", place=path, hint="name another file") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import typing
 from typing import Any
 
@@ -19,36 +20,49 @@ def passes_command(name: str | None, as_json: bool) -> int:
     """List the passes, or show one with its options and its full description."""
     from burnish.passes import catalog
 
-    chosen = [name] if name else catalog.names()
-    found = [_describe(one) for one in chosen]
+    found = [describe(one) for one in ([name] if name else catalog.names())]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return 0
-    from rich.table import Table
-
     console = terminal.out()
-    if name:
-        console.print(f"{name}\n\n{inspect.getdoc(catalog.load(name))}", markup=False)
-    else:
+    if name is None:
+        from rich.table import Table
+
         table = Table("pass", "what it does", box=None, pad_edge=False)
         for one in found:
             table.add_row(one["name"], one["summary"])
-        console.print(table)
+        terminal.show(table, console)
         return 0
-    for option in found[0]["options"]:
-        console.print(f"  {option['name']}: {option['type']} = {option['default']!r}", markup=False)
+    one = found[0]
+    console.print("\n\n".join(filter(None, (one["name"], one["summary"], one["details"]))))
+    if one["options"]:
+        console.print("\noptions:")
+    for option in one["options"]:
+        console.print(f"  {option['name']}: {option['type']} = {option['default']}")
+        console.print(f"      {option['help']}")
     return 0
 
 
-def _describe(name: str) -> dict[str, Any]:
+def describe(name: str) -> dict[str, Any]:
+    """What a pass's class says about it: `name`, `summary`, `details`, `options` with type, default and help.
+
+    Raises:
+        InputError: when there is no pass of that name.
+    """
     from burnish.passes import catalog
 
     kind = catalog.load(name)
+    prose, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    summary, _, details = prose.strip().partition("\n")
+    helps = {key: " ".join(text.split()) for key, text in _ATTRIBUTE.findall(attributes)}
     listed = [
-        {"name": key, "type": _type_name(wanted), "default": default}
+        {"name": key, "type": _type_name(wanted), "default": default, "help": helps.get(key, "")}
         for key, (wanted, default) in catalog.options(kind).items()
     ]
-    return {"name": name, "summary": (inspect.getdoc(kind) or "").splitlines()[0], "options": listed}
+    return {"name": name, "summary": summary, "details": details.strip(), "options": listed}
+
+
+_ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def _type_name(wanted: Any) -> str:

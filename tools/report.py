@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
+from burnish.passes.protocols import Verdict
 from burnish.tools import terminal
 from burnish.tools.api import Result
 
@@ -72,6 +76,20 @@ def as_dict(result: Result) -> dict[str, Any]:
     }
 
 
+def write(result: Result, path: str | Path) -> None:
+    """Write everything that is known about a run as JSON.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(as_dict(result), indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot write the report: {error.strerror}", place=str(path), hint="name another file"
+        ) from None
+
+
 def _pass_as_dict(step: Step) -> dict[str, Any]:
     outcome = step.outcome
     reasons: Counter[tuple[str, str]] = Counter()
@@ -97,10 +115,11 @@ def _pass_as_dict(step: Step) -> dict[str, Any]:
     }
 
 
-def show(result: Result, console: Console) -> None:
-    """Print what changed, what it was verified against, and what came of it."""
+def show(result: Result, console: Console | None = None) -> None:
+    """Print what changed, what it was verified against, and what came of it; to stdout by default."""
     from rich.table import Table
 
+    console = console or terminal.out()
     table = Table("pass", "eligible", "matched", "changed", "nodes", "left alone because", box=None, pad_edge=False)
     steps = merged(result.proof.run.steps)
     for step in steps:
@@ -112,10 +131,10 @@ def show(result: Result, console: Console) -> None:
         change = step.nodes[1] - step.nodes[0]
         cells = (step.spec, outcome.eligible, outcome.matched, outcome.rewritten, f"{change:+d}" if change else "", why)
         table.add_row(*(str(cell) for cell in cells))
-    console.print(table)
+    terminal.show(table, console)
     quiet = sum(1 for step in steps if not (step.outcome.rewritten or step.outcome.skipped or step.undone))
     if quiet:
-        console.print(f"{quiet} further passes found no site")
+        console.print(f"{quiet} further pass{'es' * (quiet != 1)} found no site")
     if steps:
         console.print(f"nodes     {steps[0].nodes[0]} -> {sum(len(g) for g in _graphs(result))}")
     before, after = result.sizes
@@ -129,40 +148,49 @@ def show(result: Result, console: Console) -> None:
 
 def proof_lines(result: Result) -> list[str]:
     """What was verified and timed, a line each."""
-    check, latency = result.proof.verification, result.proof.latency
+    check, latency, count = result.proof.verification, result.proof.latency, terminal.count
     if check is None:
         return [f"verified  nothing: {result.proof.unverified}"]
     worst = check.worst
     lines = []
     if worst is not None:
         lines.append(
-            f"verified  {len(check.outputs)} outputs on {len(check.samples)} samples: largest relative error"
-            f" {worst.error:.1e} (allowed {worst.tolerance:.0e}) in `{worst.output}` on {worst.sample}"
+            f"verified  {count(len(check.outputs), 'output')} on {count(len(check.samples), 'sample')}:"
+            f" largest relative error {worst.error:.1e} (allowed {worst.tolerance:.0e})"
+            f" in `{worst.output}` on {worst.sample}"
         )
     if check.replay is not None:
         lines.append(f"float64   largest relative error {check.replay:.1e} (allowed 1e-09)")
     elif check.replay_note:
         lines.append(f"float64   {check.replay_note}")
     if check.refused:
-        lines.append(f"refused   {len(check.refused)} made samples by the original itself: {check.refused[0][1]}")
+        lines.append(f"refused   {count(len(check.refused), 'sample')} by the original itself: {check.refused[0][1]}")
     if latency is not None:
-        word = "slower" if latency.slower else "faster" if latency.faster else "no measurable difference"
+        span = f"{latency.low:.3f} to {latency.high:.3f}"
         lines.append(
-            f"latency   {latency.ratio:.3f}x of the original ({latency.low:.3f} to {latency.high:.3f}), {word},"
+            f"latency   {latency.ratio:.3f}x of the original ({span}), {_verdict(latency)},"
             f" {latency.rounds} paired rounds on {result.proof.latency_sample}"
         )
     return lines
 
 
-def why(result: Result, name: str, console: Console) -> None:
+def _verdict(latency: Verdict) -> str:
+    if latency.slower or latency.faster:
+        return "slower" if latency.slower else "faster"
+    if latency.low <= 1 <= latency.high:
+        return "no measurable difference"
+    return "not clearly slower" if latency.ratio > 1 else "not clearly faster"
+
+
+def why(result: Result, name: str, console: Console | None = None) -> None:
     """Print every site that a pass left alone, with the reason and the bytes of parameters there."""
     from rich.table import Table
 
+    console = console or terminal.out()
     steps = [step for step in merged(result.proof.run.steps) if step.outcome.name == name]
     if not steps:
-        console.print(
-            f"`{name}` did not run: nothing had changed since it last found nothing to do, or it is not in the recipe"
-        )
+        listed = any(spec.partition("{")[0] == name for spec in result.recipe)
+        console.print(f"`{name}` did not run: {'BURNISH_LIMIT was reached' if listed else 'it is not in the recipe'}")
     for step in steps:
         outcome = step.outcome
         console.print(
@@ -174,7 +202,7 @@ def why(result: Result, name: str, console: Console) -> None:
         for skip in outcome.skipped:
             table.add_row(skip.node, terminal.size(skip.bytes), skip.reason)
         if outcome.skipped:
-            console.print(table)
+            terminal.show(table, console)
 
 
 def _graphs(result: Result) -> list[Any]:

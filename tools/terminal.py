@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 SWITCHES = {
     "BURNISH_DUMP": "folder for the model's text after every pass that changed it",
@@ -30,14 +31,29 @@ def out() -> Console:
     """The console for data: stdout."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table. In a file or a pipe its rows stay on one line each, without blanks at their ends."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = _WIDTH_OF_FILES
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.print(line.rstrip())
+
+
+_WIDTH_OF_FILES = 400
 
 
 def talk() -> Console:
     """The console for everything said to a person: stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False, emoji=False)
 
 
 def run(command: Callable[..., Any], **settings: Any) -> None:
@@ -54,6 +70,9 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as error:
         place = getattr(getattr(error, "ctx", None), "command_path", None)
         _say_error(error.format_message() + (f"\n\nhint: `{place} --help` shows the usage" if place else ""))
@@ -109,3 +128,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things: `1 output`, `3 outputs`."""
+    return f"{number} {thing}{'s' * (number != 1)}"

@@ -1,10 +1,8 @@
-"""`burnish inspect` shows true numbers, says what it does not know, and its page shows what it prints."""
+"""`burnish inspect` shows true numbers, and says what it does not know."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,6 @@ from click.testing import CliRunner
 
 from burnish.ir.errors import InputError
 from burnish.tools.inspect_command import inspect_command, inspection, parse_dims
-
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "commands" / "inspect.md"
-EXAMPLE = re.compile(r"```console\n\$ burnish inspect ([^\n]*)\n(.*?)```", re.DOTALL)
 
 
 def printed(*arguments: str) -> str:
@@ -40,14 +34,6 @@ def linear(tmp_path: Path) -> Path:
     file = tmp_path / "linear.onnx"
     onnx.save(proto, file)
     return file
-
-
-def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    examples = EXAMPLE.findall(PAGE.read_text())
-    assert examples
-    for arguments, shown in examples:
-        assert printed(*shlex.split(arguments)) == shown
 
 
 def test_the_document_holds_the_numbers_of_the_model(linear: Path) -> None:
