@@ -46,6 +46,9 @@ class FuseAttention(ExactPass):
                 if found.anchor.op_type == "Softmax" or found.near:
                     outcome.skip(found.anchor, found.reason, matched=found.near)
                 continue
+            if facts.dtype(found.anchor.inputs[0]) == oir.DataType.DOUBLE:
+                outcome.skip(found.anchor, "ONNX Runtime has no fused attention of doubles")
+                continue
             plan = writer.standard(found) if standard else self._contrib(writer, found)
             if isinstance(plan, str):
                 outcome.skip(found.anchor, plan)

@@ -49,6 +49,8 @@ class FuseRotary(ExactPass):
                 outcome.skip(
                     found.anchor, f"opset {facts.opset} has no RotaryEmbedding; raise it with --opset {FIRST_OPSET}"
                 )
+            elif facts.dtype(found.x) == oir.DataType.DOUBLE:
+                outcome.skip(found.anchor, "ONNX Runtime has no rotary embedding of doubles")
             elif not (writer.has_pairs(found.cos, found) and writer.has_pairs(found.sin, found)):
                 outcome.skip(found.anchor, "both elements of a pair are not known to turn by the same angle")
             else:

@@ -1,4 +1,4 @@
-"""Fused attention keeps the meaning of every mask: an encoder block in three spellings, under every target and opset."""
+"""Fused attention keeps the meaning of every mask: a block in three spellings, under every target and opset."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def block(spelling: str, low: float, opset: int, rows: str) -> oir.Model:
     expand = "keep = Expand (k0, full)" if rows == "S" else "keep = Identity (k0)"
     source = f"""<opset_import: ["": {opset}]>
 g (float[B,S,8] x, int64[B,S] mask) => (float[B,S,8] y)
-<float[8,8] wq, float[8,8] wk, float[8,8] wv, float c = {{0.5}}, float zero = {{0.0}}, float low = {{{low}}}, int64 none = {{0}},
- int64[4] sh = {{0, 0, 2, 4}}, int64[3] so = {{0, 0, 8}}, int64[2] axes = {{1, 2}}, int64[1] one = {{1}}>
+<float[8,8] wq, float[8,8] wk, float[8,8] wv, float c = {{0.5}}, float zero = {{0.0}}, float low = {{{low}}},
+ int64 none = {{0}}, int64[4] sh = {{0, 0, 2, 4}}, int64[3] so = {{0, 0, 8}},
+ int64[2] axes = {{1, 2}}, int64[1] one = {{1}}>
 {{
   q0 = MatMul (x, wq)  k00 = MatMul (x, wk)  v0 = MatMul (x, wv)
   q1 = Reshape (q0, sh)  q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
