@@ -25,7 +25,7 @@ Exp Floor Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log 
 Reciprocal Relu Round Selu
 Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu InstanceNormalization
 GroupNormalization LpNormalization LRN MeanVarianceNormalization RotaryEmbedding QuantizeLinear DequantizeLinear
-DynamicQuantizeLinear RMSNormalization ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
+DynamicQuantizeLinear RMSNormalization SimplifiedLayerNormalization ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
 RandomNormalLike RandomUniformLike Bernoulli"""
 _BROADCAST = """Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitShift BitwiseAnd
 BitwiseOr BitwiseXor PRelu Where Sum Max Min Mean"""
@@ -48,17 +48,25 @@ def infer(facts: Inference, node: oir.Node) -> None:
         facts.set(value, types[index] if index < len(types) else types[0], found[index] if index < len(found) else None)
 
 
+_SAME_IN_CONTRIB = """QuickGelu Gelu FastGelu BiasGelu SkipLayerNormalization SkipSimplifiedLayerNormalization
+RotaryEmbedding""".split()
+
+
 def other_domain(facts: Inference, node: oir.Node) -> None:
-    """Record what a node of another domain declares of its types; its shapes are unknown but for those of fused attention."""
+    """Record what a node of another domain declares of its types; shapes are known of ONNX Runtime's fused operators."""
     for value in node.outputs:
         facts.set(value, match.tensor_dtype(value), None)
-    if node.domain == "com.microsoft" and node.op_type in ("RotaryEmbedding", "MultiHeadAttention"):
-        source = facts.shape(node.inputs[0])
-        values = facts.shape(match.input_of(node, 2)) if node.op_type == "MultiHeadAttention" else None
-        if source is not None and values is not None and len(source) == 3:
-            source = (*source[:2], values[2] if len(values) == 3 else dims.multiply(values[1], values[3]))
-        if source is not None and (values is not None or node.op_type == "RotaryEmbedding"):
-            facts.set(node.outputs[0], facts.dtype(node.inputs[0]), source)
+    source = facts.shape(node.inputs[0]) if node.domain == "com.microsoft" and node.inputs else None
+    if source is None:
+        return
+    if node.op_type == "MultiHeadAttention" and len(source) == 3:
+        values = facts.shape(match.input_of(node, 2))
+        if values is None:
+            return
+        width = values[2] if len(values) == 3 else dims.multiply(values[1], values[3])
+        facts.set(node.outputs[0], facts.dtype(node.inputs[0]), (*source[:2], width))
+    elif node.op_type in _SAME_IN_CONTRIB:
+        facts.set(node.outputs[0], facts.dtype(node.inputs[0]), source)
 
 
 def _types(facts: Inference, node: oir.Node) -> list[oir.DataType | None] | None:
