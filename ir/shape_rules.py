@@ -25,7 +25,8 @@ Exp Floor Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log 
 Reciprocal Relu Round Selu
 Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu InstanceNormalization
 GroupNormalization LpNormalization LRN MeanVarianceNormalization RotaryEmbedding QuantizeLinear DequantizeLinear
-DynamicQuantizeLinear RMSNormalization SimplifiedLayerNormalization ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
+DynamicQuantizeLinear RMSNormalization SimplifiedLayerNormalization
+ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
 RandomNormalLike RandomUniformLike Bernoulli"""
 _BROADCAST = """Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitShift BitwiseAnd
 BitwiseOr BitwiseXor PRelu Where Sum Max Min Mean"""
@@ -53,7 +54,7 @@ RotaryEmbedding""".split()
 
 
 def other_domain(facts: Inference, node: oir.Node) -> None:
-    """Record what a node of another domain declares of its types; shapes are known of ONNX Runtime's fused operators."""
+    """Record the declared types of a node of another domain, and the shapes of ONNX Runtime's fused operators."""
     for value in node.outputs:
         facts.set(value, match.tensor_dtype(value), None)
     source = facts.shape(node.inputs[0]) if node.domain == "com.microsoft" and node.inputs else None
