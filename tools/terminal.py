@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +33,11 @@ def out() -> Console:
     """The console for data: stdout."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
+    class Data(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Data(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
 
 
 def show(table: Table, console: Console) -> None:
@@ -62,8 +68,10 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
 
     from burnish.ir.errors import BurnishError
 
+    _open_streams()
     try:
         code = command(standalone_mode=False, **settings)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except BurnishError as error:
         _say_error(str(error))
@@ -81,11 +89,47 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         _say_error("interrupted; nothing was written")
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(141)
     except MemoryError:
         _say_error("out of memory\n\nhint: `--verify off` needs least")
         sys.exit(2)
+    except OSError as error:
+        _drop_output()
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _say_error(f"{place}{error.strerror or error}\n\nhint: check the path, and the disk that is written to")
+        sys.exit(2)
+    except Exception as error:
+        _say_error(f"{type(error).__name__}: {error}\n{_where(error)}\n\nhint: this is a defect of burnish; report it")
+        sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Give closed standard streams to the null device, lest a file that is opened later take their number.
+
+    What a stream's encoding lacks (a file name in Japanese, where the terminal knows ASCII) is printed as an escape.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Let what could not be written to stdout not be tried again when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _where(error: BaseException) -> str:
+    """The innermost place in the code, for a report."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"    {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _say_error(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -128,9 +129,13 @@ def from_path(
 def runtime() -> Any:
     """The `onnxruntime` module, silenced: what it would log is raised as an error anyway.
 
+    Its builds of 1.32 and newer report to their maker unless they are told not to before they are imported; a caller
+    who imported it earlier has made that choice already.
+
     Raises:
         MissingPackageError: it is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
