@@ -28,7 +28,7 @@ def demo_command(output: str | None, target: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name, what in MODELS.items():
             before, after = _FOLDER / f"{name}.onnx", folder / f"{name}.onnx"
-            console.print(f"\n[bold]{name}[/bold]: {what}, {_FOLDER / 'digits.npz'}\n")
+            console.print(f"\n{name}: {what}, {_FOLDER / 'digits.npz'}\n", style="bold")
             with terminal.progress(name) as on_step:
                 result = api.optimize(
                     before, after, data=_FOLDER / "digits.npz", target=target, verify="each", on_step=on_step
