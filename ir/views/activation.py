@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as oir
 
 from burnish.ir import match, weights
+from burnish.ir.walk import is_op
 
 ROOTS = ("Erf", "Tanh", "Sigmoid", "HardSigmoid", "Softplus")
 """The operators around which spelled-out activations are looked for."""
