@@ -49,7 +49,9 @@ def load(name: str) -> type[Pass]:
     """
     module_name = _files().get(name)
     if module_name is None:
-        raise InputError(f"there is no pass `{name}`", hint=f"{nearest(name, names())} `burnish passes` lists them all")
+        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+        hint = "".join(f"did you mean `{one}`? " for one in close) + "`burnish passes` lists them all"
+        raise InputError(f"there is no pass `{name}`", hint=hint)
     module = importlib.import_module(module_name)
     for member in vars(module).values():
         if isinstance(member, type) and issubclass(member, Pass) and member.__module__ == module_name:

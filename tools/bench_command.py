@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,7 +93,11 @@ def benchmark(
     from burnish.backends.ort import timing
     from burnish.backends.ort.session import from_path
     from burnish.frontends import onnx_file
+    from burnish.ir.errors import InputError
 
+    for path in (a, b):
+        if path is not None and not Path(path).is_file():
+            raise InputError("there is no such file", place=path, hint="check the path")
     sample = None
     rows: list[dict[str, Any]] = []
     options = ""
@@ -107,7 +112,11 @@ def benchmark(
             alone = timing.single(partial(first.run, feeds), rounds=rounds, seconds=seconds)
             rows.append({"threads": count, "rounds": alone.rounds, "a": _spread(alone)})
         else:
-            second.run(feeds)
+            try:
+                second.run(feeds)
+            except InputError as error:
+                error.place, error.hint = b, "B must take the inputs of A; `--data` or `--dims` choose others"
+                raise
             runs = partial(first.run, feeds), partial(second.run, feeds)
             both = timing.paired(*runs, rounds=rounds, seconds=seconds)
             ratio = {"median": both.ratio, "low": both.low, "high": both.high}
