@@ -25,6 +25,7 @@ class Plan:
         verify: `off`, `ends` or `each`.
         guard: what no pass may make worse.
         require: passes that must change something.
+        opset: the opset that was asked for, None when none was.
     """
 
     passes: tuple[Pass, ...]
@@ -32,6 +33,7 @@ class Plan:
     verify: Verify
     guard: frozenset[str]
     require: tuple[str, ...]
+    opset: int | None = None
 
 
 def resolve(
@@ -72,7 +74,8 @@ def resolve(
     if to_opset is not None and not 9 <= to_opset <= recipes.NEWEST_OPSET:
         raise InputError(f"cannot write opset {to_opset}", hint=f"give a number from 9 to {recipes.NEWEST_OPSET}")
     if given is not None:
-        base = recipes.with_opset(list(given.passes), to_opset)
+        raised = [] if to_opset is None else [catalog.make("raise-opset", {"to": to_opset})]
+        base = [*given.passes, *raised]
     else:
         base = recipes.named(name, chosen_target, to_opset)
     own = [one for item in passes or () for one in ([item] if isinstance(item, Pass) else catalog.parse(item))]
@@ -85,7 +88,7 @@ def resolve(
             raise InputError(
                 f"`{name}` is required to change something but is not among the passes", hint=f"add `-p {name}`"
             )
-    return Plan(tuple(kept), chosen_target, cast(Verify, chosen_verify), frozenset(chosen_guard), required)
+    return Plan(tuple(kept), chosen_target, cast(Verify, chosen_verify), frozenset(chosen_guard), required, to_opset)
 
 
 def _choice(setting: str, value: str) -> str:

@@ -8,6 +8,9 @@ from burnish.passes.base import Pass
 
 NEWEST_OPSET = opsets.NEWEST
 
+ORT_OPSET = 23
+"""The opset written for ONNX Runtime unless another is asked for: the first whose Attention it runs, and runs faster."""
+
 NORMAL_FORM: tuple[str, ...] = (
     "inline-functions",
     "lift-constants",
@@ -61,19 +64,17 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
     Args:
         name: the recipe.
         target: `onnx`, `ort-cpu` or `ort-cuda`; passed to the passes that write fused operators.
-        opset: raise the model to it after the normal form; None to keep the model's.
+        opset: raise the model to it; None to keep the model's, or to write what the target runs best.
     """
+    to = ORT_OPSET if opset is None and target != "onnx" and name == "default" else opset
+    raised = [] if to is None else [catalog.make("infer-types"), catalog.make("raise-opset", {"to": to})]
     if name == "none":
-        return with_opset([], opset)
-    first = with_opset([catalog.make(one) for one in NORMAL_FORM], opset)
+        return raised[1:]
+    first = [catalog.make(one) for one in NORMAL_FORM]
+    first[2:2] = raised
     if name == "normal-form":
         return first
     return [*first, *(_for_target(one, target) for one in (*RECOGNISE, *FOLD, *CLEAN, *FUSE, *CLEAN))]
-
-
-def with_opset(passes: list[Pass], opset: int | None) -> list[Pass]:
-    """`passes`, and then the raise to `opset` when one is asked for."""
-    return passes if opset is None else [*passes, catalog.make("raise-opset", {"to": opset})]
 
 
 def after(own: list[Pass]) -> list[Pass]:

@@ -33,7 +33,7 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 @click.option(
     "--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators."
 )
-@click.option("--opset", type=int, metavar="N", help="Raise the model to this opset.")
+@click.option("--opset", type=int, metavar="N", help="Raise the model to this opset (ort targets: 23 unless given).")
 @click.option(
     "--verify",
     type=click.Choice(_VERIFY),
@@ -66,7 +66,7 @@ def optimize_command(model: str, **given: Any) -> int:
     if given["output"] is None and not given["dry_run"]:
         raise click.UsageError("name the output with `-o OUT`, or ask for `--dry-run`")
     if given["report"] is not None:
-        _check_report(given["report"])
+        _check_report(given["report"], given["output"])
 
     from burnish.tools import api, report
 
@@ -120,9 +120,18 @@ def _as_python(model: str, given: dict[str, Any], arguments: dict[str, Any]) -> 
     )
 
 
-def _check_report(path: str) -> None:
+def _check_report(path: str, output: str | None) -> None:
+    """Check, before any work is done, that a report can be written and replaces nothing but an older report."""
+    import os
+
     from burnish.ir.errors import InputError
 
-    folder = Path(path).parent
-    if Path(path).is_dir() or not folder.is_dir():
+    file = Path(path)
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK) or (file.exists() and not file.is_file()):
         raise InputError("the report cannot be written there", place=path, hint="name a file in a folder that exists")
+    if output is not None and file.resolve() == Path(output).resolve():
+        raise InputError("the report and the model have the same name", place=path, hint="give the report another name")
+    if file.exists():
+        with file.open("rb") as stream:
+            if stream.read(1) not in (b"", b"{"):
+                raise InputError("there is a file that is no report", place=path, hint="give the report another name")
