@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.ir.opsets import MISJUDGED
 
 _OLDEST_OPSET = 7
+_RAISED_OPSET = 9
 _LARGEST_TYPE_CHECK = 1 << 28
 _EXPORT_AGAIN = "export the model again, or look for a damaged download"
 
@@ -49,9 +51,6 @@ def check_versions(proto: onnx.ModelProto, place: str) -> None:
         if entry.version > newest:
             cause = f"the model uses opset {entry.version}; the installed `onnx` knows up to {newest}"
             raise InputError(cause, place=place, hint="pip install --upgrade onnx, or export with an older opset")
-        if entry.version < _OLDEST_OPSET:
-            hint = "raise it with onnx.version_converter.convert_version(model, 17)"
-            raise InputError(f"opset {entry.version} is too old", place=place, hint=hint)
     for graph in _graphs(proto):
         if graph.sparse_initializer:
             hint = "store the weights as dense initializers"
@@ -132,6 +131,30 @@ def tensor_bytes(tensor: onnx.TensorProto, place: str) -> int:
     return 0 if dtype == oir.DataType.STRING else -(-count * dtype.bitwidth // 8)
 
 
+def raised(proto: onnx.ModelProto, whole: Callable[[], onnx.ModelProto], place: str) -> onnx.ModelProto | None:
+    """A model of the first opsets, whose operators broadcast by attributes, in opset 9; None when it is newer.
+
+    Args:
+        proto: the model, its weights left out.
+        whole: reads the model with its weights.
+        place: the file.
+
+    Raises:
+        InputError: the `onnx` package cannot convert it.
+    """
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), _OLDEST_OPSET)
+    if opset >= _OLDEST_OPSET:
+        return None
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(whole(), _RAISED_OPSET)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].rpartition(" failed: ")[2]
+        cause = f"opset {opset} is too old, and `onnx` cannot raise it: {reason}"
+        raise InputError(cause, place=place, hint=_EXPORT_AGAIN) from error
+
+
 def check_types(proto: onnx.ModelProto, place: str) -> list[tuple[str, onnx.TypeProto]]:
     """Check that operators get the number and dtypes of inputs they accept, and infer the types of the values.
 
@@ -165,6 +188,8 @@ def check_types(proto: onnx.ModelProto, place: str) -> list[tuple[str, onnx.Type
         if made and said and made != said:
             cause = f"output {quoted(output.name)} is declared {_dtype(said)} but is computed as {_dtype(made)}"
             raise InputError(cause, place=place, hint=_EXPORT_AGAIN)
+    if any(node.op_type in MISJUDGED for graph in _graphs(proto) for node in graph.node):
+        return []
     return [(info.name, info.type) for info in (*inferred.value_info, *inferred.output)]
 
 

@@ -138,6 +138,12 @@ def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
     for tensor, where in onnx_checks.check_tensors(proto, place):
         _check_external(file, tensor, where, spans, data_files)
     notes = ["the training information was dropped"] if proto.training_info else []
+    raised = onnx_checks.raised(proto, lambda: onnx.ModelProto.FromString(bytes(buffer)), place)
+    if raised is not None:
+        notes.append("the model was of an opset before 7, and was raised to opset 9")
+        buffer = raised.SerializeToString()
+        proto, spans = _parse(buffer, place)
+        sorted_nodes = onnx_checks.check_structure(proto, place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about external-data entries that onnx does not know
         model = oir.from_proto(proto)

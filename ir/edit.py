@@ -77,7 +77,7 @@ def replace_value(old: oir.Value, new: oir.Value) -> None:
             step.outputs[0].type, step.outputs[0].shape = old.type, old.shape
             new = step.outputs[0]
         old.name, new.name = None, old.name
-        if old.shape is not None:
+        if old.shape is not None or not isinstance(old.type, oir.TensorType | None):
             new.shape = old.shape
         new.type = old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -69,8 +69,7 @@ class Inference:
             tensor = weights.tensor_of(value)
             if tensor is not None and tensor.dtype in _INTEGERS and tensor.size <= LARGEST:
                 array = tensor.numpy()
-                found = np.empty(array.shape, object)
-                found[...] = array.tolist()
+                found = array.astype(object)
             self._contents[value] = found
         return self._contents[value]
 

@@ -13,6 +13,9 @@ from burnish.ir import edit, match
 NEWEST = 25
 """The newest opset that `raise` writes."""
 
+MISJUDGED = ("STFT",)
+"""Operators for which `onnx` infers wrong shapes."""
+
 Adapter = Callable[[oir.Model, oir.Node], str | None]
 """Changes a node in place to its newer form; gives the reason when that cannot be done."""
 
@@ -26,6 +29,10 @@ def obstacle(node: oir.Node, old: int, new: int) -> str | None:
             return f"{node.op_type} changed in opset {step[1]}, and there is no adapter for it"
     if node.op_type == "BatchNormalization" and len(node.outputs) > 1:
         return "it is a BatchNormalization in training form"
+    if node.op_type == "Swish" and old <= 24 < new:
+        return "ONNX Runtime cannot run Swish in opsets after 24"
+    if node.op_type == "Attention" and len(node.outputs) > 3 and old < 24 <= new:
+        return "its fourth output has other values for masked positions in opset 24"
     return None
 
 

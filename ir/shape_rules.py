@@ -11,6 +11,7 @@ from burnish.ir import dims, match
 from burnish.ir.content_rules import slices
 from burnish.ir.dims import Dim
 from burnish.ir.layer_shape_rules import LAYER_RULES, axes_of
+from burnish.ir.opsets import MISJUDGED
 
 if TYPE_CHECKING:
     from burnish.ir.inference import Inference
@@ -127,7 +128,7 @@ def _from_schema(
 def _ask_onnx(facts: Inference, node: oir.Node) -> dict[str | None, tuple[oir.DataType | None, Any]]:
     import onnx
 
-    if any(
+    if node.op_type in MISJUDGED or any(
         a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS) or a.is_ref() for a in node.attributes.values()
     ):
         return {}

@@ -134,7 +134,9 @@ def _full(tensor: oir.TensorProtocol) -> str:
 
 
 def _elements(tensor: oir.TensorProtocol) -> str:
-    def show(part: np.ndarray) -> str:
+    def show(part: object) -> str:
+        if not isinstance(part, np.ndarray):
+            return _number(part)
         return _number(part[()]) if part.ndim == 0 else "[" + ", ".join(show(inner) for inner in part) + "]"
 
     return show(np.asarray(tensor.numpy()))

@@ -137,7 +137,7 @@ def rounded(array: np.ndarray, dtype: oir.DataType, name: str | None = None) -> 
         dtype: a floating-point dtype of the model.
         name: the tensor's name.
     """
-    values = np.ascontiguousarray(array, np.float64)
+    values = np.asarray(array, np.float64, order="C")
     stored = values.astype(dtype.numpy())
     tensor = oir.Tensor(stored, dtype=dtype, name=name)
     if dtype != oir.DataType.DOUBLE:

@@ -49,6 +49,10 @@ class FuseAttention(ExactPass):
             if facts.dtype(found.anchor.inputs[0]) == oir.DataType.DOUBLE:
                 outcome.skip(found.anchor, "ONNX Runtime has no fused attention of doubles")
                 continue
+            parts = [one[0].value for one in (found.queries, found.keys, found.values)]
+            if len({facts.dtype(value) for value in (*parts, found.end.outputs[0])} - {None}) > 1:
+                outcome.skip(found.anchor, "queries, keys, values and result are not of one dtype")
+                continue
             plan = writer.standard(found) if standard else self._contrib(writer, found)
             if isinstance(plan, str):
                 outcome.skip(found.anchor, plan)

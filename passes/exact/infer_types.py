@@ -26,6 +26,8 @@ class InferTypes(ExactPass):
     def _write(self, facts: Inference, node: oir.Node, outcome: Outcome) -> None:
         found = []
         for out in node.outputs:
+            if not out.name:
+                continue
             dtype, shape = facts.dtype(out), facts.shape(out)
             wanted = _merged(out, shape) if shape is not None else out.shape
             wrong_type = dtype is not None and isinstance(out.type, oir.TensorType | None) and out.dtype != dtype
