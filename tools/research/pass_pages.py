@@ -56,8 +56,10 @@ def _section(name: str) -> list[str]:
 def _recipe(name: str) -> str:
     if name in recipes.NORMAL_FORM:
         return "normal form"
-    shipped = {one.pass_name() for one in recipes.named("default", "ort-cpu", None)}
-    return "default" if name in shipped else "`--opset`" if name == "raise-opset" else "on request"
+    for target, where in (("onnx", "default"), ("ort-cpu", "default, `ort-cpu` and `ort-cuda`")):
+        if name in {one.pass_name() for one in recipes.named("default", target, None)}:
+            return where
+    return "on request"
 
 
 def _reasons(golden: Path) -> list[str]:
