@@ -161,6 +161,8 @@ def check_target(target: Path, *sources: Path | None) -> None:
     try:
         if not target.name:
             raise InputError("the output has no file name", place=place, hint="give the name of an .onnx file to write")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is not a folder", place=place, hint="write to a folder")
         if not folder.is_dir():
             cause = f"the folder {folder} does not exist"
             raise InputError(cause, place=place, hint=f"create it: mkdir -p {folder}")
@@ -191,7 +193,7 @@ def _write_files(model: oir.Model, path: Path, data_path: Path | None, limit: in
             stream.write(proto.SerializeToString(deterministic=True))
             _finish(stream)
     else:
-        with open(path, "xb", buffering=_BLOCK) as stream:
+        with open(path, "xb") as stream:
             _write_inline(proto, iter([tensor for _, tensor in placed]), stream, limit, path)
             _finish(stream)
 
@@ -266,25 +268,46 @@ def _write_inline(
     head = rest + _GRAPH_TAG + encode_varint(size) + graph
     if len(head) - len(graph) + size > limit:
         raise _too_large(path, size)
-    stream.write(head)
     blocks = _Blocks(stream)
+    blocks.write(head)
     for content, tensor in pieces:
-        stream.write(content)
+        blocks.write(content)
         if tensor is not None:
-            _copy(tensor, stream, blocks)
+            _copy(tensor, blocks)
+    blocks.flush()
 
 
 class _Blocks:
-    """A stream as a sink of bytes only: given a descriptor, tensors write around the buffer, in small pages."""
+    """What is written to a stream, gathered to whole blocks that begin at multiples of their size."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.write = stream.write
+        self._stream = stream
+        self._pending = bytearray()
+        self._written = 0
+
+    def write(self, content: bytes) -> int:
+        """Take `content`; give the stream whole blocks only."""
+        for start in range(0, len(content), _BLOCK):
+            self._pending += content[start : start + _BLOCK]
+            if len(self._pending) >= _BLOCK:
+                self._written += self._stream.write(self._pending[:_BLOCK])
+                del self._pending[:_BLOCK]
+        return len(content)
+
+    def tell(self) -> int:
+        """Bytes taken so far."""
+        return self._written + len(self._pending)
+
+    def flush(self) -> None:
+        """Give the stream what is left."""
+        self._written += self._stream.write(self._pending)
+        self._pending.clear()
 
 
-def _copy(tensor: oir.TensorProtocol, stream: BinaryIO, sink: _Blocks | BinaryIO | None = None) -> None:
+def _copy(tensor: oir.TensorProtocol, stream: BinaryIO | _Blocks) -> None:
     start = stream.tell()
     if hasattr(tensor, "tofile"):
-        tensor.tofile(sink or stream)
+        tensor.tofile(stream)
     else:
         stream.write(tensor.tobytes())
     if stream.tell() - start != tensor.nbytes:
