@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +83,13 @@ def write(result: Result, path: str | Path) -> None:
     Raises:
         InputError: when the file cannot be written.
     """
+    text = json.dumps(as_dict(result), indent=2, allow_nan=True) + "\n"
+    whole = Path(f"{path}.part")
     try:
-        Path(path).write_text(json.dumps(as_dict(result), indent=2, allow_nan=True) + "\n", encoding="utf-8")
+        whole.write_text(text, encoding="utf-8", errors="backslashreplace")
+        whole.replace(path)
     except OSError as error:
+        whole.unlink(missing_ok=True)
         raise InputError(
             f"cannot write the report: {error.strerror}", place=str(path), hint="name another file"
         ) from None
@@ -121,6 +126,7 @@ def show(result: Result, console: Console | None = None) -> None:
 
     console = console or terminal.out()
     table = Table("pass", "eligible", "matched", "changed", "nodes", "left alone because", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
     steps = merged(result.proof.run.steps)
     for step in steps:
         outcome = step.outcome
@@ -164,7 +170,8 @@ def proof_lines(result: Result) -> list[str]:
     elif check.replay_note:
         lines.append(f"float64   {check.replay_note}")
     if check.refused:
-        lines.append(f"refused   {count(len(check.refused), 'sample')} by the original itself: {check.refused[0][1]}")
+        reason = textwrap.shorten(check.refused[0][1], 160, placeholder=" ...")
+        lines.append(f"refused   {count(len(check.refused), 'sample')} by the original itself: {reason}")
     if latency is not None:
         span = f"{latency.low:.3f} to {latency.high:.3f}"
         lines.append(

@@ -93,6 +93,25 @@ def test_as_python_runs(model, optimize, tmp_path):
     assert (tmp_path / "out.onnx").exists()
 
 
+def test_as_python_does_the_same_with_every_option(model, optimize, tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", image=np.ones((2, 3, 8, 8), np.float32))
+    words = [model, "-o", "out.onnx", "--recipe", "normal-form", "-p", "fold-batchnorm{largest_copy=1}"]
+    words += ["--without", "share-repeats", "--data", "data.npz", "--target", "ort-cpu", "--opset", "23"]
+    words += ["--verify", "each", "--guard", "size", "--require-change", "fold-batchnorm"]
+    words += ["--report", "report.json", "--why", "fold-batchnorm"]
+    code, said, _ = optimize(*words)
+    assert code == 0
+    made, report = Path("out.onnx").read_bytes(), json.loads(Path("report.json").read_text())
+    Path("out.onnx").unlink()
+    Path("report.json").unlink()
+    exec(compile(optimize(*words, "--as-python")[1], "<as-python>", "exec"), {})
+    assert capsys.readouterr().out == said and Path("out.onnx").read_bytes() == made
+    again = json.loads(Path("report.json").read_text())
+    for one in (*report["passes"], *again["passes"]):
+        del one["cpu_seconds"]
+    assert again == report
+
+
 def test_a_required_pass_that_does_nothing_is_exit_code_4(model, optimize, tmp_path):
     code, _, err = optimize(model, "-o", tmp_path / "out.onnx", "--require-change", "fuse-activation")
     assert code == 4 and "`fuse-activation`" in err and not (tmp_path / "out.onnx").exists()

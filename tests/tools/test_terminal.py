@@ -1,0 +1,72 @@
+"""How the commands speak: whole rows in files, text as it is, help where help is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from rich.table import Table
+
+import burnish
+from burnish.passes import catalog
+from burnish.tools import cli, terminal
+
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs `burnish` in this process: (exit code, stdout, stderr)."""
+
+    def call(*words: str) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            terminal.run(cli.burnish, prog_name="burnish", args=list(words))
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
+
+
+def test_a_row_of_a_table_is_one_line_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "reason", box=None, pad_edge=False)
+    table.add_row("a", "long " * 40)
+    table.add_row("b [/x] [batch, 4]", "short")
+    terminal.show(table, terminal.out())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and not any(line.endswith(" ") for line in lines)
+    assert lines[2] == "b [/x] [batch, 4]  short"
+
+
+def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.out().print("[bold]x[/bold] :smile: [1, n]")
+    terminal.talk().print("[/] :smile:")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("[bold]x[/bold] :smile: [1, n]\n", "[/] :smile:\n")
+
+
+def test_burnish_alone_shows_its_help(run: Callable[..., Said]) -> None:
+    code, out, err = run()
+    assert code == 2 and not out and err.startswith("Usage: burnish") and "error" not in err
+
+
+def test_the_version(run: Callable[..., Said]) -> None:
+    assert run("--version") == (0, f"burnish {burnish.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(run: Callable[..., Said], command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert code == 0 and not err and out.startswith(f"Usage: burnish {command}")
+
+
+def test_every_option_of_a_pass_is_documented(run: Callable[..., Said]) -> None:
+    code, out, _ = run("passes", "--json")
+    found = json.loads(out)
+    assert code == 0 and [one["name"] for one in found] == catalog.names()
+    assert not [f"{one['name']}{{{o['name']}}}" for one in found for o in one["options"] if not o["help"]]
+
+
+def test_why_of_an_unknown_pass_is_refused_before_any_work(run: Callable[..., Said]) -> None:
+    code, _, err = run("optimize", "no-such-file.onnx", "--dry-run", "--why", "fuse-atention")
+    assert code == 2 and "did you mean `fuse-attention`?" in err
