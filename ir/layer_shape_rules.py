@@ -125,6 +125,22 @@ def _arg(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequen
     return [_reduced(shapes[0] or (), [match.attribute(node, "axis", 0)], match.attribute(node, "keepdims", 1))]
 
 
+def _pad(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
+    source, pads = shapes[0], match.attribute(node, "pads") or facts.numbers(match.input_of(node, 1))
+    if source is None or pads is None:
+        return None
+    axes = list(range(len(source)))
+    if match.input_of(node, 3) is not None:
+        given = facts.numbers(match.input_of(node, 3))
+        if given is None:
+            return None
+        axes = [axis % len(source) for axis in given]
+    if len(pads) != 2 * len(axes):
+        return None
+    around = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
+    return [tuple(dims.add(size, sum(around.get(axis, (0, 0)))) for axis, size in enumerate(source))]
+
+
 LAYER_RULES = {
     **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _window),
     **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"], _global_pool),
@@ -135,6 +151,7 @@ LAYER_RULES = {
     **dict.fromkeys(["ArgMax", "ArgMin"], _arg),
     "MatMul": _matmul,
     "Gemm": _gemm,
+    "Pad": _pad,
     "LayerNormalization": _layer_norm,
     "RotaryEmbedding": _first_only,
     "Attention": _attention,

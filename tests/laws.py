@@ -82,7 +82,7 @@ def check_laws(one: Pass, before: oir.Model, after: oir.Model, outcome: Outcome)
     _, none = rewrite(one, before, limit=0)
     if none.rewritten:
         raise LawBroken("a run that may rewrite nothing rewrites something: ask `outcome.take` before each rewrite")
-    _check_contract(before, after)
+    check_contract(before, after)
     _check_nothing_unused(before, after)
     proto = oir.to_proto(after)
     try:
@@ -93,7 +93,7 @@ def check_laws(one: Pass, before: oir.Model, after: oir.Model, outcome: Outcome)
         check_same_outputs(before, after)
 
 
-def _check_contract(before: oir.Model, after: oir.Model) -> None:
+def check_contract(before: oir.Model, after: oir.Model) -> None:
     """Names, order, dtypes and dims of inputs and outputs are what they were."""
     for role in ("inputs", "outputs"):
         old, new = (
