@@ -54,6 +54,9 @@ CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "d
 """What the passes before leave behind."""
 
 
+LAST: tuple[str, ...] = ("drop-annotations",)
+"""What only the passes needed."""
+
 OPTIONS: dict[tuple[str, str], dict[str, object]] = {("fold-affine", "ort-cpu"): {"attention_scale": True}}
 """Options of passes by target. ONNX Runtime's CPU multiplies small matrices slower with a scale than without."""
 
@@ -74,12 +77,12 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
     first[2:2] = raised
     if name == "normal-form":
         return first
-    return [*first, *(_for_target(one, target) for one in (*RECOGNISE, *FOLD, *CLEAN, *FUSE, *CLEAN))]
+    return [*first, *(_for_target(one, target) for one in (*RECOGNISE, *FOLD, *CLEAN, *FUSE, *CLEAN, *LAST))]
 
 
 def after(own: list[Pass]) -> list[Pass]:
     """The caller's own passes, and the clean-up behind them."""
-    return [*own, *(catalog.make(one) for one in CLEAN)] if own else []
+    return [*own, *(catalog.make(one) for one in (*CLEAN, *LAST))] if own else []
 
 
 def _for_target(name: str, target: str) -> Pass:

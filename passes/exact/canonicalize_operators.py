@@ -162,11 +162,8 @@ def _gemm(model: oir.Model, facts: Inference, node: oir.Node, outcome: Outcome) 
         return
     if result != source[:-1] + out[-1:]:
         return
-    if (
-        match.attribute(node, "transA", 0)
-        or match.attribute(node, "alpha", 1.0) != 1
-        or match.attribute(node, "beta", 1.0) != 1
-    ):
+    scaled = match.attribute(node, "alpha", 1.0) != 1 or match.attribute(node, "beta", 1.0) != 1
+    if scaled or match.attribute(node, "transA", 0):
         outcome.skip(node, "it transposes its input or scales its result")
         return
     if match.attribute(node, "transB", 0) and not weights.is_constant(weight):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from burnish.ir import dims
+from burnish.ir import dims, origin
 from burnish.ir.inference import Inference, Shape
 from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes.base import ExactPass, Outcome
@@ -17,6 +17,7 @@ class InferTypes(ExactPass):
     """Infer the type and the symbolic shape of every value, and correct declared shapes that are wrong."""
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        origin.note_annotations(model)
         facts = Inference(model)
         for graph in [model.graph, *model.graph.subgraphs()]:
             for node in graph:
