@@ -152,6 +152,27 @@ def unique_name(model: oir.Model, wanted: str) -> str:
     return name
 
 
+def separate_names(model: oir.Model) -> None:
+    """Rename values of nested graphs that are called like a value of another graph; onnx_ir names each graph alone."""
+    graphs = _all_graphs(model)
+    if len(graphs) == 1:
+        return
+    owners: dict[str, oir.Value] = {}
+    double = []
+    for graph in graphs:
+        for value in _values(graph):
+            if value.name and owners.setdefault(value.name, value) is not value:
+                double.append(value)
+    for value in double:
+        number = 1
+        while f"{value.name}_{number}" in owners:
+            number += 1
+        value.name = f"{value.name}_{number}"
+        owners[value.name] = value
+    if double:
+        model.meta.pop("burnish.names", None)
+
+
 def release_name(model: oir.Model, value: oir.Value) -> str:
     """The name of a value that is about to be removed, free for the value that takes its place."""
     name = value.name or "value"

@@ -38,6 +38,8 @@ def into_layer_before(affine: Affine, largest_copy: int = LARGEST_COPY) -> Plan 
     """The plan that lets the layer before compute `affine` as well, or in plain words why there is none."""
     if not affine.input_is_private:
         return "other nodes read its input"
+    if not affine.output.uses() and not affine.output.is_graph_output():
+        return "nobody reads its result"
     value, axis = affine.input, affine.axis
     while (layer := _layer_of(value)) is None:
         node = match.producer(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as oir
 
-from burnish.ir import facts, text, weights
+from burnish.ir import edit, facts, text, weights
 from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.walk import graphs
 from burnish.passes import catalog
@@ -157,6 +157,8 @@ class Pipeline:
             raise
         except Exception as error:
             raise PassFailure(one.pass_name(), error) from error
+        if outcome.rewritten:
+            edit.separate_names(model)
         step.seconds = time.process_time() - start
         if outcome.rewritten:
             step.nodes, step.bytes = (size[0], _nodes(model)), (size[1], constant_bytes(model))
@@ -191,7 +193,7 @@ def _limit_from_environment() -> int | None:
     given = os.environ.get("BURNISH_LIMIT")
     if given is None:
         return None
-    if not given.isdigit():
+    if not given.isdecimal():
         raise InputError(f"cannot read `{given}`", place="BURNISH_LIMIT", hint="give a number of rewrites")
     return int(given)
 

@@ -483,7 +483,8 @@ def model(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     feeds["flag"] = np.asarray(g.chance(0.5))
     while not g.made:
         _fill(g, int(random.integers(3, 17)))
-    chosen = {value.name: value for value in g.made if g.chance(0.1)} | {g.made[-1].name: g.made[-1]}
+    read = {name for node in g.nodes for name in node.input}
+    chosen = {v.name: v for v in g.made if g.chance(0.1 if v.name in read else 0.7)} | {g.made[-1].name: g.made[-1]}
     outputs = [
         helper.make_tensor_value_info(v.name, onnx.TensorProto.FLOAT, v.shape if g.chance(0.3) else [None] * v.rank)
         for v in chosen.values()

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as oir
 
 from burnish.backends.reference.runner import ReferenceRunner
-from burnish.ir import facts
+from burnish.ir import edit, facts
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import text, type_text
@@ -54,6 +54,7 @@ def rewrite(one: Pass, model: oir.Model, limit: int | None = None) -> tuple[oir.
     after, outcome = model.clone(), Outcome(name, limit)
     after.meta.pop("burnish.names", None)
     one.rewrite(after, outcome)
+    edit.separate_names(after)
     changed = text(after) != text(model)
     if changed != (outcome.rewritten > 0):
         says = "is changed" if changed else "is unchanged"

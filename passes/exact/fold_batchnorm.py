@@ -27,18 +27,31 @@ class FoldBatchnorm(ExactPass):
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
         version = model.graph.opset_imports.get("", 1)
-        for node in walk(model, "BatchNormalization"):
-            affine = batch_affine(node, version)
-            if not isinstance(affine, Affine):
-                outcome.skip(node, affine, matched=False)
-                continue
-            plan = absorb.into_layer_before(affine, self.largest_copy)
-            if isinstance(plan, str):
-                before = plan
-                plan = absorb.into_layers_after(affine, self.largest_copy)
-                if isinstance(plan, str):
-                    outcome.skip(node, f"before: {before}; after: {plan}")
-                    continue
-            if not outcome.take(node):
-                return
-            plan.apply(model)
+        nodes, first = walk(model, "BatchNormalization"), len(outcome.skipped)
+        while nodes:
+            del outcome.skipped[first:]
+            left = []
+            for node in nodes:
+                plan = self._plan(node, version, outcome)
+                if plan is None:
+                    left.append(node)
+                elif outcome.take(node):
+                    plan.apply(model)
+                else:
+                    return
+            # One that is gone may have stood between another and its layer.
+            nodes = left if len(left) < len(nodes) else []
+
+    def _plan(self, node: oir.Node, version: int, outcome: Outcome) -> absorb.Plan | None:
+        affine = batch_affine(node, version)
+        if not isinstance(affine, Affine):
+            outcome.skip(node, affine, matched=False)
+            return None
+        before = absorb.into_layer_before(affine, self.largest_copy)
+        if not isinstance(before, str):
+            return before
+        after = absorb.into_layers_after(affine, self.largest_copy)
+        if not isinstance(after, str):
+            return after
+        outcome.skip(node, f"before: {before}; after: {after}")
+        return None
