@@ -9,7 +9,7 @@ from burnish.passes.base import Pass
 NEWEST_OPSET = opsets.NEWEST
 
 ORT_OPSET = 23
-"""The opset written for ONNX Runtime unless another is asked for: the first whose Attention it runs, and runs faster."""
+"""The opset written for ONNX Runtime unless another is asked for: the first with Attention, which it runs faster."""
 
 NORMAL_FORM: tuple[str, ...] = (
     "inline-functions",

@@ -1,4 +1,4 @@
-"""Inferred types stay inside: what came without inner shapes is written without them, what came with them keeps them."""
+"""Inferred types stay inside: a model that came without inner shapes is written without them, and only such a one."""
 
 import onnx
 import onnx.parser
@@ -8,7 +8,10 @@ import pytest
 from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
 
-MODEL = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x)  b = Tanh (a)  y = Neg (b) }'
+MODEL = """
+<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x)  b = Tanh (a)  y = Neg (b) }
+"""
 
 
 @pytest.mark.parametrize("annotated", [False, True])

@@ -5,6 +5,7 @@ The other tools are not dependencies of burnish: `pip install onnxslim==0.1.98 o
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -80,8 +81,17 @@ def command(tool: str, name: str, source: Path, target: Path) -> list[str] | Non
     return [python, "-m", module, "--input", str(source), "--output", str(target), "--model_type", kind, *flags]
 
 
-def run(tool: str, name: str, source: Path, folder: Path, *, seconds: int = 600) -> Made | None:
-    """Let `tool` optimize the file `source`; its output goes to `folder`/tool/name.onnx."""
+def run(tool: str, name: str, source: Path, folder: Path) -> Made | None:
+    """Let `tool` optimize the file `source`; its output goes to `folder`/tool/name.onnx.
+
+    A small process of its own starts the tool: a process inherits the peak memory of the one that started it.
+    """
+    words = [sys.executable, "-m", "burnish.tools.research.rivals", tool, name, str(source), str(folder)]
+    found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return None if found is None else Made(**{**found, "file": Path(found["file"]) if found["file"] else None})
+
+
+def _measure(tool: str, name: str, source: Path, folder: Path, seconds: int = 600) -> dict[str, object] | None:
     target = folder / tool / f"{name}.onnx"
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f"{target.name}*"):
@@ -100,4 +110,14 @@ def run(tool: str, name: str, source: Path, folder: Path, *, seconds: int = 600)
     said = log.read_text(errors="replace").strip().splitlines()
     good = process.returncode == 0 and target.exists()
     message = "" if good else (said[-1][:160] if said else f"exit code {process.returncode}, no output")
-    return Made(tool, target if good else None, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, message)
+    return {
+        "tool": tool,
+        "file": str(target) if good else None,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "memory": usage.ru_maxrss / 1024,
+        "message": message,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))))
