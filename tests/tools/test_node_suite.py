@@ -16,7 +16,8 @@ def test_every_case_stays_correct() -> None:
     assert [wrong for count in counts.values() for wrong in count.wrong] == []
     for group, least in LEAST.items():
         assert counts[group].run >= least
-        assert set(counts[group].correct.values()) == {counts[group].run}
+        assert counts[group].correct == counts[group].asked
+        assert list(counts[group].asked.values()).count(counts[group].run) >= 3
 
 
 def test_a_case_travels_the_whole_way() -> None:

@@ -60,12 +60,15 @@ class Count:
     Attributes:
         cases: how many there are.
         run: how many ONNX Runtime runs before any rewrite.
+        asked: by recipe, how many of these it was run on: all, but for those whose constants ONNX Runtime refuses.
         correct: by recipe, how many are correct afterwards.
+        changed: by recipe, how many of the correct ones it changed.
         wrong: (case, recipe, what is wrong).
     """
 
     cases: int = 0
     run: int = 0
+    asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RECIPES, 0))
     correct: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RECIPES, 0))
     changed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RECIPES, 0))
     wrong: list[tuple[str, str, str]] = field(default_factory=list)
@@ -276,8 +279,8 @@ def judge(case: Case, folder: Path, count: Count) -> None:
     for recipe, (target, opset) in RECIPES.items():
         one = held if recipe == CONSTANT else case
         if recipe == CONSTANT and not _same_when_held(held, expected, random):
-            count.correct[recipe] += 1
             continue
+        count.asked[recipe] += 1
         try:
             model, changes = rewritten(one.model, target, opset, folder)
             check_contract(one.model, model)
@@ -318,7 +321,7 @@ def main() -> None:
     only = parser.parse_args().only
     counts = measure(only)
     for group, count in counts.items():
-        print(group, count.cases, count.run, count.correct, count.changed)
+        print(group, count.cases, count.run, count.asked, count.correct, count.changed)
         for wrong in count.wrong:
             print("   ", *wrong, sep=" | ")
     if not only:
@@ -332,7 +335,7 @@ def page(counts: dict[str, Count]) -> str:
         "| --- " * (3 + len(RECIPES)) + "|",
     ]
     for group, count in counts.items():
-        cells = [f"{count.correct[one]} ({count.changed[one]})" for one in RECIPES]
+        cells = [f"{count.correct[one]} of {count.asked[one]} ({count.changed[one]})" for one in RECIPES]
         lines.append(f"| {group} | {count.cases} | {count.run} | {' | '.join(cells)} |")
     wrong = [
         f"- {name}, {recipe}: {' '.join(cause.split())}" for c in counts.values() for name, recipe, cause in c.wrong
