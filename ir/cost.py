@@ -15,9 +15,8 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.element_operations import ELEMENT_OPERATIONS, NO_MULTIPLY_ADDS
 from burnish.ir.multiply_adds import CONTRIB, MULTIPLY_ADDS
-from burnish.ir.network import nested_graphs
 from burnish.ir.sizes import Dims, Sizes, UnknownSizeError, elements, stored, value_bytes
-from burnish.ir.walk import STANDARD_DOMAINS, graphs, is_op, walk
+from burnish.ir.walk import STANDARD_DOMAINS, bodies, graphs, is_op, walk
 
 Functions = Mapping[oir.OperatorIdentifier, oir.Function]
 
@@ -225,15 +224,15 @@ def _branch(node: oir.Node, dims: Dims, functions: Functions) -> Iterator[NodeCo
     condition = weights.scalar(node.inputs[0])
     names = ["then_branch", "else_branch"] if condition is None else ["then_branch" if condition else "else_branch"]
     branches: list[oir.Graph] = [match.attribute(node, name) for name in names]
-    bodies = [[part for inner in graph for part in _parts(inner, dims, functions)] for graph in branches]
-    costs = [total(part.cost for part in body) for body in bodies]
+    parts = [[part for inner in graph for part in _parts(inner, dims, functions)] for graph in branches]
+    costs = [total(part.cost for part in body) for body in parts]
     ranks = [(cost.known().macs or 0, cost.known().operations or 0) for cost in costs]
     chosen = ranks.index(max(ranks))
     own = Cost()
     if any(cost.macs is None for index, cost in enumerate(costs) if index != chosen):
         own = Cost(macs=None, operations=None, unknown=(f"a branch of {match.describe(node)} is of unknown size",))
     yield NodeCost(node, own)
-    yield from bodies[chosen]
+    yield from parts[chosen]
 
 
 def _trips(node: oir.Node, dims: Dims) -> int | None:
@@ -313,8 +312,7 @@ def _bytes_read(node: oir.Node, dims: Dims) -> int:
 
 def _parameters(node: oir.Node) -> int:
     """Elements of the constants that a node and its sub-graphs read, each once."""
-    bodies = nested_graphs(node)
-    readers = [node, *(inner for body in bodies for inner in body.all_nodes())]
+    readers = [node, *(inner for body in bodies(node) for inner in body.all_nodes())]
     found: dict[object, int] = {}
     for reader in readers:
         for index, value in enumerate(reader.inputs):

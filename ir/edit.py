@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
+from burnish.ir.walk import bodies, main_graphs
 
 SOURCES = "burnish.sources"
 """Key in `node.meta` of the names of the original nodes a node was made from."""
@@ -120,15 +121,11 @@ def remove_unused(nodes: Iterable[oir.Node]) -> None:
         if graph is None or any(out.uses() or out.is_graph_output() for out in node.outputs):
             continue
         read = [value for value in node.inputs if value is not None]
-        for nested in (
-            a for a in node.attributes.values() if a.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
-        ):
-            bodies = [nested.as_graph()] if nested.type == oir.AttributeType.GRAPH else nested.as_graphs()
-            for body in bodies:
-                read += [v for inner in body.all_nodes() for v in inner.inputs if v is not None]
-                for inner in list(body.all_nodes()):
-                    for index in range(len(inner.inputs)):
-                        inner.replace_input_with(index, None)
+        for body in bodies(node):
+            read += [v for inner in body.all_nodes() for v in inner.inputs if v is not None]
+            for inner in list(body.all_nodes()):
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
         graph.remove(node, safe=True)
         for value in read:
             drop_if_unused(value)
@@ -154,7 +151,7 @@ def unique_name(model: oir.Model, wanted: str) -> str:
 
 def separate_names(model: oir.Model) -> None:
     """Rename values of nested graphs that are called like a value of another graph; onnx_ir names each graph alone."""
-    graphs = _all_graphs(model)
+    graphs = main_graphs(model)
     if len(graphs) == 1:
         return
     owners: dict[str, oir.Value] = {}
@@ -184,13 +181,9 @@ def release_name(model: oir.Model, value: oir.Value) -> str:
 def _taken(model: oir.Model) -> set[str | None]:
     taken: set[str | None] | None = model.meta.get("burnish.names")
     if taken is None:
-        taken = {value.name for graph in _all_graphs(model) for value in _values(graph)}
+        taken = {value.name for graph in main_graphs(model) for value in _values(graph)}
         model.meta["burnish.names"] = taken
     return taken
-
-
-def _all_graphs(model: oir.Model) -> list[oir.Graph]:
-    return [model.graph, *model.graph.subgraphs()]
 
 
 def _values(graph: oir.Graph) -> Iterable[oir.Value]:

@@ -10,6 +10,7 @@ import onnx_ir as oir
 from burnish.ir import edit, text, walk
 from burnish.ir.errors import BurnishError
 from burnish.ir.match import describe
+from burnish.ir.walk import bodies, main_graphs
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,12 @@ def _unsorted(graph: oir.Graph, outer: set[int]) -> Breach | None:
             if value is not None and id(value) not in known:
                 cause = f"{describe(node)} reads `{value.name}` before it is computed"
                 return Breach(cause, node, "put the nodes in topological order")
-        for body in _bodies(node):
+        for body in bodies(node):
             found = _unsorted(body, known)
             if found is not None:
                 return found
         known.update(map(id, node.outputs))
     return None
-
-
-def _bodies(node: oir.Node) -> Iterable[oir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == oir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == oir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _named(model: oir.Model) -> Breach | None:
@@ -137,7 +128,7 @@ def _inlined(model: oir.Model) -> Breach | None:
 
 def _lifted(model: oir.Model) -> Breach | None:
     """Constants are initializers: no `Constant` node outside functions."""
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in main_graphs(model):
         for node in graph:
             if walk.is_op(node, "Constant"):
                 return Breach(f"{describe(node)} holds a constant", node, "turn Constant nodes into initializers first")
@@ -146,7 +137,7 @@ def _lifted(model: oir.Model) -> Breach | None:
 
 def _typed(model: oir.Model) -> Breach | None:
     """Every value that is read or returned has a type, and a shape of known rank when it is a tensor."""
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in main_graphs(model):
         for value in (*graph.inputs, *graph.initializers.values()):
             if not _has_type(value):
                 return Breach(f"the type or rank of `{value.name}` is unknown", None, "infer types and shapes first")

@@ -13,7 +13,7 @@ import onnx_ir as oir
 
 from burnish.ir import dims, match, weights
 from burnish.ir.dims import Dim
-from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.ir.walk import STANDARD_DOMAINS, bodies
 
 Shape = tuple[Dim, ...]
 
@@ -153,8 +153,8 @@ class Inference:
         self._contents[value] = content.reshape(()) if shape == () else content
 
     def _nested(self, node: oir.Node) -> None:
-        bodies = [a.as_graph() for a in node.attributes.values() if a.type == oir.AttributeType.GRAPH]
-        for body in bodies:
+        nested = bodies(node)
+        for body in nested:
             for value in body.inputs:
                 self._dtypes[value] = match.tensor_dtype(value)
                 self._shapes[value] = None
@@ -166,7 +166,7 @@ class Inference:
             if node.op_type != "If":
                 self.set(out, match.tensor_dtype(out), None)
                 continue
-            ends = [body.outputs[index] for body in bodies]
+            ends = [body.outputs[index] for body in nested]
             shapes = [self.shape(end) for end in ends]
             self.set(out, self.dtype(ends[0]) or match.tensor_dtype(out), self._merged(out, shapes))
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as oir
 
-from burnish.ir.network import captured, nested_graphs, reads
+from burnish.ir.network import captured, reads
 from burnish.ir.sizes import Dims, UnknownSizeError, stored, value_bytes
-from burnish.ir.walk import is_op
+from burnish.ir.walk import bodies, is_op
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Walk:
         """
         beside = before if is_op(node, "If") else before + written
         found = [_Moment(self.together(before + written), node, before + written)]
-        for body in nested_graphs(node):
+        for body in bodies(node):
             inner = self.graph(body)
             found.append(_Moment(self.together(beside) + inner.bytes, inner.at or node, beside + inner.live))
         return found

@@ -7,21 +7,12 @@ from typing import Any
 
 import onnx_ir as oir
 
-
-def nested_graphs(node: oir.Node) -> list[oir.Graph]:
-    """The graphs in the attributes of `node`: the branches of an If, the body of a loop."""
-    found: list[oir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == oir.AttributeType.GRAPH and not attribute.is_ref():
-            found.append(attribute.as_graph())
-        elif attribute.type == oir.AttributeType.GRAPHS and not attribute.is_ref():
-            found.extend(attribute.as_graphs())
-    return found
+from burnish.ir.walk import bodies
 
 
 def captured(node: oir.Node) -> list[oir.Value]:
     """The values that the sub-graphs of `node` read from outside of it, each once, in order of first use."""
-    graphs = [inner for body in nested_graphs(node) for inner in (body, *body.subgraphs())]
+    graphs = [inner for body in bodies(node) for inner in (body, *body.subgraphs())]
     inside = {id(graph) for graph in graphs}
     found = {id(value): value for graph in graphs for value in _read_in(graph) if id(value.graph) not in inside}
     return list(found.values())

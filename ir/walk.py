@@ -19,6 +19,14 @@ def graphs(model: oir.Model) -> Iterator[oir.Graph]:
         pending += reversed([body for node in graph if node.attributes for body in bodies(node)])
 
 
+def main_graphs(model: oir.Model) -> list[oir.Graph]:
+    """The main graph and every graph nested in it, outer before inner; functions are left out."""
+    found = [model.graph]
+    for graph in found:
+        found += [body for node in graph if node.attributes for body in bodies(node)]
+    return found
+
+
 def bodies(node: oir.Node) -> list[oir.Graph]:
     """The graphs nested directly in `node`: the branches of an If, the body of a Loop or Scan."""
     found: list[oir.Graph] = []

@@ -10,7 +10,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.inference import Inference
-from burnish.ir.walk import is_op
+from burnish.ir.walk import is_op, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -20,7 +20,7 @@ class CanonicalizeOperators(ExactPass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         facts = Inference(model)
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in list(graph):
                 for op_type, rule in _RULES:
                     if node.graph is not None and is_op(node, op_type):

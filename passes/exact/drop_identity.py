@@ -11,7 +11,7 @@ import onnx_ir as oir
 from burnish.ir import edit, match, weights
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
-from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.ir.walk import STANDARD_DOMAINS, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -21,7 +21,7 @@ class DropIdentity(ExactPass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         facts = Inference(model)
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in list(graph):
                 test = _TESTS.get(node.op_type)
                 if test is None or node.domain not in STANDARD_DOMAINS or node.graph is None:

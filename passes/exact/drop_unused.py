@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as oir
 
 from burnish.ir import edit
-from burnish.ir.walk import graphs, walk
+from burnish.ir.walk import graphs, main_graphs, walk
 from burnish.passes.base import ExactPass, Outcome
 
 _OPTIONAL = {"LayerNormalization", "MaxPool", "Dropout", "BatchNormalization", "LSTM", "GRU", "RNN"}
@@ -18,7 +18,7 @@ class DropUnused(ExactPass):
     """Remove nodes, initializers, optional outputs, functions and operator sets that nothing uses."""
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
-        for graph in reversed([model.graph, *model.graph.subgraphs()]):
+        for graph in reversed(main_graphs(model)):
             for node in reversed(list(graph)):
                 if node.graph is None:
                     continue

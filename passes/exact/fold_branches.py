@@ -8,7 +8,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit
 from burnish.ir.inference import Inference
-from burnish.ir.walk import is_op, walk
+from burnish.ir.walk import is_op, main_graphs, walk
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -21,7 +21,7 @@ class FoldBranches(ExactPass):
         while again:
             again = False
             facts = Inference(model)
-            for graph in [model.graph, *model.graph.subgraphs()]:
+            for graph in main_graphs(model):
                 for node in list(graph):
                     if is_op(node, "If") and node.graph is not None and self._fold(model, facts, node, outcome):
                         again = True

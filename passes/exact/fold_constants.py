@@ -8,7 +8,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.evaluate import FOLDABLE, evaluate
-from burnish.ir.walk import STANDARD_DOMAINS, is_op
+from burnish.ir.walk import STANDARD_DOMAINS, is_op, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 _COPIED = 1024  # bytes of the largest constant that may be stored once more in another form while it is still read
@@ -28,7 +28,7 @@ class FoldConstants(ExactPass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         left = self.slack
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in list(graph):
                 if node.op_type in FOLDABLE and node.domain in STANDARD_DOMAINS and node.graph is not None:
                     left -= self._fold(model, node, outcome, left)

@@ -11,7 +11,7 @@ import onnx_ir as oir
 from burnish.ir import edit, match, weights
 from burnish.ir.dims import Dim, Expr
 from burnish.ir.inference import Inference, reshape_target
-from burnish.ir.walk import is_op
+from burnish.ir.walk import bodies, is_op
 from burnish.passes.base import ExactPass, Outcome
 
 Key = tuple[oir.DataType | None, tuple[int, ...], tuple[Any, ...]]
@@ -57,7 +57,7 @@ class _Folder:
                 continue
             if is_op(node, "Shape") and node.inputs[0] is not None:
                 self.offer(node.inputs[0], sources)
-            for body in (a.as_graph() for a in node.attributes.values() if a.type == oir.AttributeType.GRAPH):
+            for body in bodies(node):
                 self.graph(body, dict(known), dict(sources))
             if is_op(node, "Reshape"):
                 self.reshape(node)

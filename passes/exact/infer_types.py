@@ -8,7 +8,7 @@ import onnx_ir as oir
 
 from burnish.ir import dims, origin
 from burnish.ir.inference import Inference, Shape
-from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.ir.walk import STANDARD_DOMAINS, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -19,7 +19,7 @@ class InferTypes(ExactPass):
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         origin.note_annotations(model)
         facts = Inference(model)
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in graph:
                 if node.domain in STANDARD_DOMAINS:
                     self._write(facts, node, outcome)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as oir
 
 from burnish.ir import edit, weights
-from burnish.ir.walk import is_op
+from burnish.ir.walk import is_op, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 
@@ -19,7 +19,7 @@ class LiftConstants(ExactPass):
     gives: ClassVar[tuple[str, ...]] = ("lifted",)
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in list(graph):
                 if is_op(node, "Constant"):
                     self._lift(model, node, outcome)

@@ -10,7 +10,7 @@ import onnx_ir as oir
 
 from burnish.ir import dims, edit, match, weights
 from burnish.ir.inference import Inference, Shape, reshape_target
-from burnish.ir.walk import is_op
+from burnish.ir.walk import is_op, main_graphs
 from burnish.passes.base import ExactPass, Outcome
 
 _BROADCASTING = tuple("Add Sub Mul Div And Or Where Equal Less LessOrEqual Greater GreaterOrEqual Pow".split())
@@ -22,7 +22,7 @@ class MergeMoves(ExactPass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         facts = Inference(model)
-        for graph in [model.graph, *model.graph.subgraphs()]:
+        for graph in main_graphs(model):
             for node in list(graph):
                 rule = _RULES.get(node.op_type)
                 if rule is not None and node.graph is not None and is_op(node, node.op_type):

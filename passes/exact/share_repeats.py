@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, weights
-from burnish.ir.walk import STANDARD_DOMAINS
+from burnish.ir.walk import STANDARD_DOMAINS, bodies
 from burnish.passes.base import ExactPass, Outcome
 
 _SAMPLE = 64
@@ -63,10 +63,10 @@ class ShareRepeats(ExactPass):
 
     def _graph(self, graph: oir.Graph, known: dict[Any, oir.Node], outcome: Outcome) -> None:
         for node in list(graph):
-            bodies = [a.as_graph() for a in node.attributes.values() if a.type == oir.AttributeType.GRAPH]
-            for body in bodies:
+            nested = bodies(node)
+            for body in nested:
                 self._graph(body, dict(known), outcome)
-            if bodies or node.op_type in _RANDOM or node.domain not in STANDARD_DOMAINS:
+            if nested or node.op_type in _RANDOM or node.domain not in STANDARD_DOMAINS:
                 continue
             key = _key(node)
             first = known.setdefault(key, node) if key is not None else node
