@@ -62,7 +62,7 @@ def read_samples(spec: str | Path | object, model: oir.Model) -> list[Sample]:
 def _named(spec: str, model: oir.Model) -> Iterator[Sample]:
     """The samples of a path or of a function's name."""
     path = Path(spec)
-    if path.is_dir():
+    if spec and path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
         yield from _bounded((sample for file in files for sample in _file(file, model)), spec)
     elif path.is_file():
@@ -125,10 +125,11 @@ def _cut(arrays: dict[str, np.ndarray], labels: np.ndarray | None, model: oir.Mo
         parts = [{name: array[i] for name, array in arrays.items()} for i in range(counts.pop())]
     else:
         parts = _fixed_batches(arrays, values, counts) or [arrays]
-    if labels is not None and len(parts) > 1:
-        if labels.ndim == 0 or labels.shape[0] % len(parts):
+    if labels is not None and (len(parts) > 1 or (labels.ndim == 1 and len(counts) == 1)):
+        wanted = len(parts) if len(parts) > 1 else next(iter(counts))
+        if labels.ndim == 0 or labels.shape[0] % max(wanted, 1):
             raise InputError(
-                f"there are {labels.shape[0] if labels.ndim else 1} labels for {len(parts)} samples",
+                f"there are {labels.shape[0] if labels.ndim else 1} labels for {wanted} samples",
                 place=place,
                 hint="the first axis of `labels` counts the samples",
             )
@@ -166,13 +167,16 @@ def _call(spec: str) -> object:
     module_name, _, function_name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
-            f"`{module_name}` cannot be imported: {error}", place=spec, hint="is its folder on PYTHONPATH?"
+            f"`{module_name}` cannot be imported: {type(error).__name__}: {error}",
+            place=spec,
+            hint="is its folder on PYTHONPATH?",
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        near = difflib.get_close_matches(function_name, dir(module), 1)
+        functions = [name for name, thing in vars(module).items() if callable(thing)]
+        near = difflib.get_close_matches(function_name, functions, 1)
         raise InputError(
             f"`{module_name}` has no function `{function_name}`",
             place=spec,
@@ -180,7 +184,7 @@ def _call(spec: str) -> object:
         )
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the function failed: {type(error).__name__}: {error}", place=spec) from error
 
 
@@ -207,7 +211,7 @@ def _rows(source: object, model: oir.Model, place: str) -> Iterator[Sample]:
             row = next(rows)
         except StopIteration:
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"reading sample {count} failed: {type(error).__name__}: {error}", place=place) from error
         yield _row(row, model, f"{place}[{count}]", only_inputs=columns is not None)
         count += 1
@@ -337,6 +341,8 @@ def _check_expressions(
 
 def _cast(array: np.ndarray, value: oir.Value, place: str) -> np.ndarray:
     """`array` in the dtype of `value` when no value changes but by rounding of floating point."""
+    if array.dtype.names is not None:
+        raise InputError(f"found records of {', '.join(array.dtype.names)}, not numbers", place=place)
     if value.dtype is None:
         return array
     want = numpy_dtype(value)

@@ -68,18 +68,23 @@ class _Reader:
             raise self.fail(
                 mark.line if mark else 0, f"this is not YAML: {error.problem}", "mind indentation and colons"
             ) from None
-        except yaml.YAMLError as error:
-            raise InputError(f"this is not YAML: {error}", place=self.path, hint="a recipe is a YAML file") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            cause = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise InputError(f"this is not YAML: {cause}", place=self.path, hint="a recipe is a YAML file") from None
         if not isinstance(root, yaml.MappingNode):
             raise self.fail(root or 0, "a recipe is a mapping", "begin with `passes:` and a list of passes")
         known = ["passes", "opset", "require", *SETTINGS]
         passes: tuple[Pass, ...] = ()
         settings: dict[str, Any] = {}
         require: tuple[str, ...] = ()
+        seen: set[str] = set()
         for key, value in root.value:
             name = str(key.value)
             if name not in known:
                 raise self.fail(key, f"a recipe has no `{name}`", catalog.nearest(name, known))
+            if name in seen:
+                raise self.fail(key, f"`{name}` is given twice", "put both into one")
+            seen.add(name)
             if name == "passes":
                 passes = tuple(self.one_pass(item) for item in self.items(value, "passes"))
             elif name == "require":
@@ -134,7 +139,7 @@ class _Reader:
         return value
 
     def integer(self, node: Any) -> int:
-        if not str(node.value).isdigit():
+        if not str(node.value).isdecimal():
             raise self.fail(node, f"`{node.value}` is not a number", "give the opset as a whole number, such as 20")
         return int(node.value)
 

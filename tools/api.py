@@ -15,8 +15,9 @@ import burnish
 from burnish.backends import onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.ir import origin
-from burnish.ir.errors import UnchangedError
+from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.samples import Sample
+from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Runner
@@ -172,8 +173,17 @@ def optimize(
     )
     file = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None:
-        onnx_writer.check_target(Path(path), *([file] if file is not None else []))
+        if str(path).endswith("/"):
+            raise InputError("the output is a folder", place=str(path), hint="give the name of an .onnx file to write")
+        read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
+        onnx_writer.check_target(Path(path), *read)
     model = load(source, inputs)
+    if todo.opset is not None and (_opset(model) or 0) > todo.opset:
+        raise InputError(
+            f"the model has opset {_opset(model)} and cannot be written for the older opset {todo.opset}",
+            place=str(source) if file is not None else None,
+            hint="opsets are only ever raised",
+        )
     files = origin.files(model)
     fingerprint = onnx_file.fingerprint(file) if file is not None and files else ""
     steps = pipeline.Pipeline(todo.passes)
@@ -210,6 +220,7 @@ def optimize(
             failure.hint = f"nothing was written; to see it again: {crash.write(failure, crash_folder)}"
             raise
         _require(todo.require, proof)
+        _require_opset(todo.opset, proof)
         before = sum(one.stat().st_size for one in files) if files else None
         result = Result(proof, steps.specs(), todo.target, prover.undone, sizes=(before, None))
         if path is not None:
@@ -224,6 +235,22 @@ def _open(path: Path, target: str, lean: bool) -> Runner:
     from burnish.backends.ort import session
 
     return session.from_path(path, threads=1, target="ort-cuda" if target == "ort-cuda" else "ort-cpu", lean=lean)
+
+
+def _require_opset(asked: int | None, proof: prove.Proof) -> None:
+    written = max((proof.run.model.opset_imports.get(domain, 0) for domain in STANDARD_DOMAINS), default=0)
+    if asked is None or written == 0 or written >= asked:
+        return
+    steps = [step for step in proof.run.steps if step.outcome.name == "raise-opset"]
+    skips = [f"{skip.node}: {skip.reason}" for step in steps for skip in step.outcome.skipped]
+    raise InputError(
+        f"the model cannot be raised from opset {written} to {asked}: {'; '.join(skips[:3]) or 'the pass was left out'}",
+        hint="leave `--opset` out to keep the model's opset; nothing was written",
+    )
+
+
+def _opset(model: oir.Model) -> int | None:
+    return next((model.opset_imports[name] for name in STANDARD_DOMAINS if name in model.opset_imports), None)
 
 
 def _require(names: Sequence[str], proof: prove.Proof) -> None:
