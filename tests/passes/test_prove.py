@@ -145,3 +145,37 @@ def test_samples_that_the_original_refuses_are_kept_apart():
     assert [name for name, _ in prover.run().verification.refused] == ["five columns"]
     with pytest.raises(InputError, match="refuses all 1 samples"):
         Prover(Pipeline(["drop-identity"]), _model(), [wrong], _judge(), "ends", frozenset()).run()
+
+
+def test_where_rounding_is_amplified_float64_has_the_last_word():
+    """sin(1e6 x) makes noise of rounding: a wrong factor hides in float32's tolerance, and float64 finds it."""
+
+    @dataclass(frozen=True)
+    class Nudge(ExactPass):
+        """Multiply by slightly more."""
+
+        def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+            node = walk(model, "Mul")[0]
+            factor = node.inputs[1]
+            if factor.const_value.numpy().item() != 1e6 or not outcome.take(node):
+                return
+            edit.set_input(node, 1, edit.add_constant(model, "nudged", np.float32(1e6 + 0.0625)[None]))
+
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 4] x) => (float[N, 4] y) <float[1] k = {1000000.0}> { a = Mul (x, k)  y = Sin (a) }
+    """
+    model = oir.from_proto(onnx.parser.parse_model(text))
+    exact = executor()
+    shaken = {"y": np.full((1, 4), 0.5, np.float32)}
+
+    class Shaken:
+        def run(self, feeds):
+            return shaken
+
+        def close(self):
+            pass
+
+    judge = Judge(exact, exact, lambda model: Shaken(), ReferenceRunner, lambda first, second, feeds: _verdict(False))
+    with pytest.raises(Miscompiled, match="float64"):
+        Prover(Pipeline([Nudge()]), model, SAMPLES, judge, "ends", frozenset()).run()
