@@ -238,13 +238,14 @@ def _open(path: Path, target: str, lean: bool) -> Runner:
 
 
 def _require_opset(asked: int | None, proof: prove.Proof) -> None:
-    written = max((proof.run.model.opset_imports.get(domain, 0) for domain in STANDARD_DOMAINS), default=0)
-    if asked is None or written == 0 or written >= asked:
+    written = _opset(proof.run.model)
+    if asked is None or written is None or written >= asked:
         return
     steps = [step for step in proof.run.steps if step.outcome.name == "raise-opset"]
     skips = [f"{skip.node}: {skip.reason}" for step in steps for skip in step.outcome.skipped]
+    why = "; ".join(skips[:3]) or "the pass was left out"
     raise InputError(
-        f"the model cannot be raised from opset {written} to {asked}: {'; '.join(skips[:3]) or 'the pass was left out'}",
+        f"the model cannot be raised from opset {written} to {asked}: {why}",
         hint="leave `--opset` out to keep the model's opset; nothing was written",
     )
 
