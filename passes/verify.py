@@ -69,7 +69,9 @@ class Verification:
         samples: names of the samples that were compared.
         refused: samples that the original itself refused, with its reason.
         replay: worst relative error in float64, None when not replayed.
-        replay_note: why it was not replayed, or on which sample it was.
+        replay_note: why it was not replayed, or on which samples it was.
+        replay_sample: the sample that gave `replay`.
+        unseen: outputs that are empty or NaN throughout on every sample: nothing is known about them.
         refusal: why there is no comparison to speak of: the runtime does not load the rewritten model; empty otherwise.
         loosened: samples on which more than the dtype's rounding was allowed; float64 has to judge those.
     """
@@ -81,6 +83,20 @@ class Verification:
     replay_note: str = ""
     refusal: str = ""
     loosened: list[str] = field(default_factory=list)
+    replay_sample: str = ""
+    unseen: list[str] = field(default_factory=list)
+
+    def add_replay(self, sample: Sample, error: float) -> None:
+        """Note the relative error in float64 on one more sample."""
+        self.replay_note += f"; {sample.name}" if self.replay_note else sample.name
+        if self.replay is None or error > self.replay:
+            self.replay, self.replay_sample = error, sample.name
+
+    @property
+    def shown_by(self) -> str:
+        """The sample that shows best that the two differ."""
+        worst = self.worst
+        return self.replay_sample if worst is None or (worst.holds and self.replay_sample) else worst.sample
 
     @property
     def worst(self) -> OutputCheck | None:
@@ -120,6 +136,16 @@ class Expected:
                 hint="give inputs that the model accepts with `--data`, or skip the check with `--verify off`",
             )
 
+    def unseen(self) -> list[str]:
+        """Outputs that are empty or NaN throughout on every sample."""
+        names = [name for _, outputs in self.kept[:1] for name in outputs]
+        return [name for name in names if not any(_says_something(outputs[name]) for _, outputs in self.kept)]
+
+    def by_cost(self) -> list[Sample]:
+        """The kept samples, those that ran fastest first."""
+        order = sorted(range(len(self.kept)), key=lambda index: self.seconds[index])
+        return [self.kept[index][0] for index in order]
+
     def cheapest(self) -> tuple[Sample, float]:
         """The sample that ran fastest, and its seconds."""
         seconds, index = min((seconds, index) for index, seconds in enumerate(self.seconds))
@@ -131,31 +157,35 @@ class Expected:
         return max(near, key=lambda one: sum(a.nbytes for a in one.feeds.values()), default=self.cheapest()[0])
 
 
+def _says_something(array: np.ndarray) -> bool:
+    floating = isinstance(array, np.ndarray) and (array.dtype.kind in "fV" or array.dtype.name == "bfloat16")
+    return bool((array == array).any()) if floating else bool(np.size(array))
+
+
 def compare(
-    expected: Expected, candidate: Runner, noise: Callable[[Sample], Mapping[str, np.ndarray]] | None = None
+    expected: Expected, candidate: Runner, noise: Callable[[], Mapping[str, float]] | None = None
 ) -> Verification:
     """Run `candidate` on the kept samples and compare each output.
 
     Args:
         expected: the original's outputs.
         candidate: the rewritten model.
-        noise: gives the original's outputs under other optimization levels of the same runtime; asked only for a sample
-            whose error exceeds the dtype's rounding. The tolerance then is `NOISE_FACTOR` times that difference.
+        noise: the largest relative error, by output, that rounding alone makes in the original on these samples; asked
+            only when an error exceeds the dtype's rounding. `NOISE_FACTOR` times that is then allowed.
     """
     result = Verification(refused=expected.refused, samples=[sample.name for sample, _ in expected.kept])
+    result.unseen = expected.unseen()
     worst: dict[str, OutputCheck] = {}
     for sample, outputs in expected.kept:
         try:
             found: Mapping[str, np.ndarray] = candidate.run(sample.feeds)
         except InputError:
             found = {}
-        other: Mapping[str, np.ndarray] | None = None
         for name, array in outputs.items():
             error = relative_error(found[name], array) if name in found else float("inf")
             tolerance = ROUNDING.get(array.dtype.name, 0.0)
             if error > tolerance > 0 and np.isfinite(error) and noise is not None:
-                other = noise(sample) if other is None else other
-                allowed = NOISE_FACTOR * relative_error(other[name], array)
+                allowed = NOISE_FACTOR * noise()[name]
                 if allowed > tolerance:
                     tolerance = allowed
                     result.loosened += [sample.name] if sample.name not in result.loosened else []
@@ -165,6 +195,18 @@ def compare(
                 worst[name] = check
     result.outputs = list(worst.values())
     return result
+
+
+def nudged(array: np.ndarray) -> np.ndarray:
+    """A floating-point input with each element moved by one unit of its last place, up or down; others as they are.
+
+    Inputs are known to that precision only, so what a model makes of this difference is rounding and nothing else.
+    """
+    if array.dtype not in (np.float64, np.float32, np.float16):
+        return array
+    up = np.random.default_rng(array.size).random(array.shape) < 0.5
+    moved = np.nextafter(array, np.where(up, np.inf, -np.inf).astype(array.dtype))
+    return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
 
 
 def replay(before: Runner, after: Runner, sample: Sample) -> float:

@@ -169,6 +169,9 @@ def proof_lines(result: Result) -> list[str]:
         lines.append(f"float64   largest relative error {check.replay:.1e} (allowed 1e-09)")
     elif check.replay_note:
         lines.append(f"float64   {check.replay_note}")
+    if check.unseen:
+        names = ", ".join(f"`{name}`" for name in check.unseen)
+        lines.append(f"unseen    {names}: empty or NaN throughout on every sample, so nothing is known about it")
     if check.refused:
         reason = textwrap.shorten(check.refused[0][1], 160, placeholder=" ...")
         lines.append(f"refused   {count(len(check.refused), 'sample')} by the original itself: {reason}")
