@@ -69,8 +69,10 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
         target: `onnx`, `ort-cpu` or `ort-cuda`; passed to the passes that write fused operators.
         opset: raise the model to it; None to keep the model's, or to write what the target runs best.
     """
-    to = ORT_OPSET if opset is None and target != "onnx" and name == "default" else opset
-    raised = [] if to is None else [catalog.make("infer-types"), catalog.make("raise-opset", {"to": to})]
+    chosen: dict[str, object] | None = None if opset is None else {"to": opset}
+    if opset is None and target != "onnx" and name == "default":
+        chosen = {"to": ORT_OPSET, "when": "softmax"}
+    raised = [] if chosen is None else [catalog.make("infer-types"), catalog.make("raise-opset", chosen)]
     if name == "none":
         return raised[1:]
     first = [catalog.make(one) for one in NORMAL_FORM]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as oir
 
@@ -41,16 +41,18 @@ class RaiseOpset(ExactPass):
 
     Attributes:
         to: the opset to write.
+        when: `always`, or `softmax`: only a model with a Softmax, since what a newer opset may gain is Attention.
     """
 
     to: int = opsets.NEWEST
+    when: Literal["always", "softmax"] = "always"
     needs: ClassVar[tuple[str, ...]] = ("inlined", "lifted")
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """Rewrite `model` in place."""
         domain = next((name for name in STANDARD_DOMAINS if name in model.opset_imports), None)
         old = model.opset_imports[domain] if domain is not None else self.to
-        if old >= self.to:
+        if old >= self.to or (self.when == "softmax" and not walk(model, "Softmax")):
             return
         nodes = _standard_nodes(model)
         trial = model.clone()
