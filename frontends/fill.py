@@ -10,16 +10,17 @@ import onnx_ir as oir
 from burnish.frontends.roles import Role
 
 MASKED_SCORE = -1e4
-PATTERNS = ("all ones", "left-padded", "right-padded", "holes", "rows differ")
-CONTENTS = ("normal", "uniform", "large", "zeros", "constant")
+PATTERNS = ("all ones", "left-padded", "right-padded", "holes", "rows differ", "empty row")
+CONTENTS = ("normal", "uniform", "large", "zeros", "constant", "small")
 _WORDS = ("", "a", "burnish", "Straße 5")
 
 
 def kept_positions(pattern: str, rows: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Which positions of each row a mask lets through: bool [rows, length], at least one a row.
+    """Which positions of each row a mask lets through: bool [rows, length], at least one a row but for "empty row".
 
     Args:
-        pattern: one of `PATTERNS`; "rows differ" pads the first row left, the second right, and makes holes in a third.
+        pattern: one of `PATTERNS`; "rows differ" pads the first row left, the second right, and makes holes in a third;
+            "empty row" lets nothing of the first row through.
         rows: the batch.
         length: positions a row; a mask of one position is all ones.
         rng: where the holes are drawn from.
@@ -36,6 +37,8 @@ def kept_positions(pattern: str, rows: int, length: int, rng: np.random.Generato
             kept[row, :pads] = False
         elif one == "right-padded":
             kept[row, length - pads :] = False
+        elif one == "empty row" and row == 0:
+            kept[row] = False
         elif one == "holes" and length > 2:
             kept[row, 1:-1] = rng.random(length - 2) > 0.3
             kept[row, 1 + (length // 2 + row) % (length - 2)] = False
@@ -95,13 +98,16 @@ def numbers(role: Role, shape: tuple[int, ...], dtype: np.dtype, content: str, r
 
     Args:
         content: "normal" (standard normal), "uniform" (0 to 1), "large" (1000 times normal, every eighth zero; 30 times
-            in dtypes of less than 32 bits), "zeros" or "constant" (0.5 everywhere).
+            in dtypes of less than 32 bits), "zeros", "constant" (0.5 everywhere) or "small" (a thousandth of normal:
+            what saturates elsewhere does not here).
     """
     if content == "uniform":
         drawn = rng.random(shape)
     elif content == "large":
         drawn = rng.standard_normal(shape) * (1e3 if dtype.itemsize >= 4 else 30.0)
         drawn = np.where(np.arange(drawn.size).reshape(shape) % 8 == 7, 0.0, drawn)
+    elif content == "small":
+        drawn = rng.standard_normal(shape) * 1e-3
     elif content == "zeros":
         drawn = np.zeros(shape)
     elif content == "constant":
@@ -119,7 +125,7 @@ def state(shape: tuple[int, ...], dtype: np.dtype, turn: int, rng: np.random.Gen
 def small(
     role: Role, shape: tuple[int, ...], dtype: np.dtype, turn: int, sizes: Mapping[str, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Integers that count something: a choice, a size, the length of every row, an index, or plain zeros and ones."""
+    """Integers that count something: a choice, a size, the length of every row, an index, or plain small numbers."""
     length = sizes["length"]
     if role.kind == "choice":
         return np.full(shape, role.choices[turn % len(role.choices)]).astype(dtype)
@@ -130,7 +136,12 @@ def small(
     if role.kind in ("ends", "total"):
         total = sizes["past"] + length
         return np.full(shape, total if role.kind == "total" else total - 1).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+    # Negative numbers and larger ones tell divisions and comparisons apart; a model that refuses them has others.
+    wide = turn % 4 == 3 and dtype.kind == "i"
+    drawn = rng.integers(-7, 8, shape) if wide else rng.integers(0, 2, shape)
+    if wide and np.size(drawn):
+        drawn = np.where(np.arange(np.size(drawn)).reshape(shape) == 0, -1, drawn)
+    return np.asarray(drawn).astype(dtype)
 
 
 def text(shape: tuple[int, ...], turn: int) -> np.ndarray:

@@ -141,19 +141,19 @@ def _plans(axes: Axes, meanings: Mapping[str, Role], settings: int) -> list[_Pla
 
 
 def _sequence_plans(masked: bool, past: bool) -> list[_Plan]:
-    ones, left, right, holes, mixed = fill.PATTERNS if masked else ("all ones",) * 5
+    ones, left, right, holes, mixed, empty = fill.PATTERNS if masked else ("all ones",) * 6
     if past:
         table = [(ones, 1, 4, 0), (left, 2, 7, 0), (left, 2, 3, 5), (right, 2, 4, 6), (holes, 2, 3, 7),
-                 (mixed, 3, 5, 9), (left, 2, 1, 11), (ones, 1, 1, 0), (mixed, 2, 20, 12)]  # fmt: skip
+                 (mixed, 3, 5, 9), (left, 2, 1, 11), (ones, 1, 1, 0), (empty, 2, 2, 3), (mixed, 2, 20, 12)]  # fmt: skip
     else:
         table = [(ones, 1, 5, 0), (left, 2, 8, 0), (right, 2, 8, 0), (holes, 2, 8, 0), (mixed, 3, 12, 0),
-                 (ones, 1, 1, 0), (mixed, 2, 32, 0)]  # fmt: skip
+                 (ones, 1, 1, 0), (empty, 2, 6, 0), (mixed, 2, 32, 0)]  # fmt: skip
     return [_Plan(Setting(batch, length, behind), pattern) for pattern, batch, length, behind in table]
 
 
 def _image_plans() -> list[_Plan]:
     table = [(1, 32, 64, "uniform"), (2, 48, 96, "normal"), (1, 48, 64, "zeros"), (2, 32, 64, "large"),
-             (1, 64, 64, "constant"), (3, 32, 32, "normal"), (1, 48, 48, "uniform"),
+             (1, 64, 64, "constant"), (3, 32, 32, "small"), (1, 48, 48, "uniform"),
              (1, 224, 224, "uniform"), (2, 224, 224, "normal"), (1, 224, 224, "large")]  # fmt: skip
     return [_Plan(Setting(batch, height=h, width=w), content=content) for batch, h, w, content in table]
 
@@ -162,7 +162,7 @@ def _number_plans(window: tuple[int, int]) -> list[_Plan]:
     kernel, stride = window
     table = [(1, 5, kernel, "normal"), (2, 8, kernel + stride, "uniform"), (3, 12, 2 * kernel, "large"),
              (2, 1, kernel, "zeros"), (1, 7, kernel + stride, "constant"),
-             (2, 32, max(1600, 4 * kernel), "normal")]  # fmt: skip
+             (1, 3, kernel, "small"), (2, 32, max(1600, 4 * kernel), "normal")]  # fmt: skip
     return [_Plan(Setting(b, length, signal=signal), content=content) for b, length, signal, content in table]
 
 
@@ -225,9 +225,12 @@ def _name(axes: Axes, meanings: Mapping[str, Role], plan: _Plan, feeds: Mapping[
     setting, parts = plan.setting, []
     if "mask" in kinds:
         parts.append(
-            {"all ones": "mask of ones", "holes": "mask with holes", "rows differ": "mask rows differ"}.get(
-                plan.pattern, f"{plan.pattern} mask"
-            )
+            {
+                "all ones": "mask of ones",
+                "holes": "mask with holes",
+                "rows differ": "mask rows differ",
+                "empty row": "mask with an empty row",
+            }.get(plan.pattern, f"{plan.pattern} mask")
         )
     elif any(role.special for role in meanings.values()):
         parts.append(
@@ -238,6 +241,8 @@ def _name(axes: Axes, meanings: Mapping[str, Role], plan: _Plan, feeds: Mapping[
     if kinds & {"image", "signal", "number"}:
         parts.append("all zeros" if plan.content == "zeros" else f"{plan.content} values")
     parts += [f"{name} {feeds[name].reshape(-1)[0]}" for name, role in meanings.items() if role.kind == "choice"]
+    if any(role.kind == "integer" and (feeds[name] < 0).any() for name, role in meanings.items()):
+        parts.append("negative integers")
     if axes.has("batch"):
         parts.append(f"batch {setting.batch}")
     if axes.has("length", "total"):

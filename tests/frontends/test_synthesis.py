@@ -144,7 +144,7 @@ def test_an_encoder_gets_every_kind_of_mask_and_at_least_three_shapes() -> None:
     for sample in samples:
         tokens, which, keep = sample.feeds.values()
         assert tokens.max() < 37 and tokens.min() >= 0 and set(np.unique(which)) <= {0, 1}
-        assert keep.any(axis=1).all() and tokens.shape == keep.shape
+        assert keep.any(axis=1).all() != ("empty row" in sample.name) and tokens.shape == keep.shape
     assert any(36 in sample.feeds["tokens"] for sample in samples)
 
 
