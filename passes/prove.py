@@ -23,7 +23,7 @@ Guard = Literal["latency", "size"]
 REPLAY_LIMIT = 0.02
 """Seconds the runtime takes for the cheapest sample up to which `ends` replays it in float64; `each` always does."""
 
-REPLAY_BUDGET = 0.5
+REPLAY_BUDGET = 0.15
 """Seconds of CPU after which no further sample is replayed, but for those that float64 has to judge."""
 
 TIMED_SECONDS = 0.01

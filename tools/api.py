@@ -82,7 +82,7 @@ def ort_judge(target: str, *, threads: int = 1) -> Judge:
         lean=executor(threads=threads, target=device, lean=True),
         unoptimized=executor(threads=threads, level="off", target=device),
         replay=ReferenceRunner,
-        clock=Clock(budget=0.5),
+        clock=Clock(budget=0.4),
     )
 
 
