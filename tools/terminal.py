@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
     from burnish.ir.errors import BurnishError
 
     _open_streams()
+    with suppress(ValueError):  # signals belong to the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = command(standalone_mode=False, **settings)
         sys.stdout.flush()
@@ -86,7 +89,7 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         _say_error(error.format_message() + (f"\n\nhint: `{place} --help` shows the usage" if place else ""))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        _say_error("interrupted; nothing was written")
+        _say_error("interrupted; the output is whole or as it was before")
         sys.exit(2)
     except BrokenPipeError:
         _drop_output()
