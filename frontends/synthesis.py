@@ -111,7 +111,9 @@ def usable(samples: Sequence[Sample], runner: Runs) -> tuple[list[Sample], list[
 def _check_declared(value: oir.Value) -> None:
     if not isinstance(value.type, oir.TensorType) or value.dtype == oir.DataType.UNDEFINED:
         raise InputError(
-            "the input is not a tensor of a declared dtype", place=f"input `{value.name}`", hint=_GIVE_DATA
+            "the input is not a tensor of a declared dtype",
+            place=f"input `{value.name}`",
+            hint="no samples can be made for it: skip the check with `--verify off`",
         )
     if value.shape is None:
         raise InputError("the input has no declared rank", place=f"input `{value.name}`", hint=_GIVE_DATA)

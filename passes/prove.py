@@ -36,6 +36,15 @@ GROWTH_LIMIT = 1.01, 4096
 
 CULPRIT_ROUNDS = 4
 
+_RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+
 
 class Miscompiled(VerificationError):
     """A rewrite changed what the model computes. Carries the smallest model on which it does so.
@@ -122,6 +131,9 @@ class Prover:
             return Proof(self._rewrite_within_size(), unverified=reason)
         try:
             expected = verify.Expected(original, self.samples)
+            if walk(self.model, "Dropout", *_RANDOM) and expected.wavers(original):
+                reason = "the model gives something else each time it runs on the same inputs"
+                return Proof(self._rewrite_within_size(), unverified=reason)
             if not timed:
                 original.close()
                 weights.release(self.model)
@@ -245,6 +257,9 @@ class _Checker:
         loose = [sample for sample, _ in self.expected.kept if sample.name in result.loosened]
         quick = replay_always or self.seconds <= REPLAY_LIMIT
         others = [sample for sample in self.expected.by_cost() if sample.name not in result.loosened] if quick else []
+        if walk(self.original, *_RANDOM):
+            result.replay_note = "not replayed in float64: the model draws random numbers"
+            return result
         if not loose and not others:
             result.replay_note = "not replayed in float64: every sample takes long; `--verify each` does it"
             return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,11 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     Infinite when shapes or dtypes kinds differ, or NaN and infinities are not at the same places with the same signs.
     For anything but floating point: 0 when equal, else infinite.
     """
-    if found.shape != expected.shape:
+    if isinstance(expected, list) or expected is None:
+        return _sequence_error(found, expected)
+    if not isinstance(found, np.ndarray | np.generic) or found.shape != expected.shape:
+        return float("inf")
+    if found.dtype.kind != expected.dtype.kind and "O" not in found.dtype.kind + expected.dtype.kind:
         return float("inf")
     if expected.dtype.kind not in "fV" and expected.dtype.name != "bfloat16":
         return 0.0 if np.array_equal(found, expected) else float("inf")
@@ -43,6 +48,20 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
         return float("inf")
     scale = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / (scale if scale > 0 else 1.0)
+
+
+def _sequence_error(found: Any, expected: Any) -> float:
+    """The largest error over the elements of a sequence; an absent optional output equals nothing but another one."""
+    if expected is None or not isinstance(found, list) or len(found) != len(expected):
+        return 0.0 if found is None and expected is None else float("inf")
+    return max((relative_error(one, other) for one, other in zip(found, expected, strict=True)), default=0.0)
+
+
+def _rounding(array: Any) -> float:
+    """What re-association alone may cause in an output, a sequence of arrays or none among them."""
+    if isinstance(array, list):
+        return max((_rounding(one) for one in array), default=0.0)
+    return 0.0 if array is None else ROUNDING.get(array.dtype.name, 0.0)
 
 
 @dataclass(frozen=True)
@@ -151,14 +170,26 @@ class Expected:
         seconds, index = min((seconds, index) for index, seconds in enumerate(self.seconds))
         return self.kept[index][0], seconds
 
+    def wavers(self, runner: Runner) -> bool:
+        """Whether the original gives something else when it runs on the same samples again: it draws random numbers."""
+        for sample, outputs in self.kept:
+            again = runner.run(sample.feeds)
+            if any(relative_error(again[name], array) > _rounding(array) for name, array in outputs.items()):
+                return True
+        return False
+
     def largest(self, within: float) -> Sample:
         """The sample of most bytes among those that ran within so many seconds; the fastest when none did."""
         near = [sample for (sample, _), seconds in zip(self.kept, self.seconds, strict=True) if seconds <= within]
         return max(near, key=lambda one: sum(a.nbytes for a in one.feeds.values()), default=self.cheapest()[0])
 
 
-def _says_something(array: np.ndarray) -> bool:
-    floating = isinstance(array, np.ndarray) and (array.dtype.kind in "fV" or array.dtype.name == "bfloat16")
+def _says_something(array: Any) -> bool:
+    if array is None:
+        return False
+    if isinstance(array, list):
+        return any(_says_something(one) for one in array)
+    floating = array.dtype.kind in "fV" or array.dtype.name == "bfloat16"
     return bool((array == array).any()) if floating else bool(np.size(array))
 
 
@@ -183,7 +214,7 @@ def compare(
             found = {}
         for name, array in outputs.items():
             error = relative_error(found[name], array) if name in found else float("inf")
-            tolerance = ROUNDING.get(array.dtype.name, 0.0)
+            tolerance = _rounding(array)
             if error > tolerance > 0 and np.isfinite(error) and noise is not None:
                 allowed = NOISE_FACTOR * noise()[name]
                 if allowed > tolerance:

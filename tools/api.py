@@ -203,6 +203,9 @@ def optimize(
 
         def write_aside(run: pipeline.Run) -> onnx_writer.Staged:
             stack.pop_all().close()
+            for output, declared in zip(run.model.graph.outputs, model.graph.outputs, strict=True):
+                if declared.shape is None:
+                    output.shape = None
             onnx_metadata.strip_private(run.model)
             fired = {step.spec: step.outcome.rewritten for step in run.steps if step.outcome.rewritten}
             onnx_metadata.provenance(
@@ -217,7 +220,10 @@ def optimize(
             proof = prover.run()
         except prove.Miscompiled as failure:
             failure.place = str(file) if file is not None else None
-            failure.hint = f"nothing was written; to see it again: {crash.write(failure, crash_folder)}"
+            try:
+                failure.hint = f"nothing was written; to see it again: {crash.write(failure, crash_folder)}"
+            except (InputError, OSError) as error:
+                failure.hint = f"nothing was written, and no reproducer either: {error}"
             raise
         _require(todo.require, proof)
         _require_opset(todo.opset, proof)

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
 from burnish.passes.protocols import Verdict
@@ -146,7 +147,7 @@ def show(result: Result, console: Console | None = None) -> None:
     before, after = result.sizes
     if before is not None and after is not None:
         console.print(f"size      {terminal.size(before)} -> {terminal.size(after)}")
-    for line in proof_lines(result):
+    for line in (*(f"note      {note}" for note in origin.notes(result.model)), *proof_lines(result)):
         console.print(line)
     for path in result.files[:1]:
         console.print(f"written   {path}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,7 +20,7 @@ from burnish.ir import edit
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.prove import Miscompiled
-from burnish.tools import api
+from burnish.tools import api, report
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>\n'
 ATTENTION = """
@@ -196,3 +200,68 @@ def test_it_is_found_by_default(what: str) -> None:
     model = load(proto)
     with pytest.raises(Miscompiled):
         api.Pipeline([Wrong()]).run(model)
+
+
+def optimized(proto: onnx.ModelProto, folder: Path) -> tuple[api.Result, onnx.ModelProto]:
+    onnx.save(proto, folder / "model.onnx")
+    result = api.optimize(folder / "model.onnx", folder / "out.onnx", guard=["size"], crash_folder=folder / "crash")
+    return result, onnx.load(folder / "out.onnx")
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "Bernoulli"])
+def test_a_model_that_draws_random_numbers_is_not_accused(op: str, tmp_path: Path) -> None:
+    text = f"g (float[N, 64] x) => (float[N, 64] y) {{ i = Sigmoid (x) a = {op} (i) b = {op} (i) y = Sub (a, b) }}"
+    result, written = optimized(onnx.parser.parse_model(HEADER + text), tmp_path)
+    check = result.proof.verification
+    assert "each time it runs" in result.proof.unverified if check is None else check.replay is None
+    assert [node.op_type for node in written.graph.node] == ["Sigmoid", op, op, "Sub"]
+
+
+def test_a_sequence_is_compared(tmp_path: Path) -> None:
+    text = "g (float[N, 4] x) => (seq(float[N, 1]) y) { i = Identity (x) y = SplitToSequence <axis = 1> (i) }"
+    result, _ = optimized(onnx.parser.parse_model(HEADER + text), tmp_path)
+    assert result.proof.verification is not None and result.proof.verification.holds
+
+
+def test_outputs_that_no_sample_shows_are_named(tmp_path: Path) -> None:
+    text = "g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { i = Relu (x) y = Identity (i) z = Neg (i) }"
+    onnx.save(onnx.parser.parse_model(HEADER + text), tmp_path / "model.onnx")
+    data = [{"x": np.zeros((0, 4), np.float32)}, {"x": np.full((2, 4), np.nan, np.float32)}]
+    result = api.optimize(tmp_path / "model.onnx", data=data)
+    assert result.proof.verification is not None and result.proof.verification.unseen == ["y", "z"]
+    assert any(line.startswith("unseen    `y`, `z`") for line in report.proof_lines(result))
+
+
+def test_the_contract_with_the_caller_is_kept(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        HEADER + "g (float[N, 4] x, float[4] s, int64[K] unused) => (float[N, 4] z, float[N, 4] x, float[M, 4] y)"
+        " <float[4] s = {1.0, 2.0, 3.0, 4.0}> { i = Identity (x) z = Mul (i, s) r = Relu (z) y = Identity (r) }"
+    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("bare", onnx.TensorProto.FLOAT, None))
+    proto.graph.node.append(onnx.helper.make_node("Neg", ["r"], ["bare"]))
+    proto.doc_string, proto.graph.input[2].doc_string, proto.model_version = "of the model", "of the input", 7
+    proto.graph.input[2].type.denotation = "IMAGE"
+    onnx.helper.set_model_props(proto, {"author": "me"})
+    _, written = optimized(proto, tmp_path)
+    for was, now in ((proto.graph.input, written.graph.input), (proto.graph.output, written.graph.output)):
+        assert [one.SerializeToString() for one in now] == [one.SerializeToString() for one in was]
+    assert (written.doc_string, written.model_version) == ("of the model", 7)
+    assert {"author": "me"}.items() <= {prop.key: prop.value for prop in written.metadata_props}.items()
+    assert [one.name for one in written.graph.initializer] == ["s"]
+
+
+def test_the_bytes_depend_on_neither_hash_seed_nor_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['optimize', *sys.argv[1:], '--verify', 'off']\n"
+        "from burnish.tools.cli import optimize_main\noptimize_main()"
+    )
+    model = Path(api.__file__).parent / "demo" / "digits_vit.onnx"
+    written = []
+    for seed, folder in (("1", tmp_path / "a"), ("2", tmp_path / "b c")):
+        folder.mkdir()
+        environment = dict(os.environ, PYTHONPATH=str(Path(api.__file__).parents[2]), PYTHONHASHSEED=seed)
+        source = os.path.relpath(model, folder) if seed == "1" else str(model)
+        words = [sys.executable, "-c", code, source, "-o", f"out{seed}.onnx", "--target", "ort-cpu"]
+        subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True)
+        written.append((folder / f"out{seed}.onnx").read_bytes())
+    assert written[0] == written[1]
