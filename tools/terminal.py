@@ -75,7 +75,8 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
     try:
         code = command(standalone_mode=False, **settings)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as error:  # click ends with 1 when the reader of a pipe is gone
+        sys.exit(141 if error.code == 1 else error.code)
     except BurnishError as error:
         _say_error(str(error))
         sys.exit(error.exit_code)
@@ -105,6 +106,8 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
     except Exception as error:
         _say_error(f"{type(error).__name__}: {error}\n{_where(error)}\n\nhint: this is a defect of burnish; report it")
         sys.exit(2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _open_streams() -> None:
