@@ -289,15 +289,17 @@ class _Checker:
     def _noise(self) -> dict[str, float]:
         """What rounding alone makes of the outputs: other settings of the runtime, inputs moved in the last place."""
         if not self._rounding:
-            unoptimized, other = self.judge.unoptimized(self.original), self.other(self.original)
-            for sample, outputs in self.expected.kept:
-                nudged = {name: verify.nudged(array) for name, array in sample.feeds.items()}
-                for found in (unoptimized.run(sample.feeds), other.run(sample.feeds), other.run(nudged)):
-                    for name, array in outputs.items():
-                        error = verify.relative_error(found[name], array)
-                        self._rounding[name] = max(error, self._rounding.get(name, 0.0))
-            unoptimized.close()
-            other.close()
+            for load, nudge in ((self.judge.unoptimized, False), (self.other, True)):
+                runner = load(self.original)
+                for sample, outputs in self.expected.kept:
+                    nudged = {name: verify.nudged(array) for name, array in sample.feeds.items()}
+                    for feeds in (sample.feeds, nudged) if nudge else (sample.feeds,):
+                        found = runner.run(feeds)
+                        for name, array in outputs.items():
+                            error = verify.relative_error(found[name], array)
+                            self._rounding[name] = max(error, self._rounding.get(name, 0.0))
+                runner.close()
+                weights.release(self.original)
         return self._rounding
 
 

@@ -80,7 +80,7 @@ def ort_judge(target: str, *, threads: int = 1) -> Judge:
     return Judge(
         execute=executor(threads=threads, target=device),
         lean=executor(threads=threads, target=device, lean=True),
-        unoptimized=executor(threads=threads, level="off", target=device),
+        unoptimized=executor(threads=threads, level="off", target=device, lean=True),
         replay=ReferenceRunner,
         clock=Clock(budget=0.4),
     )
