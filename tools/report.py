@@ -53,6 +53,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "bytes": {"before": result.sizes[0], "after": result.sizes[1]},
         "passes": [_pass_as_dict(step) for step in merged(result.proof.run.steps)],
         "undone": result.undone,
+        "notes": list(origin.notes(result.model)),
         "unverified": result.proof.unverified,
         "verification": None
         if check is None
@@ -65,6 +66,7 @@ def as_dict(result: Result) -> dict[str, Any]:
                 for c in check.outputs
             ],
             "float64": {"relative_error": check.replay, "note": check.replay_note},
+            "unseen": check.unseen,
         },
         "latency": None
         if latency is None
