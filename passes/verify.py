@@ -178,6 +178,15 @@ class Expected:
                 return True
         return False
 
+    def differences(self, runner: Runner) -> dict[str, float]:
+        """The largest relative error of each output when another runner runs the kept samples."""
+        found: dict[str, float] = {}
+        for sample, outputs in self.kept:
+            again = runner.run(sample.feeds)
+            for name, array in outputs.items():
+                found[name] = max(relative_error(again[name], array), found.get(name, 0.0))
+        return found
+
     def largest(self, within: float) -> Sample:
         """The sample of most bytes among those that ran within so many seconds; the fastest when none did."""
         near = [sample for (sample, _), seconds in zip(self.kept, self.seconds, strict=True) if seconds <= within]
