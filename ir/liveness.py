@@ -1,13 +1,16 @@
 """Memory of activations: what is alive while the nodes run one after another in their order in the file.
 
 The inputs of the model live for the whole run, a computed value from the node that writes it to the last that reads it,
-an output to the end. Weights are not counted. Every value has memory of its own: a runtime that works in place or
-shares memory between a tensor and its reshaped form needs less.
+an output to the end. Weights are not counted. Every value has memory of its own here; `burnish.ir.arena` says what a
+runtime needs that works in place and shares memory.
+
+Time is counted in moments, one for each node, those in sub-graphs included: the nodes of a branch come before their If,
+those of a body behind their Loop or Scan, as if one iteration ran and every branch were taken once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as oir
 
@@ -22,6 +25,37 @@ class Live:
 
     value: oir.Value
     bytes: int
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A value, its bytes, and the first and the last moment at which it is alive."""
+
+    value: oir.Value
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What is alive when.
+
+    Attributes:
+        nodes: the node that runs at each moment; of a sub-graph without nodes, the one that holds it.
+        lifetimes: of all activations whose size is known and not 0, by their first moment.
+        lower_bound: bytes that the most demanding node needs for what it reads and writes, whatever the order of nodes.
+        unknown: why values are missing in `lifetimes`.
+    """
+
+    nodes: tuple[oir.Node | None, ...]
+    lifetimes: tuple[Lifetime, ...]
+    lower_bound: int
+    unknown: tuple[str, ...]
+
+    def alive(self) -> list[int]:
+        """Bytes alive at each moment."""
+        return bytes_alive([(one.first, one.last, one.bytes) for one in self.lifetimes], len(self.nodes))
 
 
 @dataclass(frozen=True)
@@ -45,16 +79,24 @@ class Liveness:
     unknown: tuple[str, ...]
 
 
-@dataclass
-class _Moment:
-    bytes: int = 0
-    at: oir.Node | None = None
-    live: list[oir.Value] = field(default_factory=list)
+def bytes_alive(spans: list[tuple[int, int, int]], moments: int) -> list[int]:
+    """Bytes alive at each of `moments`, from spans of (first moment, last moment, bytes)."""
+    changes = [0] * (moments + 1)
+    for first, last, size in spans:
+        changes[first] += size
+        changes[last + 1] -= size
+    found, now = [], 0
+    for change in changes[:-1]:
+        now += change
+        found.append(now)
+    return found
 
 
 class _Walk:
     def __init__(self, dims: Dims) -> None:
         self.dims = dims
+        self.nodes: list[oir.Node | None] = []
+        self.spans: dict[int, tuple[oir.Value, int, int]] = {}
         self.sizes: dict[int, int] = {}
         self.unknown: dict[str, None] = {}
         self.lower_bound = 0
@@ -74,51 +116,37 @@ class _Walk:
             self.unknown[str(error)] = None
             return 0
 
-    def together(self, values: list[oir.Value]) -> int:
-        return sum(self.size(value) for value in {id(value): value for value in values}.values())
-
-    def graph(self, graph: oir.Graph) -> _Moment:
-        """The worst moment of one run of `graph`, without what lives outside of it."""
-        nodes = list(graph)
-        last = _last_reads(graph, nodes)
-        alive = {id(value): value for value in graph.inputs}
-        worst = _Moment(self.together(list(alive.values())), nodes[0] if nodes else None, list(alive.values()))
-        for index, node in enumerate(nodes):
+    def graph(self, graph: oir.Graph, holder: oir.Node | None) -> None:
+        """Append the moments of one run of `graph`, and the lifetimes of its values."""
+        start = len(self.nodes)
+        first = {id(value): (value, start) for value in graph.inputs}
+        last: dict[int, int] = {}
+        for node in graph:
+            begin = len(self.nodes)
+            branches = bodies(node)
+            if not is_op(node, "If"):  # outputs of loops are there while the body runs, those of an If come after
+                self.nodes.append(node)
+            for body in branches:
+                self.graph(body, node)
+            if is_op(node, "If"):
+                begin = len(self.nodes)
+                self.nodes.append(node)
+            end = len(self.nodes) - 1
             written = [value for value in node.outputs if value.name]
-            needed = reads(node) + written
-            self.lower_bound = max(self.lower_bound, self.together(needed))
-            for moment in self._moments(node, list(alive.values()), written):
-                if moment.bytes > worst.bytes:
-                    worst = moment
-            alive.update((id(value), value) for value in written)
-            alive = {key: value for key, value in alive.items() if last.get(key, -1) > index}
-        return worst
-
-    def _moments(self, node: oir.Node, before: list[oir.Value], written: list[oir.Value]) -> list[_Moment]:
-        """The node with its outputs, and the worst of each of its sub-graphs.
-
-        The outputs of an If come into being in its branches; those of loops are there while the body runs.
-        """
-        beside = before if is_op(node, "If") else before + written
-        found = [_Moment(self.together(before + written), node, before + written)]
-        for body in bodies(node):
-            inner = self.graph(body)
-            found.append(_Moment(self.together(beside) + inner.bytes, inner.at or node, beside + inner.live))
-        return found
+            first |= {id(value): (value, begin) for value in written}
+            inside = captured(node) if branches else []
+            last |= {id(value): end for value in (*node.inputs, *inside, *written) if value is not None}
+            together = {id(value): value for value in (*reads(node), *written)}.values()
+            self.lower_bound = max(self.lower_bound, sum(self.size(value) for value in together))
+        if len(self.nodes) == start:
+            self.nodes.append(holder)
+        end = len(self.nodes) - 1
+        last |= {id(value): end for value in (*graph.inputs, *graph.outputs)}
+        self.spans |= {key: (value, begin, last[key]) for key, (value, begin) in first.items()}
 
 
-def _last_reads(graph: oir.Graph, nodes: list[oir.Node]) -> dict[int, int]:
-    """The index of the last reader of each value of `graph`, by its id; inputs and outputs live to the end."""
-    last = {id(value): index for index, node in enumerate(nodes) for value in node.inputs if value is not None}
-    last |= {
-        id(value): max(index, last.get(id(value), -1)) for index, node in enumerate(nodes) for value in captured(node)
-    }
-    last |= {id(value): len(nodes) for value in (*graph.inputs, *graph.outputs)}
-    return last
-
-
-def activation_peak(model: oir.Model, dims: Dims | None = None) -> Liveness:
-    """The most bytes of activations alive at one moment of a run of `model`, nodes running in their order.
+def timeline(model: oir.Model, dims: Dims | None = None) -> Timeline:
+    """What is alive when the nodes of `model` run in their order.
 
     Calls of functions count as one node; `burnish.ir.concrete` inlines them.
 
@@ -127,9 +155,22 @@ def activation_peak(model: oir.Model, dims: Dims | None = None) -> Liveness:
         dims: numbers for the symbolic dimensions.
     """
     walk = _Walk(dims or {})
-    worst = walk.graph(model.graph)
-    values = {id(value): value for value in worst.live}.values()
-    live = sorted((Live(value, walk.size(value)) for value in values), key=lambda one: -one.bytes)
-    peak = None if walk.unknown else worst.bytes
-    kept = tuple(one for one in live if one.bytes)
-    return Liveness(peak, worst.bytes, worst.at, kept, walk.lower_bound, tuple(walk.unknown))
+    walk.graph(model.graph, None)
+    found = [Lifetime(value, walk.size(value), first, last) for value, first, last in walk.spans.values()]
+    known = sorted((one for one in found if one.bytes), key=lambda one: (one.first, one.last))
+    return Timeline(tuple(walk.nodes), tuple(known), walk.lower_bound, tuple(walk.unknown))
+
+
+def peak_of(found: Timeline) -> Liveness:
+    """The worst moment of a timeline, the first of several."""
+    alive = found.alive()
+    worst = max(range(len(alive)), key=alive.__getitem__)
+    there = [Live(one.value, one.bytes) for one in found.lifetimes if one.first <= worst <= one.last]
+    live = tuple(sorted(there, key=lambda one: -one.bytes))
+    peak = None if found.unknown else alive[worst]
+    return Liveness(peak, alive[worst], found.nodes[worst], live, found.lower_bound, found.unknown)
+
+
+def activation_peak(model: oir.Model, dims: Dims | None = None) -> Liveness:
+    """The most bytes of activations alive at one moment of a run of `model`; arguments as for `timeline`."""
+    return peak_of(timeline(model, dims))

@@ -6,16 +6,12 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from burnish.tools import terminal
-
-if TYPE_CHECKING:
-    import onnx_ir as oir
-
-    from burnish.ir.samples import Sample
+from burnish.tools.subject import Subject, parse_counts
 
 
 @click.command("bench")
@@ -42,26 +38,12 @@ def bench_command(
     as_json: bool,
 ) -> None:
     """Time model A, or A and B in turns, in ONNX Runtime with its default optimizations."""
-    found = benchmark(
-        a, b, threads=parse_threads(threads), rounds=rounds, seconds=seconds, data=data, dims=dims, target=target
-    )
+    counts = parse_counts(threads, "--threads", "thread counts")
+    found = benchmark(a, b, threads=counts, rounds=rounds, seconds=seconds, data=data, dims=dims, target=target)
     if as_json:
         click.echo(json.dumps(found, indent=2, allow_nan=False))
     else:
         _print_tables(found)
-
-
-def parse_threads(text: str) -> list[int]:
-    """The numbers in `1,2`.
-
-    Raises:
-        InputError: it is no list of positive numbers.
-    """
-    from burnish.ir.errors import InputError
-
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text.strip()):
-        raise InputError(f"`{text}` is no list of thread counts", place="--threads", hint="write `--threads 1,2`")
-    return [int(number) for number in text.split(",")]
 
 
 def benchmark(
@@ -105,7 +87,7 @@ def benchmark(
         first = from_path(a, threads=count, target=target)
         second = None if b is None else from_path(b, threads=count, target=target)
         if sample is None:
-            sample = _sample(onnx_file.read(a), first, data, dims)
+            sample = Subject(onnx_file.read(a), a, dims, data).sample(first)
         feeds = sample.feeds
         options = re.sub(r"\d+ threads?, ", "", first.options)
         if second is None:
@@ -135,27 +117,6 @@ def benchmark(
         "latency": rows,
         "session_creation": creation,
     }
-
-
-def _sample(model: oir.Model, runner: Any, data: Any, dims: str) -> Sample:
-    """The first sample that the model takes."""
-    from burnish.ir.concrete import concrete
-    from burnish.ir.errors import InputError
-    from burnish.tools.api import samples_for
-    from burnish.tools.inspect_command import parse_dims
-
-    if dims and data is not None:
-        raise InputError("`--data` and `--dims` exclude each other", hint="the data's shapes are used as they are")
-    numbers = parse_dims(dims, model)
-    reason = "there is none"
-    for sample in samples_for(concrete(model, numbers) if numbers else model, data):
-        try:
-            runner.run(sample.feeds)
-        except InputError as error:
-            reason = error.cause.splitlines()[0]
-        else:
-            return sample
-    raise InputError(f"A takes no sample: {reason}", hint="give inputs that it takes with `--data`")
 
 
 def _spread(found: Any) -> dict[str, float]:

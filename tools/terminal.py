@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,18 @@ def show(table: Table, console: Console) -> None:
 
 
 _WIDTH_OF_FILES = 400
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with a title and a blank line above it; a column whose name starts with `>` is right-aligned."""
+    from rich.table import Table
+
+    made = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def talk() -> Console:
@@ -183,3 +196,27 @@ def size(count: float) -> str:
 def count(number: int, thing: str) -> str:
     """A number of things: `1 output`, `3 outputs`."""
     return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def quantity(number: float | None) -> str:
+    """A number in powers of 1000, three digits: 385 M; `?` for an unknown one."""
+    if number is None:
+        return "?"
+    if abs(number) < 1000:
+        return f"{number:.3g}"
+    power = min(int(math.log10(abs(number)) / 3 + 1e-9), 5)
+    return f"{number / 1000**power:.3g} {' kMGTP'[power]}"
+
+
+def shape(sizes: Sequence[int | str | None] | None) -> str:
+    """The dimensions of a tensor: `[batch, 3, ?]`; `?` when not even their number is known."""
+    return "?" if sizes is None else "[" + ", ".join("?" if one is None else str(one) for one in sizes) + "]"
+
+
+def unknown(reasons: Sequence[str], hint: str | None = None) -> None:
+    """Say on stderr why numbers are missing, the first three reasons of them."""
+    if reasons:
+        more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        talk().print(f"not everything is known: {'; '.join(reasons[:3])}{more}")
+        if hint:
+            talk().print(f"\nhint: {hint}")

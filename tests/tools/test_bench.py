@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from burnish.ir.errors import InputError
-from burnish.tools.bench_command import bench_command, parse_threads
+from burnish.tools.bench_command import bench_command
 
 TEXT = """<ir_version: 10, opset_import: ["": 21]> g (float[N,16] x) => (float[N,16] y) { y = Tanh (x) }"""
 
@@ -61,9 +61,3 @@ def test_models_with_other_inputs_are_refused(model: str, tmp_path: Path) -> Non
     onnx.save(onnx.parser.parse_model(TEXT.replace("] x)", "] u)").replace("(x)", "(u)")), other)
     with pytest.raises(InputError, match="Required inputs"):
         bench(model, str(other))
-
-
-@pytest.mark.parametrize("text", ["", "0", "1,", "two", "-1"])
-def test_thread_counts_are_positive_numbers(text: str) -> None:
-    with pytest.raises(InputError, match="no list of thread counts"):
-        parse_threads(text)

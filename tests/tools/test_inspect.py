@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from burnish.ir.errors import InputError
-from burnish.tools.inspect_command import inspect_command, inspection, parse_dims
+from burnish.tools import inspect_summary
+from burnish.tools.inspect_command import inspect_command
+from burnish.tools.subject import Subject, parse_counts, parse_dims
 
 
 def printed(*arguments: str) -> str:
@@ -61,7 +63,7 @@ def test_unknown_numbers_are_null_and_the_hint_makes_them_known(linear: Path) ->
 
 
 def test_the_lists_are_as_long_as_asked(linear: Path) -> None:
-    found = inspection(oir.load(linear), "x.0=5", 1)
+    found = inspect_summary.report(Subject(oir.load(linear), dims="x.0=5", top=1))
     assert [len(found[name]) for name in ("costliest_nodes", "largest_tensors")] == [1, 1]
     assert found["dims"] == {"x.0": 5}
     assert found["cost"]["multiply_adds"] == 60
@@ -87,3 +89,13 @@ def test_a_name_with_markup_is_printed_as_it_is(linear: Path) -> None:
     proto.graph.node[1].name = "layer[bold]"
     onnx.save(proto, linear)
     assert "layer[bold]" in printed(str(linear), "--dims", "N=1")
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "two", "-1", "1.5", "9999999999"])
+def test_counts_are_positive_numbers(text: str) -> None:
+    with pytest.raises(InputError, match="no list of thread counts"):
+        parse_counts(text, "--threads", "thread counts")
+
+
+def test_counts_keep_their_order_and_come_once() -> None:
+    assert parse_counts("4,1,4", "--batch", "batch sizes") == [4, 1]

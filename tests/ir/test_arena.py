@@ -1,0 +1,91 @@
+"""No two tensors that are alive at one moment share memory, and the arena is as small as the order of nodes allows."""
+
+from __future__ import annotations
+
+import random
+
+import onnx_ir as oir
+import pytest
+
+from burnish.ir import arena, liveness
+
+
+def random_model(seed: int) -> oir.Model:
+    """Nodes that read any earlier values; every value has a random size, equal ones now and then."""
+    chance = random.Random(seed)
+
+    def value(name: str) -> oir.Value:
+        shape = oir.Shape([chance.choice((1, 8, 8, 8, chance.randint(1, 100)))])
+        return oir.Value(name=name, type=oir.TensorType(oir.DataType.FLOAT), shape=shape)
+
+    inputs = [value("in0"), value("in1")]
+    values, nodes = list(inputs), []
+    for index in range(chance.randint(3, 40)):
+        read = chance.choices(values[-6:], k=chance.randint(1, 3))
+        operator = chance.choice(("Sum", "Concat", "Reshape", "Max"))
+        written = [value(f"v{index}_{which}") for which in range(chance.randint(1, 2))]
+        nodes.append(oir.Node("", operator, read, outputs=written, name=f"n{index}"))
+        values += written
+    outputs = list(dict.fromkeys([*nodes[-1].outputs, chance.choice(values[2:])]))
+    return oir.Model(oir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 20}, name="g"), ir_version=10)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_alive_together_does_not_overlap(seed: int) -> None:
+    model = random_model(seed)
+    timeline = liveness.timeline(model)
+    plan = arena.plan(timeline)
+    placed = {id(value): buffer for buffer in plan.buffers for value in buffer.values}
+    assert set(placed) == {id(one.value) for one in timeline.lifetimes}
+    order = list(model.graph)
+    for one in timeline.lifetimes:
+        assert placed[id(one.value)].bytes >= one.bytes
+        for other in timeline.lifetimes:
+            if one is other or one.first > other.last or other.first > one.last:
+                continue
+            mine, theirs = placed[id(one.value)], placed[id(other.value)]
+            if mine is theirs:  # in place: at the one node that reads the first for the last time and writes the second
+                early, late = sorted((one, other), key=lambda each: each.first)
+                assert early.last == late.first and early.value in order[late.first].inputs
+                assert not early.value.is_graph_input() and not early.value.is_graph_output()
+            else:
+                assert mine.offset + mine.bytes <= theirs.offset or theirs.offset + theirs.bytes <= mine.offset
+    assert plan.bound <= plan.bytes <= plan.in_place <= plan.unplanned
+    assert plan.bound <= liveness.peak_of(timeline).at_least
+
+
+def chain(operator: str, length: int, size: int = 100) -> oir.Model:
+    values = [
+        oir.Value(name=f"v{index}", type=oir.TensorType(oir.DataType.FLOAT), shape=oir.Shape([size]))
+        for index in range(length + 1)
+    ]
+    nodes = [oir.Node("", operator, [values[index]], outputs=[values[index + 1]]) for index in range(length)]
+    return oir.Model(oir.Graph(values[:1], values[-1:], nodes=nodes, opset_imports={"": 20}), ir_version=10)
+
+
+def test_a_chain_needs_its_input_and_one_buffer_in_place_and_two_otherwise() -> None:
+    in_place = arena.plan(liveness.timeline(chain("Relu", 50)))
+    assert (in_place.unplanned, in_place.in_place, in_place.bytes) == (400 * 51, 800, 800)
+    apart = arena.plan(liveness.timeline(chain("Softmax", 50)))
+    assert (apart.in_place, apart.bytes, apart.bound) == (400 * 51, 1200, 1200)
+
+
+def test_what_a_branch_still_reads_is_not_written_over() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+      g (float[10] x, bool c) => (float[10] z) {
+        a = Relu (x)
+        b = Neg (a)
+        d = If (c) <
+          then_branch = t () => (float[10] p) { p = Exp (a) },
+          else_branch = f () => (float[10] q) { q = Log (a) }
+        >
+        z = Add (d, b)
+      }"""
+    model = oir.from_onnx_text(text)
+    for graph in model.graphs():
+        for value in (value for node in graph for value in node.outputs):
+            value.type, value.shape = oir.TensorType(oir.DataType.FLOAT), oir.Shape([10])
+    plan = arena.plan(liveness.timeline(model))
+    chains = [{value.name for value in buffer.values} for buffer in plan.buffers]
+    assert {"a"} in chains and {"p"} in chains and {"q"} in chains
+    assert {"b", "z"} in chains or {"d", "z"} in chains

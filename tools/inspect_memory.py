@@ -1,0 +1,165 @@
+"""What activations need: what is alive when, the peak, and how far memory can be shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from burnish.tools import terminal
+
+if TYPE_CHECKING:
+    import onnx_ir as oir
+
+    from burnish.tools.subject import Subject
+
+
+def report(subject: Subject) -> dict[str, Any]:
+    """Lifetimes of the activations, the peak, and the memory that an arena needs, in bytes.
+
+    Moments count the nodes that run, from 0; the first and the last moment of a tensor are inclusive.
+
+    Args:
+        subject: the model; its dynamic dimensions have the sizes of its first sample.
+
+    Raises:
+        InputError: no sample can be read or made.
+    """
+    from burnish.ir import arena, concrete, cost, liveness
+
+    sample = subject.samples[0]
+    numbers = {**cost.dims_of(subject.model, sample.feeds), **subject.numbers}
+    model = concrete.concrete(subject.model, numbers)
+    timeline = liveness.timeline(model, numbers)
+    peak = liveness.peak_of(timeline)
+    plan = arena.plan(timeline)
+    nodes = [_node(node) for node in timeline.nodes]
+    lives = sorted(timeline.lifetimes, key=lambda one: (-one.bytes, one.first))
+    there = {id(one.value) for one in peak.live}
+    return {
+        "sample": sample.name,
+        "shapes": {name: list(array.shape) for name, array in sample.feeds.items()},
+        "weights_bytes": sum(one.bytes for one in cost.stored_tensors(model)),
+        "peak_bytes": peak.peak,
+        "peak_bytes_at_least": peak.at_least,
+        "peak_at": _node(peak.at),
+        "largest_node_bytes": peak.lower_bound,
+        "unplanned_bytes": plan.unplanned,
+        "in_place_bytes": plan.in_place,
+        "arena_bytes": plan.bytes,
+        "arena_bound_bytes": plan.bound,
+        "live_at_peak": [_life(one, nodes) for one in lives if id(one.value) in there][: subject.top],
+        "largest_tensors": [_life(one, nodes) for one in lives][: subject.top],
+        "moments": [node | {"bytes": size} for node, size in zip(nodes, timeline.alive(), strict=True)],
+        "tensors": [
+            {"name": one.value.name, "bytes": one.bytes, "first_moment": one.first, "last_moment": one.last}
+            for one in timeline.lifetimes
+        ],
+        "arena": [
+            {
+                "tensors": [value.name for value in one.values],
+                "offset_bytes": one.offset,
+                "bytes": one.bytes,
+                "first_moment": one.first,
+                "last_moment": one.last,
+                "caller_owned": any(value.is_graph_input() or value.is_graph_output() for value in one.values),
+            }
+            for one in plan.buffers
+        ],
+        "unknown": list(timeline.unknown),
+    }
+
+
+def _node(node: oir.Node | None) -> dict[str, Any]:
+    from burnish.ir.cost import operator_name
+
+    if node is None:
+        return {"node": None, "operator": None}
+    return {"node": node.name or str(node.outputs[0].name), "operator": operator_name(node)}
+
+
+def _life(one: Any, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """A tensor with the nodes between which it lives; `written_by` is None for an input, `kept_to` for an output."""
+    value = one.value
+    return {
+        "name": value.name,
+        "bytes": one.bytes,
+        "written_by": None if value.producer() is None else _node(value.producer())["node"],
+        "kept_to": None if value.is_graph_output() or value.is_graph_input() else nodes[one.last]["node"],
+        "moments": one.last - one.first + 1,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the report as tables."""
+    out = terminal.out()
+    at = found["peak_at"]
+    peak = terminal.size(found["peak_bytes_at_least"])
+    rows = {
+        "shapes": ", ".join(f"{name} {terminal.shape(sizes)}" for name, sizes in found["shapes"].items()),
+        "weights": terminal.size(found["weights_bytes"]),
+        "peak": f"{'' if found['peak_bytes'] is not None else 'at least '}{peak} at {at['operator']} {at['node']}",
+        "largest node": terminal.size(found["largest_node_bytes"]),
+    }
+    for name, text in rows.items():
+        out.print(f"{name:20}{text}")
+    plans = [
+        ("each tensor on its own", "unplanned_bytes"),
+        ("working in place", "in_place_bytes"),
+        ("sharing one arena", "arena_bytes"),
+        ("lower bound of that", "arena_bound_bytes"),
+    ]
+    sizes = [(name, terminal.size(found[key])) for name, key in plans]
+    terminal.show(terminal.table("Memory for all activations", ["", ">bytes"], sizes), out)
+    columns = ["tensor", ">bytes", "written by", "kept to", ">moments"]
+    for title, key in (("Alive at the peak", "live_at_peak"), ("Largest tensors", "largest_tensors")):
+        lives = [
+            (
+                one["name"],
+                terminal.size(one["bytes"]),
+                one["written_by"] or "(input)",
+                one["kept_to"] or "(end)",
+                str(one["moments"]),
+            )
+            for one in found[key]
+        ]
+        terminal.show(terminal.table(title, columns, lives), out)
+    terminal.unknown(found["unknown"])
+
+
+def plot(found: dict[str, Any]) -> Any:
+    """Bytes alive at each node, and below it where every tensor lies in the arena."""
+    from burnish.tools import plots
+
+    moments = [one["bytes"] for one in found["moments"]]
+    unit, name = plots.bytes_unit(max(moments, default=0))
+    figure, (above, below) = plots.figure(8.5, 6.2, nrows=2, sharex=True)
+    steps = range(len(moments) + 1)
+    heights = [size / unit for size in (*moments, moments[-1] if moments else 0)]
+    above.fill_between(steps, heights, step="post", color=plots.COLORS[0], alpha=0.25, linewidth=0)
+    above.step(steps, heights, where="post", color=plots.COLORS[0], label="alive, each tensor on its own")
+    worst = moments.index(max(moments))
+    above.plot([worst + 0.5], [moments[worst] / unit], plots.MARKS[3], color=plots.COLORS[1])
+    peak = found["peak_at"]
+    above.annotate(
+        f"peak {terminal.size(moments[worst])}\n{plots.short(peak['operator'], peak['node'])}",
+        (worst + 0.5, moments[worst] / unit),
+        xytext=(8 if worst < len(moments) / 2 else -8, 6),
+        textcoords="offset points",
+        ha="left" if worst < len(moments) / 2 else "right",
+    )
+    bound = found["largest_node_bytes"] / unit
+    above.axhline(bound, color=plots.GREY, linestyle="--", label="largest node: no order of nodes needs less")
+    above.set(ylabel=f"activations alive ({name})", title="Memory over time", ylim=(0, max(heights) * 1.25))
+    above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+    for one in found["arena"]:
+        below.broken_barh(
+            [(one["first_moment"], one["last_moment"] - one["first_moment"] + 1)],
+            (one["offset_bytes"] / unit, one["bytes"] / unit),
+            facecolor=plots.GREY if one["caller_owned"] else plots.COLORS[5],
+            edgecolor="white",
+            linewidth=0.6,
+        )
+    size = terminal.size(found["arena_bytes"])
+    title = f"Shared arena of {size} (grey: inputs and outputs)"
+    below.set(xlabel="node, in the order in which they run", ylabel=f"offset ({name})", title=title)
+    below.set(xlim=(0, len(moments)), ylim=(0, max(found["arena_bytes"] / unit, 1e-9)))
+    return figure
