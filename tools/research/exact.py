@@ -184,7 +184,7 @@ def _create(file: Path) -> None:
 def main() -> None:
     """Measure the models named on the command line (all by default), keep the rest of the results, write the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(zoo.NAMES))
+    parser.add_argument("models", nargs="*", default=list(zoo.MEASURED))
     parser.add_argument("--work", type=Path, default=zoo.ROOT / "rivals")
     parser.add_argument("--tools", nargs="*", default=list(rivals.TOOLS))
     parser.add_argument("--pages-only", action="store_true")

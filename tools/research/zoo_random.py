@@ -35,12 +35,12 @@ def build(family: str, attention: str) -> Network:
     """The network of a family of `FAMILIES`; `attention` is "sdpa" or "eager" (ignored by "cnn")."""
     torch.manual_seed(0)
     network = {"cnn": _cnn, "bert": _bert, "vit": _vit, "llama": _llama}[family](attention)
-    _randomize(network.module)
+    randomize(network.module)
     network.module.eval()
     return network
 
 
-def _randomize(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Draw every parameter and statistic anew, in the order of their names, from seed 0."""
     generator = torch.Generator().manual_seed(0)
 
@@ -200,7 +200,7 @@ def cached_decoder(model: Any, layers: int, kv_heads: int, head: int) -> Network
     axes |= {"position_ids": {0: "batch", 1: "seq"}, "logits": {0: "batch", 1: "seq"}}
     axes |= {name: {0: "batch", 2: "past"} for name in past_names}
     axes |= {name: {0: "batch", 2: "total"} for name in present_names}
-    ids = torch.randint(3, 1000, (2, 7))
+    ids = torch.randint(3, min(1000, model.config.vocab_size), (2, 7))
     inputs = ("input_ids", "attention_mask", "position_ids", *past_names)
     return Network(CachedDecoder(model), (ids, mask, positions, *past), inputs, ("logits", *present_names), axes)
 

@@ -32,6 +32,35 @@ class UncachedDecoder(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
+class PositionedDecoder(nn.Module):
+    """As `UncachedDecoder`, with the positions of the tokens as an input of its own [batch, seq]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).logits
+
+
+class EncoderDecoder(nn.Module):
+    """A sequence-to-sequence language model without cache: logits [batch, target, vocabulary]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            use_cache=False,
+        ).logits
+
+
 class EncoderOutputs(nn.Module):
     """Last hidden state [batch, seq, width] and pooled first token [batch, width] of a BERT encoder."""
 
