@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as oir
+
+from burnish.ir.samples import Sample
+from burnish.passes.reducers import Reducer
+from burnish.passes.sites import LIMIT, Site
 
 
 class Runner(Protocol):
@@ -23,6 +27,38 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free what the runner holds; it cannot run afterwards."""
+        ...
+
+
+class Observer(Runner, Protocol):
+    """A runner that can look inside its model."""
+
+    def observe(
+        self,
+        sites: Mapping[str, Site],
+        reducers: Reducer | Mapping[str, Reducer],
+        samples: Iterable[Sample],
+        *,
+        limit: int = LIMIT,
+    ) -> dict[str, Reducer]:
+        """Run the model on all samples and reduce what passes through its values.
+
+        A value that is the same for every sample (a weight) is reduced once. Sites of one value that are reduced in the
+        same way share one reducer.
+
+        Args:
+            sites: values of the model, under names of the caller's.
+            reducers: what is wanted of each site, by the same names, or of all of them; these are not changed.
+            samples: what can be iterated over several times.
+            limit: bytes of values that may be held at once; the reducers' own bytes come on top.
+
+        Returns:
+            A reducer that has seen all samples for each site.
+
+        Raises:
+            InputError: a value cannot be observed, exceeds the limit alone, or does not suit its reducer; the model
+                refuses a sample; there are no samples or they can be read only once.
+        """
         ...
 
 

@@ -6,12 +6,12 @@ Only a handful of values is observed in one run, so the memory stays that of an 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
+from burnish.backends.ort.observe import outputs_exchanged
 from burnish.backends.ort.session import OrtRunner
 from burnish.ir import weights
 from burnish.passes.verify import relative_error
@@ -112,17 +112,6 @@ def _alike(a: oir.Value, b: oir.Value) -> bool:
     return a.shape is None or b.shape is None or len(a.shape) == len(b.shape)
 
 
-@contextmanager
-def _observing(model: oir.Model, values: Sequence[oir.Value]) -> Iterator[oir.Model]:
-    """The model with exactly `values` as its outputs."""
-    kept = list(model.graph.outputs)
-    model.graph.outputs[:] = values
-    try:
-        yield model
-    finally:
-        model.graph.outputs[:] = kept
-
-
 class _Search:
     """What is known of the matched values on one sample."""
 
@@ -142,7 +131,7 @@ class _Search:
             some = new[start : start + PROBES]
             found = []
             for model, observed in zip(self.models, (some, [self.partner[v] for v in some]), strict=True):
-                with _observing(model, observed):
+                with outputs_exchanged(model, observed):
                     runner = self.load(model)
                     found.append(list(runner.run(self.feeds).values()))
                     runner.close()
