@@ -104,10 +104,12 @@ class Gram(Reducer):
         self._flush()
         other._flush()
         if other._products is not None and other._total is not None:
-            self._sum(other.rows, other._total, other._products)
+            self._sum(other._total, other._products)
+            self.rows += other.rows
 
     def _rows(self, rows: Array) -> None:
         """Take rows, a matrix [rows, features]."""
+        self.rows += len(rows)
         if len(rows) < LEAST_ROWS:
             self._wait(rows)
             return
@@ -143,39 +145,38 @@ class Gram(Reducer):
         """Add a contiguous matrix [rows, features]."""
         if self.exact:
             rows = rows.astype(np.float64)
+        self._sum(*_checked(rows, self._summed))
+
+    def _summed(self, rows: Array) -> tuple[Array, Array]:
+        """The sum of the rows, and that of their outer products."""
+        total = np.ones(len(rows), rows.dtype) @ rows
         if self._parts == 1:
-            products = _checked(rows, lambda r: _syrk(r.T, 0))
-        else:
-            parts = rows.reshape(len(rows), self._parts, -1)
-            products = _checked(parts, lambda p: np.matmul(p.transpose(1, 2, 0), p.transpose(1, 0, 2)))
-        self._sum(len(rows), np.ones(len(rows), rows.dtype) @ rows, products)
+            return total, _syrk(rows.T, 0)
+        parts = rows.reshape(len(rows), self._parts, -1)
+        return total, np.matmul(parts.transpose(1, 2, 0), parts.transpose(1, 0, 2))
 
     def _columns(self, columns: Array) -> None:
         """Add a contiguous matrix [features, rows]."""
         if self.exact:
             columns = columns.astype(np.float64)
-        rows = columns.shape[1]
-        self._sum(rows, columns @ np.ones(rows, columns.dtype), _checked(columns, lambda c: _syrk(c.T, 1)))
+        self.rows += columns.shape[1]
+        self._sum(*_checked(columns, lambda c: (c @ np.ones(c.shape[1], c.dtype), _syrk(c.T, 1))))
 
-    def _sum(self, rows: int, total: Array, products: Array) -> None:
+    def _sum(self, total: Array, products: Array) -> None:
         if self._products is None or self._total is None:
-            self.rows, self._total, self._products = rows, total.astype(np.float64), products.astype(np.float64)
+            self._total, self._products = total.astype(np.float64), products.astype(np.float64)
             return
         _same_features(len(self._total), len(total))
-        self.rows += rows
         self._total = self._total + total
         self._products += products
 
 
-def _checked(block: Array, product: Callable[[Array], Array]) -> Array:
-    """`product(block)`, in float64 where float32 overflows, as the large negative numbers of masks do."""
+def _checked(block: Array, products: Callable[[Array], tuple[Array, Array]]) -> tuple[Array, Array]:
+    """`products(block)`, in float64 where float32 overflows, as the large negative numbers of masks do."""
     with np.errstate(over="ignore", invalid="ignore"):
-        found: Array = product(block)
-    if block.dtype != np.float32 or np.isfinite(np.diagonal(found, axis1=-2, axis2=-1)).all():
-        return found
-    with np.errstate(over="ignore", invalid="ignore"):
-        again: Array = product(block.astype(np.float64))
-    return again
+        total, found = products(block)
+        finite = np.isfinite(total).all() and np.isfinite(np.diagonal(found, axis1=-2, axis2=-1)).all()
+        return (total, found) if finite or block.dtype != np.float32 else products(block.astype(np.float64))
 
 
 def _syrk(matrix: Array, transposed: int) -> Array:

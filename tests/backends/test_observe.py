@@ -1,0 +1,304 @@
+"""ONNX Runtime observed from inside: the numbers are those of the model, whatever is fused, and memory is bounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as oir
+import pytest
+
+from burnish.backends.ort.observe import OrtObserver, outputs_exchanged
+from burnish.backends.ort.session import OrtRunner, executor
+from burnish.frontends import load, onnx_file, samples
+from burnish.ir import text
+from burnish.ir.errors import InputError
+from burnish.ir.inference import Inference
+from burnish.ir.samples import Sample
+from burnish.ir.views.convolution import convolutions
+from burnish.ir.views.linear import linears
+from burnish.passes import observing, sites
+from burnish.passes.gram import ConvolutionGram, Gram
+from burnish.passes.reducers import Moments, Range, Reducer
+from burnish.passes.sites import Keep, Site, aligned
+
+DEMO = Path(__file__).parents[2] / "tools" / "demo"
+
+
+def parsed(source: str) -> oir.Model:
+    return load(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {source}'))
+
+
+def digits(name: str, count: int = 24, batch: int = 8) -> tuple[oir.Model, list[Sample]]:
+    """A demo model and batches of its data."""
+    model = onnx_file.read(DEMO / f"{name}.onnx")
+    everything = samples.read_samples(DEMO / "digits.npz", model)
+    stacked = {key: np.concatenate([one.feeds[key] for one in everything])[:count] for key in everything[0].feeds}
+    cuts = range(0, count, batch)
+    return model, [Sample(f"rows {i}", {key: array[i : i + batch] for key, array in stacked.items()}) for i in cuts]
+
+
+class Rows(Reducer):
+    """Keeps all it sees, for comparing."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def fresh(self) -> Rows:
+        return Rows()
+
+    @property
+    def options(self) -> str:
+        return "Rows"
+
+    def add(self, array: np.ndarray, keep: np.ndarray | None = None) -> None:
+        self.seen.append(array if keep is None else array[np.broadcast_to(keep, array.shape)])
+
+    def nbytes(self, shape: Any) -> int:
+        raise NotImplementedError
+
+    def _join(self, other: Reducer) -> None:
+        raise NotImplementedError
+
+
+def seen(found: dict[str, Reducer], name: str) -> list[np.ndarray]:
+    reducer = found[name]
+    assert isinstance(reducer, Rows)
+    return reducer.seen
+
+
+@pytest.mark.parametrize("name", ["digits_vit", "digits_resnet"])
+def test_every_value_is_what_the_model_defines_even_where_operators_would_be_fused(name: str) -> None:
+    model, data = digits(name, count=8)
+    values = [out for node in model.graph for out in node.outputs if sites.stored(out) is None]
+    before = text.fingerprint(model)
+    found = OrtObserver(model).observe({str(v.name): Site(v) for v in values}, Rows(), data, limit=1 << 20)
+    with outputs_exchanged(model, values):
+        plain = executor(level="off")(model).run(data[0].feeds)
+    for value in values:
+        (array,) = seen(found, str(value.name))
+        expected = plain[str(value.name)].astype(np.float64)
+        scale = np.abs(expected).max(initial=1e-30)
+        np.testing.assert_allclose(array, expected, rtol=0, atol=2e-5 * scale, err_msg=value.name)
+    assert text.fingerprint(model) == before
+
+
+def test_the_gram_matrices_of_all_layers_are_those_of_their_inputs() -> None:
+    model, data = digits("digits_vit")
+    wanted = {str(layer.node.name): Site(layer.input) for layer in linears(model)}
+    observer = OrtObserver(model)
+    found = observer.observe(wanted, Gram(), data)
+    rows = observer.observe(wanted, Rows(), data)
+    for name, reducer in found.items():
+        assert isinstance(reducer, Gram)
+        x = np.concatenate([a.reshape(-1, a.shape[-1]) for a in seen(rows, name)]).astype(np.float64)
+        direct = x.T @ x
+        assert reducer.rows == len(x)
+        assert np.abs(reducer.matrix - direct).max() < 1e-6 * np.abs(direct).max()
+
+
+def test_a_convolution_is_observed_through_its_view() -> None:
+    model, data = digits("digits_resnet")
+    layers = {str(layer.node.name): layer for layer in convolutions(model)}
+    reducers = {
+        name: ConvolutionGram(
+            kernel=one.kernel, strides=one.strides, dilations=one.dilations, pads=one.pads, groups=one.groups
+        )
+        for name, one in layers.items()
+    }
+    observer = OrtObserver(model)
+    found = observer.observe({name: Site(one.input) for name, one in layers.items()}, reducers, data)
+    outputs = observer.observe({name: Site(one.output) for name, one in layers.items()}, Gram(axis=1), data)
+    for name, layer in layers.items():
+        patches, output = found[name], outputs[name]
+        assert isinstance(patches, Gram) and isinstance(output, Gram) and layer.bias() is None
+        flat = layer.weight().reshape(layer.out_channels, -1)
+        assert patches.rows == output.rows
+        expected = np.abs(output.matrix).max()
+        np.testing.assert_allclose(flat @ patches.matrix @ flat.T, output.matrix, rtol=0, atol=1e-5 * expected)
+
+
+def test_a_limit_in_bytes_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = digits("digits_vit")
+    wanted = {str(layer.node.name): Site(layer.input) for layer in linears(model)}
+    held: list[int] = []
+    run = OrtRunner.run
+
+    def measured(self: OrtRunner, feeds: Any) -> dict[str, np.ndarray]:
+        found = run(self, feeds)
+        held.append(sum(array.nbytes for array in found.values()))
+        return found
+
+    monkeypatch.setattr(OrtRunner, "run", measured)
+    largest = 0
+    runs = []
+    for limit in (1 << 30, 1 << 18, 3 << 16):
+        held.clear()
+        found = OrtObserver(model).observe(wanted, Moments(), data, limit=limit)
+        assert max(held) <= limit and len(found) == len(wanted)
+        runs.append(len(held))
+        largest = max(largest, *held)
+    assert runs[0] == len(data) < runs[1] < runs[2] and largest > 1 << 18
+    with pytest.raises(InputError, match="more than 1,000"):
+        OrtObserver(model).observe(wanted, Moments(), data, limit=1000)
+
+
+MASKED = """g (int64[batch, seq] ids, int64[batch, seq] mask) => (float[batch, seq, 3] y, float[n, 3] z)
+  <float[5, 4] table = {TABLE}, float[4, 3] w = {WEIGHT}, int64[2] flat = {-1, 4}>
+  { x = Gather (table, ids)  y = MatMul (x, w)  r = Reshape (x, flat)  z = MatMul (r, w)
+    t = Transpose <perm = [1, 0, 2]> (x)
+    s = Reshape (t, flat)  u = Relu (s) }"""
+
+
+def masked() -> tuple[oir.Model, list[Sample]]:
+    rng = np.random.default_rng(0)
+    source = MASKED
+    for name, size in (("TABLE", 20), ("WEIGHT", 12)):
+        source = source.replace(name, ", ".join(f"{number:.6f}" for number in rng.standard_normal(size)))
+    data = []
+    for index, shape in enumerate([(2, 5), (1, 3), (3, 3)]):
+        mask = (rng.random(shape) < 0.6).astype(np.int64)
+        data.append(Sample(str(index), {"ids": rng.integers(0, 5, shape), "mask": mask}))
+    return parsed(source), data
+
+
+def named(model: oir.Model, name: str) -> oir.Value:
+    return observing.value_named(model, name)
+
+
+@pytest.mark.parametrize("name", ["x", "y", "r", "z"])
+def test_padding_does_not_count_whatever_the_sizes(name: str) -> None:
+    model, data = masked()
+    value, facts = named(model, name), Inference(model)
+    keep = aligned(value, -1, named(model, "mask"), facts)
+    assert isinstance(keep, Keep) and keep.axes == ((0, 1) if name in "xy" else (0,))
+    observer = OrtObserver(model)
+    wanted = {"kept": Site(value, keep), "all": Site(value)}
+    found = observer.observe(wanted, Moments(), data)
+    rows = observer.observe({"all": Site(value)}, Rows(), data)
+    left = [
+        array.reshape(-1, array.shape[-1])[sample.feeds["mask"].reshape(-1) == 1]
+        for array, sample in zip(seen(rows, "all"), data, strict=True)
+    ]
+    kept, everything = found["kept"], found["all"]
+    assert isinstance(kept, Moments) and isinstance(everything, Moments)
+    np.testing.assert_allclose(kept.mean, np.concatenate(left).mean(0), rtol=1e-6)
+    assert kept.rows == len(np.concatenate(left)) < everything.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("s", r"the axes of `mask` \[batch, seq\] and `s` .* do not match"),
+        ("u", "do not match"),
+        ("w", "do not match"),
+    ],
+)
+def test_a_mask_whose_rows_cannot_be_told_is_not_guessed(name: str, reason: str) -> None:
+    model, _ = masked()
+    why = aligned(named(model, name), -1, named(model, "mask"), Inference(model))
+    assert isinstance(why, str) and re.search(reason, why)
+
+
+def test_a_mask_that_fits_in_two_ways_is_not_guessed() -> None:
+    model = parsed("g (float[4, 4, 3] x, float[4] mask) => (float[4, 4, 3] y) { y = Relu (x) }")
+    why = aligned(named(model, "y"), -1, named(model, "mask"), Inference(model))
+    assert why == "the axes of `mask` [4] and `y` [4, 4, 3] can be matched in 2 ways"
+
+
+def test_an_additive_mask_of_rank_4_masks_keys() -> None:
+    model = parsed("g (float[b, 1, 1, s] m, float[b, h, q, s] x) => (float[b, h, q, s] y) { y = Add (x, m) }")
+    keep = aligned(named(model, "x"), 2, named(model, "m"), Inference(model), additive=True)
+    assert keep == Keep("m", (0, 3), (0, 3), 1, True)
+    mask = np.array([0, -1e9, 0], np.float32).reshape(1, 1, 1, 3)
+    sample = Sample("one", {"m": mask, "x": np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)})
+    found = OrtObserver(model).observe({"x": Site(named(model, "x"), keep)}, Range(axis=-1), [sample])["x"]
+    assert isinstance(found, Range) and found.absmax is not None and found.absmax.tolist() == [9, 0, 11]
+
+
+def test_sites_of_one_value_share_one_reducer_and_one_computation() -> None:
+    model, data = masked()
+    x = Site(named(model, "x"))
+    wanted = {"q": x, "k": x, "wide": x, "other": Site(named(model, "y"))}
+    reducers = {"q": Gram(), "k": Gram(), "wide": Gram(exact=True), "other": Gram()}
+    found = OrtObserver(model).observe(wanted, reducers, data)
+    assert found["q"] is found["k"] and len({id(reducer) for reducer in found.values()}) == 3
+
+
+def test_inputs_outputs_and_weights_are_values_too() -> None:
+    model, data = masked()
+    names = ["ids", "w", "y"]
+    found = OrtObserver(model).observe({name: Site(named(model, name)) for name in names}, Rows(), data)
+    assert [len(seen(found, name)) for name in names] == [3, 1, 3]
+    np.testing.assert_array_equal(seen(found, "ids")[1], data[1].feeds["ids"])
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "reason"),
+    [
+        (
+            "g (bool c, float[2] x) => (float[2] y) { y = If (c) <then_branch = a () => (float[2] p) { p = Neg (x) }, "
+            "else_branch = b () => (float[2] q) { q = Relu (x) }> }",
+            "p",
+            "sub-graph",
+        ),
+        ("g (float[2] x) => (float[2] y) { y = Relu (x) }", "yy", "did you mean `y`?"),
+    ],
+)
+def test_values_that_cannot_be_observed_are_refused_by_name(source: str, name: str, reason: str) -> None:
+    with pytest.raises(InputError) as raised:
+        named(parsed(source), name)
+    assert reason in str(raised.value)
+
+
+def test_values_that_cannot_be_observed_are_refused_with_the_reason() -> None:
+    model = parsed(
+        "g (bool c, float[2] x) => (float[2] y) { y = If (c) <then_branch = a () => (float[2] p) { p = Neg (x) }, "
+        "else_branch = b () => (float[2] q) { q = Relu (x) }> s = SequenceConstruct (x, x) }"
+    )
+    inner = next(out for node in model.graph.all_nodes() for out in node.outputs if out.name == "p")
+    sequence = named(model, "s")
+    sequence.type = oir.SequenceType(oir.TensorType(oir.DataType.FLOAT))
+    data = [Sample("one", {"c": np.array(True), "x": np.ones(2, np.float32)})]
+    for value, reason in ((inner, "inside a sub-graph"), (sequence, "it is no tensor")):
+        with pytest.raises(InputError, match=reason):
+            OrtObserver(model).observe({"site": Site(value)}, Rows(), data)
+
+
+def once(data: list[Sample]) -> Iterator[Sample]:
+    yield from data
+
+
+def test_what_cannot_work_is_an_error_with_its_place() -> None:
+    model, data = masked()
+    observer = OrtObserver(model)
+    site = {"x": Site(named(model, "x"))}
+    with pytest.raises(InputError, match="read only once"):
+        observer.observe(site, Moments(), once(data))
+    with pytest.raises(InputError, match="no samples"):
+        observer.observe(site, Moments(), [])
+    with pytest.raises(InputError, match="no reducer"):
+        observer.observe(site, {"z": Moments()}, data)
+    with pytest.raises(InputError, match="value `x`, sample `0`: an array of shape .* has no axis 7"):
+        observer.observe(site, Moments(axis=7), data)
+    with pytest.raises(InputError, match="sample `bad`"):
+        observer.observe(site, Moments(), [Sample("bad", {"ids": np.full((1, 2), 99), "mask": np.ones((1, 2), int)})])
+    with pytest.raises(InputError, match="has the shape"):
+        observer.observe({"x": Site(named(model, "x"), Keep("mask", (1, 2)))}, Moments(), data)
+    with pytest.raises(InputError, match="no mask `other`"):
+        observer.observe({"x": Site(named(model, "x"), Keep("other", (0, 1)))}, Moments(), data)
+
+
+def test_an_observer_is_a_runner() -> None:
+    model, data = masked()
+    observer = OrtObserver(model)
+    expected = executor()(model).run(data[0].feeds)
+    for _ in range(2):
+        found = observer.run(data[0].feeds)
+        assert found.keys() == expected.keys()
+        np.testing.assert_array_equal(found["y"], expected["y"])
+        observer.close()
