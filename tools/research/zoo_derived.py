@@ -14,8 +14,11 @@ from pathlib import Path
 
 import onnx
 
+KINDS = {"bert-s": "bert", "vit-timm": "vit", "swin": "swin", "unet": "unet", "t5": "t5"}
+"""ONNX Runtime's name for a family; the decoders are all "gpt2" to it."""
 
-def slim(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+
+def slim(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
     """As onnxslim leaves it."""
     import onnxslim
 
@@ -23,7 +26,7 @@ def slim(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     return result
 
 
-def simplify(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
     """As onnxsim leaves it. AssertionError when it finds its own result to differ."""
     import onnxsim
 
@@ -33,26 +36,38 @@ def simplify(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     return result
 
 
-def fuse_runtime(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """As `onnxruntime.transformers.optimizer` leaves it for a `model_type` of its own.
+def fuse_runtime(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
+    """As `onnxruntime.transformers.optimizer` leaves it, told the number of heads and the width.
 
-    It deduces heads and width. Only its own fusions run, not those of a session.
+    Only its own fusions run, not those of a session, and none to operators that only run on a GPU.
     """
     import tempfile
 
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
 
+    from burnish.tools.research import zoo_truth
+
+    truth = zoo_truth.FAMILIES[family]
+    kind = KINDS.get(family, "gpt2")
+    heads, width = 0, 0
+    if kind in ("bert", "gpt2", "vit", "t5"):
+        heads = truth.attention[0].heads
+        width = truth.embedding[1] if truth.embedding else heads * truth.attention[0].head_size
     options = FusionOptions(kind)
+    if kind == "unet":
+        options.enable_nhwc_conv = options.enable_group_norm = options.enable_skip_group_norm = False
+        options.enable_bias_splitgelu = options.enable_bias_add = False
+        options.enable_packed_kv = options.enable_packed_qkv = False
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        fused = optimizer.optimize_model(str(source), kind, opt_level=0, optimization_options=options)
-    result: onnx.ModelProto = fused.model
+        fused = optimizer.optimize_model(str(source), kind, heads, width, options, opt_level=0)
+        result: onnx.ModelProto = fused.model
     return result
 
 
-def fuse_onnxscript(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+def fuse_onnxscript(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
     """As `onnxscript.rewriter.ort_fusions.optimize_for_ort` leaves it."""
     import onnx_ir as oir
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
@@ -62,7 +77,7 @@ def fuse_onnxscript(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     return result
 
 
-def four_bits(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
+def four_bits(model: onnx.ModelProto, family: str) -> onnx.ModelProto:
     """Every MatMul as MatMulNBits with blocks of 16 weights, as onnxruntime-genai's builder makes a model int4."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -81,12 +96,12 @@ TOOLS: dict[str, Callable[[onnx.ModelProto, str], onnx.ModelProto]] = {
 }
 
 
-def derive(source: Path, tool: str, target: Path, kind: str) -> None:
-    """Write what a tool of `TOOLS` makes of `source` to `target`; `kind` is ONNX Runtime's name of the architecture."""
+def derive(source: Path, tool: str, target: Path, family: str) -> None:
+    """Write what a tool of `TOOLS` makes of `source`, a model of `family`, to `target`."""
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            result = TOOLS[tool](onnx.load(str(source)), kind)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            result = TOOLS[tool](onnx.load(str(source)), family)
     finally:
         logging.disable(logging.NOTSET)
     onnx.save(result, str(target))
