@@ -1,0 +1,138 @@
+"""Run models with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as oir
+import torch
+from torch import fx
+
+from burnish.backends.fx import bridge
+from burnish.backends.fx.builder import to_graph_module
+from burnish.ir.errors import BurnishError, InputError
+
+Watcher = Callable[[torch.Tensor], None]
+
+
+class FxRunner:
+    """One module on one device, fed with and giving arrays.
+
+    Attributes:
+        module: the GraphModule; None after `close`.
+        options: what runs it, for reports.
+    """
+
+    def __init__(self, module: fx.GraphModule, device: str = "cpu") -> None:
+        self._bridge = bridge.bridge_of(module)
+        try:
+            self._device = torch.device(device)
+            self.module: fx.GraphModule | None = module.to(self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"torch cannot use the device `{device}`: {str(error).splitlines()[0]}") from error
+        self.options = f"torch {torch.__version__}, {device}"
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, in the order of the model's outputs.
+
+        Raises:
+            InputError: the module refuses these inputs, or the runner is closed.
+        """
+        module = self._open()
+        return self._arrays(self._guarded(lambda arguments: module(*arguments), feeds))
+
+    def watch(self, feeds: Mapping[str, np.ndarray], watchers: Mapping[str, Watcher]) -> dict[str, np.ndarray]:
+        """`run`, with every watcher called on the value of its name when that has been computed.
+
+        A watcher gets the tensor itself, on the runner's device and without a gradient; it must not change or keep it.
+
+        Raises:
+            InputError: as for `run`, or no tensor of the main graph has that name.
+        """
+        module = self._open()
+        unknown = [name for name in watchers if name not in self._bridge.values]
+        if unknown:
+            raise InputError(f"there is no value `{unknown[0]}` to watch")
+        interpreter = _Interpreter(module, {self._bridge.values[name]: taker for name, taker in watchers.items()})
+        return self._arrays(self._guarded(lambda arguments: interpreter.run(*arguments), feeds))
+
+    def close(self) -> None:
+        """Free the module."""
+        self.module = None
+
+    def _open(self) -> fx.GraphModule:
+        if self.module is None:
+            raise InputError("the runner is closed")
+        return self.module
+
+    def _guarded(self, function: Callable[[list[Any]], Any], feeds: Mapping[str, np.ndarray]) -> Any:
+        wanted = self._bridge.inputs
+        unknown = [name for name in feeds if name not in wanted]
+        missing = [name for name in wanted if name not in feeds]
+        if unknown or missing:
+            cause = f"there is no input `{unknown[0]}`" if unknown else f"input `{missing[0]}` is missing"
+            raise InputError(cause, hint=f"the model's inputs are {', '.join(wanted)}")
+        arguments = [self._tensor(feeds[name]) for name in wanted]
+        try:
+            with torch.no_grad():
+                return function(arguments)
+        except BurnishError:
+            raise
+        except Exception as error:
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"torch refuses the inputs: {text}") from error
+
+    def _tensor(self, array: Any) -> Any:
+        if isinstance(array, list | tuple):
+            return tuple(self._tensor(a) for a in array)
+        array = np.asarray(array)
+        if array.dtype.kind in "OSU":
+            return array
+        found = bridge.to_torch(array, oir.DataType.from_numpy(array.dtype))
+        if found is None:
+            raise InputError(f"torch has no dtype for arrays of {array.dtype}")
+        return found.to(self._device)
+
+    def _arrays(self, results: Any) -> dict[str, Any]:
+        return {name: _array(value) for name, value in zip(self._bridge.outputs, results, strict=True)}
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_array(v) for v in value]
+    return bridge.to_numpy(value) if isinstance(value, torch.Tensor) else value
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a module node by node and shows the values of some."""
+
+    def __init__(self, module: fx.GraphModule, watchers: Mapping[str, Watcher]) -> None:
+        super().__init__(module)
+        self._watchers = watchers
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of one node, shown to its watcher when it is a tensor."""
+        found = super().run_node(n)
+        watcher = self._watchers.get(n.name)
+        if watcher is not None and isinstance(found, torch.Tensor):
+            watcher(found)
+        return found
+
+
+def executor(*, device: str = "cpu", fallback: bool = True) -> Callable[[oir.Model], FxRunner]:
+    """A function that makes a runner for an in-memory model.
+
+    Args:
+        device: a torch device, `cpu` or `cuda`.
+        fallback: let ONNX Runtime run the nodes that torch cannot.
+
+    Returns:
+        `f(model) -> FxRunner`, which raises InputError when the model cannot be expressed. The weights are copied.
+    """
+
+    def load(model: oir.Model) -> FxRunner:
+        return FxRunner(to_graph_module(model, fallback=fallback), device)
+
+    return load
