@@ -26,7 +26,8 @@ from burnish.ir.errors import BurnishError, InputError
 torch.set_num_threads(1)
 
 MLP = """
-g (float[N, 4] x) => (float[N, 3] y) <float[4, 8] fc1__weight, float[8] fc1__bias, float[3, 8] fc2__weight, float[3] b> {
+g (float[N, 4] x) => (float[N, 3] y)
+    <float[4, 8] fc1__weight, float[8] fc1__bias, float[3, 8] fc2__weight, float[3] b> {
     h = MatMul (x, fc1__weight)
     a = Add (h, fc1__bias)
     r = Relu (a)
@@ -182,8 +183,8 @@ def test_every_gradient_agrees_with_finite_differences() -> None:
 
 
 SHAPES = """
-g (float[B, S, 6] x) => (float[B, H, S, D] y, int64[R] d) <int64[1] zero = {0}, int64[1] one = {1}, int64[2] hd = {2, -1},
-    int64[1] two = {2}> {
+g (float[B, S, 6] x) => (float[B, H, S, D] y, int64[R] d)
+    <int64[1] zero = {0}, int64[1] one = {1}, int64[2] hd = {2, -1}, int64[1] two = {2}> {
     s = Shape (x)
     b = Gather (s, zero)
     q = Gather (s, one)
