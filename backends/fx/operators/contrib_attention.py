@@ -153,7 +153,7 @@ def group_query_attention(
     present_key, present_value = _placed(past_key, k, starts, room), _placed(past_value, v, starts, room)
     place = starts[:, None, None, None] + torch.arange(s, device=q.device)[:, None]
     columns = torch.arange(whole, device=q.device)
-    allowed = (columns <= place) & (columns < torch.maximum(lengths, starts + s)[:, None, None, None])
+    allowed = (columns <= place) & (columns < lengths[:, None, None, None])
     if local_window_size >= 0:
         allowed = allowed & (columns > place - local_window_size)
     logits = scores(q, present_key[:, :, :whole], scale or 1.0 / math.sqrt(q.shape[3]), softcap)[1]
