@@ -18,7 +18,8 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views import heads
-from burnish.ir.views.attention import FILL_ABSORBS, Attention, Mask
+from burnish.ir.views.attention import Attention
+from burnish.ir.views.scores import FILL_ABSORBS, Mask
 from burnish.ir.walk import is_op
 from burnish.passes.shared import Shared
 

@@ -17,11 +17,8 @@ from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
 from burnish.ir.views import heads
 from burnish.ir.views.heads import GROUP, PACKED, Axes, Place, Walk
+from burnish.ir.views.scores import NO_VALUES, Mask, Scores, read_scores, weighted
 from burnish.ir.walk import is_op, walk
-
-FILL_ABSORBS = 1e30
-"""So large that any score vanishes beside it: `where(c, score, -fill)` is `score + where(c, 0, -fill)`."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -46,25 +43,6 @@ class Source:
     past: oir.Value | None
     present: oir.Value | None
     path: tuple[oir.Node, ...]
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What is added to the scores, or chosen instead of them.
-
-    Attributes:
-        values: added one after the other, in this order.
-        keep: bool: `fill` stands in the scores where it is false (`inverted`: where it is true).
-        fill: -inf or a number so low that no score matters beside it.
-    """
-
-    values: tuple[oir.Value, ...] = ()
-    keep: oir.Value | None = None
-    inverted: bool = False
-    fill: float = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self.values) or self.keep is not None
 
 
 @dataclass(frozen=True)
@@ -126,30 +104,25 @@ def find_attentions(model: oir.Model, facts: Inference | None = None) -> Iterato
             yield read_operator(node, known) if node.op_type == "Attention" else read_softmax(node, known)
 
 
-@dataclass
-class _Scores:
-    product: oir.Node
-    scale: float
-    mask: Mask
-    wide: bool
-    nodes: list[oir.Node]
-
-
 def read_softmax(node: oir.Node, facts: Inference) -> Attention | Miss:
     """The attention whose probabilities `node` computes, or why there is none."""
     out = node.outputs[0]
     shape = facts.shape(node.inputs[0])
-    weighted = _product_with_values(out, facts)
-    if isinstance(weighted, str):
-        return Miss(node, weighted, near=weighted != NO_VALUES)
-    end, guard, passed = weighted
+    after = weighted(out, facts)
+    if isinstance(after, str):
+        return Miss(node, after, near=after != NO_VALUES)
+    if after.odd:
+        return Miss(node, after.odd)
     if shape is None or len(shape) != 4:
         return Miss(node, "the scores are not [batch, heads, queries, keys]")
     if match.attribute(node, "axis", -1 if facts.opset >= 13 else 1) % 4 != 3:
         return Miss(node, "the softmax does not run over the keys")
-    scores = _scores(node.inputs[0], facts)
-    if isinstance(scores, str):
-        return Miss(node, scores)
+    scores = read_scores(node.inputs[0], facts)
+    if isinstance(scores, str) or scores.odd:
+        return Miss(node, scores.odd if isinstance(scores, Scores) else scores)
+    end = after.end
+    if end.op_type != "MatMul":
+        return Miss(node, NO_VALUES, near=False)
     q, k, v = scores.product.inputs[0], scores.product.inputs[1], end.inputs[1]
     shapes = [facts.shape(value) for value in (q, k, v)]
     if q is None or k is None or v is None or any(one is None or len(one) != 4 for one in shapes):
@@ -164,114 +137,12 @@ def read_softmax(node: oir.Node, facts: Inference) -> Attention | Miss:
     if shape != (b, h, s, t):
         return Miss(node, "the mask may be larger than the scores")
     read = _Reader(facts, {"b": b, "h": h, "s": s, "t": t, "d": d, "e": e})
-    nodes = (*scores.nodes, node, *passed, end)
+    nodes = (*scores.nodes, node, *after.passed, end)
     return Attention(
         node, end, read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh),
         read.results(end.outputs[0]),
-        b, h, s, t, d, e, scores.scale, scores.mask, guard, scores.wide, nodes,
+        b, h, s, t, d, e, scores.scale, scores.mask, after.guard, scores.wide, nodes,
     )  # fmt: skip
-
-
-NO_VALUES = "its result is not multiplied with values"
-
-
-def _product_with_values(out: oir.Value, facts: Inference) -> tuple[oir.Node, bool, list[oir.Node]] | str:
-    """The MatMul of the probabilities with the values, whether NaN is guarded between, and the nodes between."""
-    guard, passed = False, list[oir.Node]()
-    while True:
-        readers = match.consumers(out)
-        kinds = sorted(one.op_type for one in readers)
-        if kinds == ["IsNaN", "Where"] and not guard:
-            isnan, where = sorted(readers, key=lambda one: one.op_type)
-            if where.inputs[0] is isnan.outputs[0] and where.inputs[2] is out and match.used_once(isnan.outputs[0]):
-                if heads.number(where.inputs[1], facts) == 0.0 and not out.is_graph_output():
-                    guard, out = True, where.outputs[0]
-                    passed += [isnan, where]
-                    continue
-        products = [one for one in readers if is_op(one, "MatMul") and one.inputs[0] is out]
-        if products and (len(readers) > 1 or len(products) > 1 or out.is_graph_output()):
-            return "its probabilities are read elsewhere as well"
-        if products:
-            return products[0], guard, passed
-        if (
-            len(readers) == 1
-            and (heads.keeps(readers[0], facts) or is_op(readers[0], "Cast"))
-            and not out.is_graph_output()
-        ):
-            passed.append(readers[0])
-            out = readers[0].outputs[0]
-            continue
-        return NO_VALUES
-
-
-def _scores(value: oir.Value | None, facts: Inference) -> _Scores | str:
-    """Read scale and mask backwards from the input of the softmax to the product of queries and keys."""
-    node = value.producer() if value is not None else None
-    if node is None or value is None:
-        return "the scores are no product of queries and keys"
-    if not match.used_once(value):
-        return "its scores are read elsewhere as well"
-    if is_op(node, "MatMul"):
-        return _Scores(node, 1.0, Mask(), False, [node])
-    inner: _Scores | str
-    if heads.keeps(node, facts):
-        inner = _scores(node.inputs[0], facts)
-    elif is_op(node, "Cast") and facts.dtype(value) == oir.DataType.FLOAT:
-        inner = _scores(node.inputs[0], facts)
-        if isinstance(inner, _Scores):
-            inner.wide = True
-    elif is_op(node, "Mul", "Div"):
-        inner = _rescaled(node, facts)
-    elif is_op(node, "Add"):
-        inner = _masked(node, facts)
-    elif is_op(node, "Where"):
-        inner = _chosen(node, facts)
-    else:
-        return f"the scores pass through {node.op_type}"
-    if isinstance(inner, _Scores):
-        inner.nodes.append(node)
-    return inner
-
-
-def _rescaled(node: oir.Node, facts: Inference) -> _Scores | str:
-    found = heads.scaled_by(node, facts)
-    if found is None:
-        return "the scores are multiplied by a value that is not one number"
-    inner = _scores(found[0], facts)
-    if isinstance(inner, _Scores):
-        if inner.mask:
-            return "the mask is scaled together with the scores"
-        inner.scale *= found[1]
-    return inner
-
-
-def _masked(node: oir.Node, facts: Inference) -> _Scores | str:
-    reason = ""
-    for scores, mask in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        inner = _scores(scores, facts)
-        if isinstance(inner, _Scores) and mask is not None:
-            if inner.mask.keep is not None:
-                return "a mask is added after another was chosen"
-            inner.mask = Mask((*inner.mask.values, mask))
-            return inner
-        reason = reason or str(inner)
-    return reason
-
-
-def _chosen(node: oir.Node, facts: Inference) -> _Scores | str:
-    keep, first, second = node.inputs
-    fill = heads.number(second, facts)
-    inverted = fill is None
-    scores = second if inverted else first
-    fill = heads.number(first, facts) if inverted else fill
-    if fill is None or fill > -FILL_ABSORBS:
-        return "masked scores are replaced by a number that does not swallow them"
-    inner = _scores(scores, facts)
-    if isinstance(inner, _Scores):
-        if inner.mask:
-            return "scores are masked twice in different ways"
-        inner.mask = Mask((), keep, inverted, fill)
-    return inner
 
 
 def read_operator(node: oir.Node, facts: Inference) -> Attention | Miss:

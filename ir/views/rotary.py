@@ -25,7 +25,7 @@ class Rotary:
 
     Attributes:
         anchor: the Neg or Sub in its middle, or the operator that is the whole.
-        x: [batch, heads, sequence, size].
+        x: what is turned; [batch, heads, sequence, size] where `find_rotaries` gives it.
         y: the result, of the same shape.
         cos, sin: what multiplies; for `whole` tables an element for each element of a head, else one for each pair.
         whole: see `cos`; both elements of a pair have to find the same number there.
@@ -47,11 +47,14 @@ def find_rotaries(model: oir.Model, facts: Inference | None = None) -> Iterator[
     """Every rotary embedding of the model in graph order, and the near misses with their reasons."""
     known = facts if facts is not None else Inference(model)
     for node in walk(model, "Neg", "Sub"):
-        if node.graph is None:
-            continue
-        found = _turned(node, known) if node.op_type == "Neg" else _pairwise(node, known)
+        found = read_rotary(node, known) if node.graph is not None else None
         if found is not None:
-            yield found
+            yield _checked(found, known) if isinstance(found, Rotary) else found
+
+
+def read_rotary(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
+    """The rotary embedding around a Neg or Sub, whatever the order of the axes of x but the last and of the tables."""
+    return _turned(node, facts) if node.op_type == "Neg" else _pairwise(node, facts)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def _part(value: oir.Value | None, facts: Inference) -> _Part | None:
     node = match.producer(value, "Split", "Slice")
     source = node.inputs[0] if node is not None else None
     whole, part = facts.shape(source), facts.shape(value)
-    if node is None or value is None or source is None or not whole or not part or len(whole) != 4:
+    if node is None or value is None or source is None or not whole or not part:
         return None
     size = whole[-1]
     if not isinstance(size, int) or size % 2 or part != (*whole[:-1], size // 2):
@@ -145,9 +148,7 @@ def _turned(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
     cos, sin = _other(times_cos, second.x), _other(times_sin, turned)
     assert cos is not None and sin is not None
     inner = [first.node, second.node, node, *nodes, times_sin, times_cos, total]
-    return _checked(
-        Rotary(node, second.x, total.outputs[0], cos, sin, True, interleaved, tuple(dict.fromkeys(inner))), facts
-    )
+    return Rotary(node, second.x, total.outputs[0], cos, sin, True, interleaved, tuple(dict.fromkeys(inner)))
 
 
 def _pairwise(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
@@ -174,7 +175,7 @@ def _pairwise(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
     ):
         return Miss(node, "the second half is not x2 * cos + x1 * sin")
     inner = [a[0].node, b[0].node, left, right, node, *(one for one in products if one is not None), total, *nodes]
-    return _checked(Rotary(node, a[0].x, y, a[1], b[1], False, interleaved, tuple(dict.fromkeys(inner))), facts)
+    return Rotary(node, a[0].x, y, a[1], b[1], False, interleaved, tuple(dict.fromkeys(inner)))
 
 
 def _split_product(node: oir.Node, facts: Inference) -> tuple[_Part, oir.Value] | None:
@@ -189,7 +190,7 @@ def _split_product(node: oir.Node, facts: Inference) -> tuple[_Part, oir.Value] 
 def _checked(found: Rotary, facts: Inference) -> Rotary | Miss:
     """`found` when its tables are laid out as [batch or 1, 1, sequence, table], the batch and sequence those of x."""
     x, y = facts.shape(found.x), facts.shape(found.y)
-    if x is None or x != y or not isinstance(x[3], int):
+    if x is None or len(x) != 4 or x != y or not isinstance(x[3], int):
         return Miss(found.anchor, "the tables may be larger than the heads")
     width = x[3] if found.whole else x[3] // 2
     for table in (found.cos, found.sin):
