@@ -1,0 +1,171 @@
+"""What a model remembers between two calls: the keys and values of an attention, or any other state.
+
+Ports are found by data flow: which input of the model is joined with the keys of a layer, and which output of the model
+is the result. Names are reported and never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir import match
+from burnish.ir.views.heads import Axes
+from burnish.ir.views.trail import Climber, Store, Trail
+from burnish.ir.walk import is_op
+
+_MEANING = {"b": "batch", "h": "heads", "g": "heads", "s": "new", "t": "total", "u": "new", "p": "past"} | {
+    "d": "size", "e": "size", "w": "batch", "m": "length"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Port:
+    """One tensor that a model takes as an input, gives as an output, or both.
+
+    Attributes:
+        past: the input of the model; None when nothing is taken.
+        present: the output of the model; None when nothing is given.
+        past_axes, present_axes: what their axes are, "batch", "heads", "past", "total", "length", "size", "new",
+            "packed", or several joined with "*"; empty where there is no tensor.
+        index: which of the packed tensors it is; None when nothing is packed.
+    """
+
+    past: oir.Value | None
+    present: oir.Value | None
+    past_axes: tuple[str, ...]
+    present_axes: tuple[str, ...]
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The memory of one attention layer.
+
+    Attributes:
+        kind: "none"; "kv" (new keys and values join those kept); "kv-output" (they are given, none are taken); "shared"
+            (only keys and values of an earlier call, or of another layer, are read); "cross" (those of an encoder,
+            which do not grow).
+        form: "append", "update" (written into a buffer of full length), or "" where neither happens.
+        key, value: the ports; None when there are none.
+    """
+
+    kind: str = "none"
+    form: str = ""
+    key: Port | None = None
+    value: Port | None = None
+
+    def __bool__(self) -> bool:
+        return self.kind != "none"
+
+    @property
+    def past(self) -> tuple[oir.Value, ...]:
+        """The inputs of the model it is taken from, each once."""
+        found = [port.past for port in (self.key, self.value) if port is not None and port.past is not None]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def present(self) -> tuple[oir.Value, ...]:
+        """The outputs of the model it is given through, each once."""
+        found = [port.present for port in (self.key, self.value) if port is not None and port.present is not None]
+        return tuple(dict.fromkeys(found))
+
+
+def read_cache(climber: Climber, key: Trail, value: Trail, cross: bool) -> Cache:
+    """The cache of an attention from the trails of its keys and values, both climbed by `climber`."""
+    ports = [_port(climber, trail) for trail in (key, value)]
+    if all(port is None for port in ports):
+        return Cache()
+    stores = [trail.store for trail in (key, value) if trail.store is not None]
+    if stores and any(port is not None and port.past is not None for port in ports):
+        return Cache("kv", stores[0].form, ports[0], ports[1])
+    if key.linear is None and value.linear is None:
+        return Cache("cross" if cross else "shared", "", ports[0], ports[1])
+    return Cache("cross" if cross else "kv-output", "", ports[0], ports[1])
+
+
+def _port(climber: Climber, trail: Trail) -> Port | None:
+    past: tuple[oir.Value, Axes] | None = None
+    present: tuple[oir.Value, Axes] | None = None
+    store = trail.store
+    if store is not None:
+        past = _source(climber, store)
+        present = _result(climber, store.present, store.axes)
+    elif trail.linear is None and trail.value.is_graph_input():
+        past = trail.value, trail.axes
+    if present is None:
+        for value, axes in trail.places:
+            if trail.linear is not None and value is trail.linear.output:
+                break
+            present = present or _result(climber, value, axes)
+    if past is None and present is None:
+        return None
+    letters = "".join((*(past[1] if past else ()), *(present[1] if present else ())))
+    packed = [letter for letter in letters if letter in climber.cuts]
+    return Port(
+        past[0] if past is not None else None,
+        present[0] if present is not None else None,
+        _named(past[1]) if past is not None else (),
+        _named(present[1]) if present is not None else (),
+        climber.cuts[packed[0]][1] if packed else None,
+    )
+
+
+def _named(axes: Axes) -> tuple[str, ...]:
+    return tuple("*".join(_MEANING.get(letter, "packed") for letter in letters) or "one" for letters in axes)
+
+
+def _source(climber: Climber, store: Store) -> tuple[oir.Value, Axes] | None:
+    """The input of the model that the older keys or values come from, and its axes."""
+    shape = climber.facts.shape(store.past)
+    if store.past is None or shape is None:
+        return None
+    letter = "p" if store.form == "append" else "m"
+    climber.sizes[letter] = shape[store.axes.index("t")]
+    axes = tuple(letters.replace("t", letter) for letters in store.axes)
+    trail = climber.climb(store.past, axes)
+    if not trail.value.is_graph_input() or trail.scales or trail.turned is not None or trail.norm is not None:
+        return None
+    return trail.value, trail.axes
+
+
+def _result(climber: Climber, value: oir.Value, axes: Axes) -> tuple[oir.Value, Axes] | None:
+    """The output of the model that `value` or a rearrangement of it is, and its axes."""
+    if value.is_graph_output():
+        return value, axes
+    for node in match.consumers(value):
+        if node.inputs[0] is not value and not is_op(node, "Concat"):
+            continue
+        out = node.outputs[0]
+        shape = climber.facts.shape(out)
+        if shape is None:
+            continue
+        after: Axes | None
+        if is_op(node, "Concat"):
+            after = _packed(climber, node, value, axes)
+        elif is_op(node, "Cast"):
+            after = axes
+        else:
+            after = climber._moved_down(node, axes, shape)
+        found = _result(climber, out, after) if after is not None else None
+        if found is not None:
+            return found
+    return None
+
+
+def _packed(climber: Climber, node: oir.Node, value: oir.Value, axes: Axes) -> Axes | None:
+    """The axes after several tensors were stacked."""
+    axis = match.attribute(node, "axis", 0) % len(axes)
+    if climber._plain(axes[axis]) or len(node.inputs) < 2:
+        return None
+    letter = climber.cut(axes[axis], list(node.inputs).index(value), len(node.inputs))
+    return (*axes[:axis], letter, *axes[axis + 1 :])
+
+
+def unused_inputs(model: oir.Model) -> Iterator[oir.Value]:
+    """Inputs of the model that nothing reads."""
+    for value in model.graph.inputs:
+        if not value.uses() and not value.is_graph_output():
+            yield value
