@@ -106,10 +106,10 @@ class Inference:
             self._node(node)
 
     def _node(self, node: oir.Node) -> None:
-        from burnish.ir import content_rules, shape_rules
+        from burnish.ir import content_rules, contrib_shape_rules, shape_rules
 
         if node.domain not in STANDARD_DOMAINS:
-            shape_rules.other_domain(self, node)
+            contrib_shape_rules.infer(self, node)
             return
         if node.op_type in ("If", "Loop", "Scan"):
             self._nested(node)

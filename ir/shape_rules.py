@@ -50,27 +50,6 @@ def infer(facts: Inference, node: oir.Node) -> None:
         facts.set(value, types[index] if index < len(types) else types[0], found[index] if index < len(found) else None)
 
 
-_SAME_IN_CONTRIB = """QuickGelu Gelu FastGelu BiasGelu SkipLayerNormalization SkipSimplifiedLayerNormalization
-RotaryEmbedding""".split()
-
-
-def other_domain(facts: Inference, node: oir.Node) -> None:
-    """Record the declared types of a node of another domain, and the shapes of ONNX Runtime's fused operators."""
-    for value in node.outputs:
-        facts.set(value, match.tensor_dtype(value), None)
-    source = facts.shape(node.inputs[0]) if node.domain == "com.microsoft" and node.inputs else None
-    if source is None:
-        return
-    if node.op_type == "MultiHeadAttention" and len(source) == 3:
-        values = facts.shape(match.input_of(node, 2))
-        if values is None:
-            return
-        width = values[2] if len(values) == 3 else dims.multiply(values[1], values[3])
-        facts.set(node.outputs[0], facts.dtype(node.inputs[0]), (*source[:2], width))
-    elif node.op_type in _SAME_IN_CONTRIB:
-        facts.set(node.outputs[0], facts.dtype(node.inputs[0]), source)
-
-
 def _types(facts: Inference, node: oir.Node) -> list[oir.DataType | None] | None:
     op = node.op_type
     first = facts.dtype(node.inputs[0]) if node.inputs else None
@@ -210,10 +189,16 @@ def _reshape(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Se
     # A symbol may be zero at run time, and zero copies; but then the axis it copies has to be zero as well.
     open_axes = [i for i, size in enumerate(result) if size is None or size == -1]
     if len(open_axes) == 1:
-        rest = dims.product([size for i, size in enumerate(result) if i != open_axes[0] and size is not None])
-        result[open_axes[0]] = dims.divide_exactly(dims.product(source), rest)
+        left, others = list(source), list[Dim]()
+        for size in (size for i, size in enumerate(result) if i != open_axes[0] and size is not None):
+            if size in left and size != 0:  # a sum of sizes divides no product, but cancels against itself
+                left.remove(size)
+            else:
+                others.append(size)
+        whole, rest = dims.product(left), dims.product(others)
+        result[open_axes[0]] = dims.divide_exactly(whole, rest)
         if result[open_axes[0]] is None and isinstance(rest, int) and rest > 0:
-            result[open_axes[0]] = dims.divide(dims.product(source), rest)
+            result[open_axes[0]] = dims.divide(whole, rest)
     return [
         tuple(
             facts.unknown(node.outputs[0], i) if size is None or size == -1 else size for i, size in enumerate(result)

@@ -35,7 +35,7 @@ class Core:
         nodes: from the scores to the result.
         cache: given by the operator; None to look at the trails.
         biases: of queries, keys and values, inside the operator: (node, input index, places).
-        held: projections inside the operator.
+        held: (first row, rows) of queries, keys and values in a matrix that the operator itself has as its input 1.
     """
 
     anchor: oir.Node
@@ -56,6 +56,7 @@ class Core:
     softcap: float = 0.0
     cache: Cache | None = None
     biases: tuple[tuple[oir.Node, int, np.ndarray] | None, ...] = (None, None, None)
+    held: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -75,7 +76,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     facts = context.facts
     for trail, name in ((core.q, "queries"), (core.k, "keys"), (core.v, "values")):
         stored = name != "queries" and trail.value.is_graph_input()
-        if trail.linear is None and not stored:
+        if trail.linear is None and not stored and not core.held:
             return Miss(core.anchor, f"the {name} come from {trail.stopped_by}, not from a linear layer")
         if trail.linear is not None and trail.linear.input_axis != -1:
             return Miss(core.anchor, f"the layer of the {name} has its features on another axis")
@@ -106,6 +107,12 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         (core.v, core.memory, "t", "e", kv_heads[0], core.biases[2], "values"),
     )
     for trail, climber, time, size, number, bias, name in plans:
+        if core.held:
+            start, rows = core.held[len(found)]
+            found.append(
+                Projection(core.anchor, None, np.arange(start, start + rows), number, rows // number, False)
+            )
+            continue
         if trail.linear is None:
             found.append(None)
             continue
@@ -116,8 +123,8 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     output = _output(core, down)
     if isinstance(output, str):
         return Miss(core.anchor, output)
-    source = grouped(_input(core.q), facts)
-    memory = grouped(_input(core.k), facts) if core.k.linear is not None else None
+    source = core.q.value if core.held else grouped(_input(core.q), facts)
+    memory = source if core.held else grouped(_input(core.k), facts) if core.k.linear is not None else None
     assert found[0] is not None
     cross = memory is None and core.k.store is None or memory is not None and root(memory) is not root(source)
     if cross and memory is not None and core.k.store is not None:

@@ -92,7 +92,7 @@ def _port(climber: Climber, trail: Trail) -> Port | None:
     store = trail.store
     if store is not None:
         past = _source(climber, store)
-        present = _result(climber, store.present, store.axes)
+        present = _result(climber, store.present, store.axes) if store.present is not None else None
     elif trail.linear is None and trail.value.is_graph_input():
         past = trail.value, trail.axes
     if present is None:
@@ -114,7 +114,10 @@ def _port(climber: Climber, trail: Trail) -> Port | None:
 
 
 def _named(axes: Axes) -> tuple[str, ...]:
-    return tuple("*".join(_MEANING.get(letter, "packed") for letter in letters) or "one" for letters in axes)
+    names = ["*".join(_MEANING.get(letter, "packed") for letter in letters) or "one" for letters in axes]
+    if names.count("one") == 1 and not any("heads" in name for name in names):
+        names[names.index("one")] = "heads"
+    return tuple(names)
 
 
 def _source(climber: Climber, store: Store) -> tuple[oir.Value, Axes] | None:
@@ -123,6 +126,8 @@ def _source(climber: Climber, store: Store) -> tuple[oir.Value, Axes] | None:
     if store.past is None or shape is None:
         return None
     letter = "p" if store.form == "append" else "m"
+    if len(shape) != len(store.axes):
+        return None
     climber.sizes[letter] = shape[store.axes.index("t")]
     axes = tuple(letters.replace("t", letter) for letters in store.axes)
     trail = climber.climb(store.past, axes)

@@ -62,15 +62,15 @@ class Store:
     """Where new keys or values meet older ones.
 
     Attributes:
-        past: those kept so far, as this node reads them; None when the value is stored and nothing is read.
-        present: past and new ones.
+        past: those kept so far, as this node reads them; None when there are none.
+        present: past and new ones; None when nobody takes them.
         axes: the letters of both.
         form: "append" (Concat or an operator that does it), "update" (written into a buffer of full length).
         node: what joins them.
     """
 
     past: oir.Value | None
-    present: oir.Value
+    present: oir.Value | None
     axes: Axes
     form: str
     node: oir.Node
