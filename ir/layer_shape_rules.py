@@ -141,6 +141,13 @@ def _pad(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequen
     return [tuple(dims.add(size, sum(around.get(axis, (0, 0)))) for axis, size in enumerate(source))]
 
 
+def _tile(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
+    source, times = shapes[0], facts.integers(match.input_of(node, 1))
+    if source is None or times is None or len(times) != len(source):
+        return None
+    return [tuple(dims.multiply(size, by) for size, by in zip(source, times, strict=True))]
+
+
 LAYER_RULES = {
     **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _window),
     **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"], _global_pool),
@@ -152,6 +159,7 @@ LAYER_RULES = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Pad": _pad,
+    "Tile": _tile,
     "LayerNormalization": _layer_norm,
     "RotaryEmbedding": _first_only,
     "Attention": _attention,

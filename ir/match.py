@@ -32,6 +32,19 @@ def sole_consumer(value: oir.Value, *op_types: str, domain: str = "") -> oir.Nod
     return use.node if not op_types or is_op(use.node, *op_types, domain=domain) else None
 
 
+def readers(value: oir.Value) -> list[oir.Node]:
+    """`consumers` without those that only ask for its size."""
+    return [node for node in consumers(value) if not is_op(node, "Shape", "Size")]
+
+
+def sole_reader(value: oir.Value, *op_types: str) -> oir.Node | None:
+    """`sole_consumer`, where nodes that only ask for the size of `value` do not count."""
+    found = readers(value)
+    if value.is_graph_output() or len(found) != 1 or sum(one is value for one in found[0].inputs) != 1:
+        return None
+    return found[0] if not op_types or is_op(found[0], *op_types) else None
+
+
 def used_once(value: oir.Value) -> bool:
     """Whether exactly one input of one node reads `value` and it is no graph output."""
     return not value.is_graph_output() and len(value.uses()) == 1

@@ -109,9 +109,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     for trail, climber, time, size, number, bias, name in plans:
         if core.held:
             start, rows = core.held[len(found)]
-            found.append(
-                Projection(core.anchor, None, np.arange(start, start + rows), number, rows // number, False)
-            )
+            found.append(Projection(core.anchor, None, np.arange(start, start + rows), number, rows // number, False))
             continue
         if trail.linear is None:
             found.append(None)
@@ -197,7 +195,7 @@ def descend(climber: Climber, value: oir.Value, axes: Axes) -> Down:
     """Follow the result of an attention to the linear layer that takes it."""
     down = Down(value, axes)
     while True:
-        readers = [one for one in match.consumers(down.value) if not is_op(one, "Shape", "Size")]
+        readers = match.readers(down.value)
         linears = [found for one in readers if (found := find_linear(one)) is not None and found.input is down.value]
         if len(readers) != 1 or down.value.is_graph_output():
             down.stopped_by = "several nodes at once" if len(readers) > 1 else "no node at all"
@@ -261,7 +259,7 @@ def _ended(down: Down, facts: Inference) -> tuple[oir.Value, list[oir.Node]]:
     assert down.linear is not None
     value, nodes = down.linear.output, list[oir.Node]()
     for _ in range(4):
-        node = match.sole_consumer(value)
+        node = match.sole_reader(value)
         if node is None:
             break
         if is_op(node, "Reshape", "Identity", "Unsqueeze", "Squeeze") and node.inputs[0] is value:

@@ -15,10 +15,10 @@ import onnx_ir as oir
 from burnish.ir import match
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
-from burnish.ir.views import heads
 from burnish.ir.views.heads import GROUP, PACKED, Axes, Place, Walk
 from burnish.ir.views.scores import NO_VALUES, Mask, Scores, read_scores, weighted
 from burnish.ir.walk import is_op, walk
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,4 +1,4 @@
-"""Attention layers: attention together with the linear layers that make its queries, keys and values and take its result.
+"""Attention layers: attention with the linear layers that make its queries, keys and values, and take its result.
 
     result = output(softmax(mask(scale * query(source) @ key(memory)^T)) @ value(memory))
 

@@ -92,9 +92,7 @@ def _core(
     stores: tuple[Store | None, Store | None] = (None, None),
 ) -> Core:  # fmt: skip
     queries, memory = sizes.climbers(context)
-    trails = [
-        operand.climb(climber) for operand, climber in zip(operands, (queries, memory, memory), strict=True)
-    ]
+    trails = [operand.climb(climber) for operand, climber in zip(operands, (queries, memory, memory), strict=True)]
     for trail, store in zip(trails[1:], stores, strict=True):
         if store is not None:
             trail.store = store
@@ -138,7 +136,8 @@ def _standard(node: oir.Node, context: Context) -> Core | Miss:
     heads: list[Dim | None]
     if len(a) == 3:
         heads = [match.attribute(node, "q_num_heads"), match.attribute(node, "kv_num_heads")]
-        sizes = [dims.divide_exactly(one[2], count) for one, count in ((a, heads[0]), (b, heads[1]), (c, heads[1])) if count]
+        counted = ((a, heads[0]), (b, heads[1]), (c, heads[1]))
+        sizes = [dims.divide_exactly(one[2], count) for one, count in counted if count]
         axes: tuple[Axes, Axes, Axes] = ("b", "s", "hd"), ("b", "t", "hd"), ("b", "t", "he")
         result: Axes = ("b", "s", "he")
         time = a[1], b[1]
@@ -201,7 +200,8 @@ def _multi_head(node: oir.Node, context: Context) -> Core | Miss:
             return Miss(node, "its bias is computed, or added to keys and values that are split into heads")
         widths = [heads * size, heads * size, heads * wide]
         starts = np.cumsum([0, *widths])
-        core.biases = tuple((node, 3, np.arange(start, start + width)) for start, width in zip(starts, widths, strict=False))
+        spans = zip(starts[:3], starts[1:], strict=True)
+        core.biases = tuple((node, 3, np.arange(start, stop)) for start, stop in spans)
     core.masks = (
         *_mask(match.input_of(node, 4), context, float(match.attribute(node, "mask_filter_value", -1e4))),
         *_mask(match.input_of(node, 5), context),

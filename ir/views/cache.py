@@ -6,7 +6,6 @@ is the result. Names are reported and never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as oir
@@ -167,10 +166,3 @@ def _packed(climber: Climber, node: oir.Node, value: oir.Value, axes: Axes) -> A
         return None
     letter = climber.cut(axes[axis], list(node.inputs).index(value), len(node.inputs))
     return (*axes[:axis], letter, *axes[axis + 1 :])
-
-
-def unused_inputs(model: oir.Model) -> Iterator[oir.Value]:
-    """Inputs of the model that nothing reads."""
-    for value in model.graph.inputs:
-        if not value.uses() and not value.is_graph_output():
-            yield value

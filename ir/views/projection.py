@@ -44,20 +44,20 @@ class Projection:
     @property
     def whole(self) -> bool:
         """Whether the matrix holds nothing else."""
-        return self.places.size == self.matrix().shape[1 if self.columns else 0]
+        return bool(self.places.size == self.matrix().shape[1 if self.columns else 0])
 
     def matrix(self) -> np.ndarray:
         """The whole matrix, float64 [out, in]."""
         if self.linear is not None:
             return self.linear.weight()
-        return _parameter(self.holder, 1).read().T
+        return np.asarray(_parameter(self.holder, 1).read().T)
 
     def weight(self) -> np.ndarray:
         """float64 [heads, size, in]; [out, heads, size] for columns."""
         matrix = self.matrix()
         if self.columns:
-            return matrix[:, self.places].reshape(-1, self.heads, self.size)
-        return matrix[self.places].reshape(self.heads, self.size, -1)
+            return np.asarray(matrix[:, self.places].reshape(-1, self.heads, self.size))
+        return np.asarray(matrix[self.places].reshape(self.heads, self.size, -1))
 
     def bias(self) -> np.ndarray | None:
         """float64 [heads, size], or [out] for columns, all constants added together; None when there are none."""
@@ -78,9 +78,7 @@ class Projection:
         return _parameter(self.holder, 2).read().reshape(-1)
 
 
-def write(
-    model: oir.Model, changes: Sequence[tuple[Projection, np.ndarray, np.ndarray | None]]
-) -> None:
+def write(model: oir.Model, changes: Sequence[tuple[Projection, np.ndarray, np.ndarray | None]]) -> None:
     """Give projections new weights and biases, of the shapes that `weight` and `bias` have; matrices may be shared.
 
     What stays as it is, is not touched, so writing what was read changes nothing.

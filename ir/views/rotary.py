@@ -16,7 +16,7 @@ import onnx_ir as oir
 from burnish.ir import match
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention import Miss
-from burnish.ir.walk import walk
+from burnish.ir.walk import is_op, walk
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _part(value: oir.Value | None, facts: Inference) -> _Part | None:
 
 
 def _only(value: oir.Value, *ops: str) -> oir.Node | None:
-    return match.sole_consumer(value, *ops)
+    return match.sole_reader(value, *ops)
 
 
 def _woven(value: oir.Value, facts: Inference) -> tuple[oir.Value, list[oir.Node], int, bool] | None:
@@ -143,7 +143,7 @@ def _turned(node: oir.Node, facts: Inference) -> Rotary | Miss | None:
     if times_sin is None or total is None:
         return Miss(node, "the turned half is read elsewhere as well")
     times_cos = match.producer(_other(total, times_sin.outputs[0]), "Mul")
-    if times_cos is None or second.x not in times_cos.inputs or not match.used_once(times_cos.outputs[0]):
+    if times_cos is None or second.x not in times_cos.inputs or _only(times_cos.outputs[0]) is not total:
         return Miss(node, "no product with cosines is added to the one with sines")
     cos, sin = _other(times_cos, second.x), _other(times_sin, turned)
     assert cos is not None and sin is not None
@@ -192,6 +192,8 @@ def _checked(found: Rotary, facts: Inference) -> Rotary | Miss:
     x, y = facts.shape(found.x), facts.shape(found.y)
     if x is None or len(x) != 4 or x != y or not isinstance(x[3], int):
         return Miss(found.anchor, "the tables may be larger than the heads")
+    if any(is_op(one, "Shape", "Size") for node in found.nodes[:-1] for one in match.consumers(node.outputs[0])):
+        return Miss(found.anchor, "an inner value is asked for its size")
     width = x[3] if found.whole else x[3] // 2
     for table in (found.cos, found.sin):
         shape = facts.shape(table)

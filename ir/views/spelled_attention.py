@@ -75,15 +75,16 @@ def _layer(node: oir.Node, scores: Scores, after: Weighted, context: Context) ->
             first = first or Miss(node, "batch and heads of queries, keys and values are not known to agree")
             continue
         trails = [
-            climber.climb(value, place)  # type: ignore[arg-type]
+            climber.climb(value, place or ())
             for climber, value, place in zip((queries, memory, memory), (q, k, v), axes, strict=True)
         ]
         result_axes = _axes(letters, len(facts.shape(after.end.outputs[0]) or ()) - 2, ("s", "e"), False)
         if result_axes is None:
             continue
         causal, window = reach(scores.masks, s, t, facts)
+        lead = "".join(letter for letter in "bw" if letter in "".join(letters))
         core = Core(
-            node, "arithmetic", queries, memory, *trails, "".join(x for x in "bw" if x in "".join(letters)),
+            node, "arithmetic", queries, memory, trails[0], trails[1], trails[2], lead,
             after.end.outputs[0], result_axes, scores.scale,
             [*scores.nodes, node, *after.passed, after.end], scores.masks, causal, window, scores.cap,
         )  # fmt: skip
@@ -164,7 +165,7 @@ def _heads_near(q: oir.Value, facts: Inference) -> list[int]:
         shape = facts.shape(value)
         if shape is not None and len(shape) > 3:
             found |= dict.fromkeys(size for size in shape if isinstance(size, int) and size > 1)
-        last = (facts.shape(q) or (None,))[-1]
-        if shape and isinstance(shape[-1], int) and isinstance(last, int) and shape[-1] % last == 0 and shape[-1] > last:
-            found[shape[-1] // last] = None
+        wide, last = (shape or (None,))[-1], (facts.shape(q) or (None,))[-1]
+        if isinstance(wide, int) and isinstance(last, int) and wide % last == 0 and wide > last:
+            found[wide // last] = None
     return list(found)

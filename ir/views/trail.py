@@ -152,8 +152,8 @@ class Climber(Walk):
         extra = "".join(name for name in names if name not in wanted and self.sizes[name] != 1)
         if extra or any(letter not in names for letter in wanted):
             return None
-        kept = positions.reshape([self.sizes[name] for name in names if name in wanted])  # type: ignore[arg-type]
         present = [name for name in names if name in wanted]
+        kept = positions.reshape([size for name in present if isinstance(size := self.sizes[name], int)])
         return kept.transpose([present.index(letter) for letter in wanted]).reshape(-1)
 
     def _positions(self, letters: str) -> tuple[np.ndarray, str] | None:
@@ -265,10 +265,10 @@ class Climber(Walk):
             parameter, other = find_parameter(node.inputs[index]), node.inputs[1 - index]
             if parameter is None or other is None or self.facts.shape(other) != self.facts.shape(trail.value):
                 continue
-            wide = [axis for axis, size in enumerate(parameter.shape, len(trail.axes) - len(parameter.shape)) if size != 1]
-            letters = "".join(trail.axes[axis] for axis in wide)
-            whole = all(self._whole(trail.axes[axis]) for axis in wide)
-            if not whole:
+            own = trail.axes[len(trail.axes) - len(parameter.shape) :]
+            wide = [letters for letters, size in zip(own, parameter.shape, strict=True) if size != 1]
+            letters = "".join(wide)
+            if not all(self._whole(one) for one in wide):
                 return False
             trail.biases.append(Bias(node, index, parameter, letters))
             self._go(trail, other, trail.axes, node)
@@ -292,7 +292,9 @@ class Climber(Walk):
             same = len(node.inputs) == 2 and match.attribute(node, "axis", 0) % len(trail.axes) == axis
             if not same or find_parameter(past) is not None:
                 return False
-        elif before != self.facts.shape(trail.value) or before[:axis] + before[axis + 1 :] != after[:axis] + after[axis + 1 :]:
+        elif before != self.facts.shape(trail.value):
+            return False
+        if before[:axis] + before[axis + 1 :] != after[:axis] + after[axis + 1 :]:
             return False
         if trail.biases:
             return False
@@ -345,7 +347,7 @@ class Climber(Walk):
 
 
 def section(node: oir.Node, value: oir.Value, facts: Inference) -> tuple[int, int, Dim, bool] | None:
-    """(axis, start, length, whether the axis is kept) when `value` is a run of one axis of the first input of `node`."""
+    """(axis, start, length, whether the axis is kept) when `value` is a run of one axis of the node's first input."""
     from burnish.ir.content_rules import slices
 
     whole, part = facts.shape(node.inputs[0]), facts.shape(value)

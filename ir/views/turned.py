@@ -101,7 +101,7 @@ class Turns:
         """Enter the tensor in which the turned elements are joined with those of the same heads that stay."""
         from burnish.ir.views.trail import section
 
-        concat = match.sole_consumer(turned.y, "Concat")
+        concat = match.sole_reader(turned.y, "Concat")
         if concat is None or len(concat.inputs) != 2:
             return
         rank = len(self.facts.shape(turned.y) or ())
