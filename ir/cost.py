@@ -300,14 +300,22 @@ def _own(node: oir.Node, dims: Dims) -> Cost:
 
 
 def _bytes_read(node: oir.Node, dims: Dims) -> int:
+    return sum(bytes_taken(value, node, dims) for value in values_given(node))
+
+
+def values_given(node: oir.Node) -> list[oir.Value]:
+    """The inputs of a node, each once."""
+    return list({id(value): value for value in node.inputs if value is not None}.values())
+
+
+def bytes_taken(value: oir.Value, node: oir.Node, dims: Dims) -> int:
+    """Bytes of `value` that `node` reads: none for its shape, and only those that are picked from a table."""
     if node.op_type in _ONLY_SHAPES:
         return 0
-    values = list({id(value): value for value in node.inputs if value is not None}.values())
-    if node.op_type not in _PICK_ELEMENTS or not values:
-        return sum(value_bytes(value, dims) for value in values)
-    source, *rest = values
-    width = value_bytes(source, dims) / max(elements(source, dims), 1)
-    return int(elements(node.outputs[0], dims) * width) + sum(value_bytes(value, dims) for value in rest)
+    if node.op_type not in _PICK_ELEMENTS or value is not node.inputs[0]:
+        return value_bytes(value, dims)
+    width = value_bytes(value, dims) / max(elements(value, dims), 1)
+    return int(elements(node.outputs[0], dims) * width)
 
 
 def _parameters(node: oir.Node) -> int:

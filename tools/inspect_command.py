@@ -16,6 +16,7 @@ import click
 from burnish.tools import terminal
 
 SECTIONS: dict[str, tuple[str, ...]] = {
+    "utilization": ("data", "threads", "batch"),
     "memory": ("data",),
 }
 """The sections in the order in which they are printed, each with the options that only some of them take.
@@ -26,9 +27,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 @click.command("inspect")
 @click.argument("model", type=click.Path())
+@click.option("--utilization", is_flag=True, help="Each node's time, and how much of the machine it uses.")
 @click.option("--memory", is_flag=True, help="What is alive when: the peak of the activations, and its parts.")
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions, by name or INPUT.AXIS.")
 @click.option("--data", metavar="D", help="Samples, as `optimize` reads them.  [default: made]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads inside an operator.  [default: 1]")
+@click.option("--batch", metavar="N,...", help="Batch sizes for --utilization.  [default: that of the sample]")
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=0), help="Length of the lists.")
 @click.option("--plot", metavar="FILE", help="Draw the one section asked for into FILE.svg or FILE.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")

@@ -140,7 +140,7 @@ def plot(found: dict[str, Any]) -> Any:
     above.plot([worst + 0.5], [moments[worst] / unit], plots.MARKS[3], color=plots.COLORS[1])
     peak = found["peak_at"]
     above.annotate(
-        f"peak {terminal.size(moments[worst])}\n{plots.short(peak['operator'], peak['node'])}",
+        f"peak {terminal.size(moments[worst])}\n{terminal.short(peak['operator'] + ' ' + peak['node'])}",
         (worst + 0.5, moments[worst] / unit),
         xytext=(8 if worst < len(moments) / 2 else -8, 6),
         textcoords="offset points",

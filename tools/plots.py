@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.ir.errors import InputError, MissingPackageError
+from burnish.tools import terminal
 
 SUFFIXES = (".svg", ".png")
 
@@ -92,10 +93,16 @@ def bytes_unit(largest: float) -> tuple[float, str]:
     return 1.0, "B"
 
 
-def short(*words: str | None, longest: int = 44) -> str:
-    """A label of limited length; of a longer one the end stays, where names of nodes differ."""
-    text = " ".join(word for word in words if word)
-    return text if len(text) <= longest else "…" + text[1 - longest :]
+def plain_ticks(axes: Any) -> None:
+    """Label logarithmic axes with plain numbers, from 1000 on with the letters of thousands: 0.1, 10, 1 M."""
+    _matplotlib()
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":
+            axis.set_major_locator(LogLocator(numticks=12))
+            axis.set_major_formatter(FuncFormatter(lambda number, place: terminal.quantity(number)))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def save(drawing: Any, path: str | Path) -> None:

@@ -220,3 +220,8 @@ def unknown(reasons: Sequence[str], hint: str | None = None) -> None:
         talk().print(f"not everything is known: {'; '.join(reasons[:3])}{more}")
         if hint:
             talk().print(f"\nhint: {hint}")
+
+
+def short(text: str, *, longest: int = 44) -> str:
+    """A text of limited length; of a longer one the end stays, where names of nodes differ."""
+    return text if len(text) <= longest else "…" + text[1 - longest :]

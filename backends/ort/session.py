@@ -88,7 +88,12 @@ _NOT_NUMPY = {
 
 
 def executor(
-    *, threads: int = 1, level: Level = "all", target: str = "ort-cpu", lean: bool = False
+    *,
+    threads: int = 1,
+    level: Level = "all",
+    target: str = "ort-cpu",
+    lean: bool = False,
+    trace: Path | None = None,
 ) -> Callable[[oir.Model], OrtRunner]:
     """A function that loads an in-memory model into a session.
 
@@ -98,6 +103,8 @@ def executor(
         target: `ort-cuda` for CUDA with the CPU for what it lacks, else the CPU.
         lean: use less memory and start sooner, run slower: no second, packed copy of the weights. For checking, never
             for timing.
+        trace: a folder for the graph as ONNX Runtime optimized it (`optimized.onnx`, large weights beside it) and for
+            its profile of the runs, which `session.end_profiling()` writes and names.
 
     Returns:
         `f(model) -> OrtRunner`, which raises InputError when the model cannot be loaded and MissingPackageError when
@@ -107,6 +114,8 @@ def executor(
 
     def load(model: oir.Model) -> OrtRunner:
         options, said = _options(threads, level, lean)
+        if trace is not None:
+            _trace(options, trace)
         proto, lent = _lend(model)
         if lent.names:
             options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
@@ -158,6 +167,14 @@ def _options(threads: int, level: Level, lean: bool) -> tuple[onnxruntime.Sessio
         options.enable_cpu_mem_arena = False
     said = f"{threads} thread{'s' * (threads > 1)}, optimization level {level}{', lean' * lean}"
     return options, said
+
+
+def _trace(options: onnxruntime.SessionOptions, folder: Path) -> None:
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_BORROWED))
 
 
 def _start(source: str | bytes, options: Any, target: str, said: str, lent: Sequence[Any] = ()) -> OrtRunner:

@@ -75,7 +75,7 @@ def test_the_picture_is_a_file_of_its_kind(name: str, folder: Path, capsys: pyte
     ("words", "cause"),
     [
         (["--plot", "out.svg"], "`--plot` draws one section: "),
-        (["--data", "data.npz"], "`--data` goes with `--memory`"),
+        (["--data", "data.npz"], "`--data` goes with "),
         (["--memory", "--data", "data.npz"], "there is no such file or folder"),
         (["--memory", "--plot", "out.pdf"], "a picture cannot be written as `.pdf`"),
         (["--memory", "--plot", "out"], "a picture cannot be written as `out`"),
