@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as oir
 
-from burnish.ir import dims, match
+from burnish.ir import dims, match, weights
 from burnish.ir.dims import Dim
 
 if TYPE_CHECKING:
@@ -148,6 +148,21 @@ def _tile(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Seque
     return [tuple(dims.multiply(size, by) for size, by in zip(source, times, strict=True))]
 
 
+def _resize(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
+    """By constant scales; sizes given at run time are left to ONNX, and so is the size of a scaled symbolic axis."""
+    source, scales = shapes[0], weights.constant(match.input_of(node, 2), largest=16)
+    if source is None or scales is None or scales.size != len(source) or match.attribute(node, "axes") is not None:
+        return None
+    sizes: list[Dim] = []
+    for axis, (size, scale) in enumerate(zip(source, scales.tolist(), strict=True)):
+        if float(scale).is_integer():
+            sizes.append(dims.multiply(size, int(scale)))
+        else:
+            known = isinstance(size, int)
+            sizes.append(int(size * scale) if known else facts.unknown(node.outputs[0], axis))
+    return [tuple(sizes)]
+
+
 LAYER_RULES = {
     **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _window),
     **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"], _global_pool),
@@ -160,6 +175,7 @@ LAYER_RULES = {
     "Gemm": _gemm,
     "Pad": _pad,
     "Tile": _tile,
+    "Resize": _resize,
     "LayerNormalization": _layer_norm,
     "RotaryEmbedding": _first_only,
     "Attention": _attention,

@@ -1,0 +1,292 @@
+"""Finding the residual stream of a model: its blocks, and stacks of blocks that follow each other."""
+
+from __future__ import annotations
+
+import onnx_ir as oir
+
+from burnish.ir import match, weights
+from burnish.ir.dims import Dim
+from burnish.ir.inference import Inference
+from burnish.ir.views import grouping, residual
+from burnish.ir.views.block import Block, Part, Stack, Structure
+from burnish.ir.views.block_hash import BlockHash
+from burnish.ir.views.flow import Flow
+from burnish.ir.views.kinds import cores, kinds, owned
+from burnish.ir.views.norm import norms
+from burnish.ir.views.residual import Residual
+from burnish.ir.walk import is_op, main_graphs
+
+__all__ = ["Block", "Part", "Stack", "Structure", "stacks"]
+
+
+def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
+    """The blocks and stacks of a model, those in the branches of an If or the body of a loop included.
+
+    Args:
+        model: the model; not changed. Structure shows best in the normal form of `burnish.passes.recipes.NORMAL_FORM`.
+        facts: what is proven of the model as it is.
+    """
+    known = facts if facts is not None else Inference(model)
+    found: list[list[Block]] = []
+    missing: list[str] = []
+    for graph in main_graphs(model):
+        reader = _Reader(model, graph, known, sum(map(len, found)))
+        found += reader.runs
+        missing += reader.missing
+    if not any(found):
+        missing.append("no residual stream: no sum adds to a value what matrices compute from it")
+    letters: dict[str, str] = {}
+    result = []
+    for run in found:
+        for blocks in _stacked(run):
+            for block in blocks:
+                letters.setdefault(block.hash, _letter(len(letters)))
+            result.append(Stack(tuple(blocks), "".join(letters[block.hash] for block in blocks)))
+    return Structure(tuple(result), tuple(missing))
+
+
+def _letter(number: int) -> str:
+    name = ""
+    while number >= 0:
+        name, number = chr(ord("A") + number % 26) + name, number // 26 - 1
+    return name
+
+
+def _stacked(run: list[Block]) -> list[list[Block]]:
+    """A run of blocks, cut where the width or the kind of block changes."""
+    result: list[list[Block]] = []
+    previous: Block | None = None
+    for block in run:
+        same = (
+            previous is not None
+            and _roles(previous) == _roles(block)
+            and (previous.hash == block.hash or previous.entry_shape == previous.exit_shape == block.exit_shape)
+        )
+        if not same:
+            result.append([])
+        result[-1].append(block)
+        previous = block
+    return result
+
+
+def _roles(block: Block) -> list[str]:
+    return [grouping.role(part.kinds) for part in block.parts]
+
+
+class _Reader:
+    """Reads one graph."""
+
+    def __init__(self, model: oir.Model, graph: oir.Graph, facts: Inference, first: int) -> None:
+        self.flow, self.facts, self.graph = Flow(graph), facts, graph
+        self.missing: list[str] = []
+        self._shapes: dict[oir.Value, tuple[Dim, ...]] = {}
+        self.cores = cores(self.flow)
+        found = residual.outermost(self.flow, residual.residuals(self.flow))
+        self.joins = sum(1 << self.flow.source[one.join] for one in found)
+        self.hashes = BlockHash(self.flow, facts, self.joins)
+        own_norms = (one for one in norms(model) if one.nodes[0].graph is graph) if found else ()
+        light = residual.lights(self.flow, own_norms)
+        self.runs: list[list[Block]] = []
+        self._next = first
+        for run in residual.runs(self.flow, found, light, facts):
+            self.runs.append(self._blocks(run))
+        self._say_what_is_missing(found)
+
+    def _blocks(self, run: list[Residual]) -> list[Block]:
+        parts = [self._kinds(one) for one in run]
+        roles = [grouping.role(one) for one in parts]
+        keys = [(one, residual.skeleton(self.flow, sums.region)) for one, sums in zip(parts, run, strict=True)]
+        weight = [1 + 10 * (one.region & self.flow.contractions).bit_count() for one in run]
+        return [
+            self._block(run[begin:end], parts[begin:end]) for begin, end in grouping.group(keys, roles, weight)
+        ]
+
+    def _kinds(self, one: Residual) -> tuple[str, ...]:
+        nodes = owned(self.flow, one.region, one.entry, self.joins)
+        inputs, outputs = self._ports(nodes, one.entry, one.exit)
+        return kinds(self.flow, one, self.cores, bool(inputs and outputs))
+
+    def _ports(
+        self, nodes: dict[oir.Node, None], entry: oir.Value, exit: oir.Value
+    ) -> tuple[tuple[oir.Value, ...], tuple[oir.Value, ...]]:
+        """The graph's inputs that only these nodes compute with, and its outputs that they compute."""
+        outputs = tuple(v for v in self.graph.outputs if v.producer() in nodes and v is not exit)
+        types = {(v.dtype, match.rank(v)) for v in outputs}
+        inputs = []
+        for value in (one for one in self.graph.inputs if one is not entry):
+            readers = [one for one in match.consumers(value) if not is_op(one, "Shape", "Size")]
+            if readers and all(one in nodes for one in readers) and (value.dtype, match.rank(value)) in types:
+                inputs.append(value)
+        return tuple(inputs), outputs
+
+    def _block(self, run: list[Residual], parts: list[tuple[str, ...]]) -> Block:
+        flow, exit = self.flow, run[-1].exit
+        run = [residual.starting(flow, run[0], self._of_shape(run[0].entry, self._shape_behind(run))), *run[1:]]
+        entry = run[0].entry
+        region = flow.between(entry, exit)
+        nodes = owned(flow, region, entry, self.joins & ~region)
+        inputs, outputs = self._ports(nodes, entry, exit)
+        adders = self._adder(entry), self._adder(exit)
+        outside = self._read_outside(nodes, adders[1], exit)
+        read = {id(t): t for node in nodes for v in node.inputs if (t := weights.tensor_of(v)) is not None}
+        form = "plain"
+        if any("norm" in op for one in run for op in one.tail):
+            form = "post-norm"
+        elif any(adders):
+            form = "skip-fused"
+        elif all(set(one) == {"conv"} for one in parts):
+            form = "cnn"
+        shapes = self._shape(entry), self._shape_behind(run)
+        index, self._next = self._next, self._next + 1
+        return Block(
+            index,
+            tuple(self._part(one, of) for one, of in zip(run, parts, strict=True)),
+            form,
+            self._hash(entry, exit),
+            tuple(node for node in self.graph if node in nodes),
+            sum(tensor.size for tensor in read.values()),
+            *shapes,
+            inputs,
+            outputs,
+            outside,
+            adders,
+            self._refusal(run, shapes, inputs, outputs, outside),
+        )
+
+    def _adder(self, value: oir.Value) -> oir.Node | None:
+        """The skip-normalization that adds up `value`."""
+        step = self.flow.step(value)
+        return step.node if step is not None and step.part == "sum" else None
+
+    def _part(self, one: Residual, of: tuple[str, ...]) -> Part:
+        flow = self.flow
+        matrices = one.region & flow.contractions
+        sources: dict[oir.Value, None] = {}
+        for step in flow.members(matrices):
+            index = flow.source[step.outputs[0]]
+            if not flow.before[index] & matrices:
+                stream = (v for v in step.data if v is one.entry or flow.depends(v, one.entry))
+                sources.update(dict.fromkeys(stream))
+        results = one.terms
+        if len(results) == 1 and "attention" in of and len(of) > 1 and not one.inner:
+            total = flow.step(results[0])
+            if total is not None and total.op == "Add" and len(total.data) == 2:
+                results = total.data
+        if len(results) > 1:
+            ends = [core.end for core in self.cores if one.region >> core.end & 1]
+            results = tuple(sorted(results, key=lambda v: not any(flow.before[flow.source[v]] >> e & 1 for e in ends)))
+        inner = tuple(self._part(each, self._kinds(each)) for each in one.inner)
+        return Part(of, one.entry, next(iter(sources)) if len(sources) == 1 else None, results, one.exit, inner)
+
+    def _shape_behind(self, run: list[Residual]) -> tuple[Dim, ...] | None:
+        """The shape of the stream behind residual sums.
+
+        `x + f(x)` has the shape of x, even where nothing is known of f, save on axes where x has size 1.
+        """
+        exit = run[-1].exit
+        before, after = self._shape(run[0].entry), self._shape(exit)
+        moved = any(op in residual.MOVES for one in run for op in one.tail)
+        declared = exit.shape if exit.shape is not None else ()
+        if after is None and before is not None and len(declared) == len(before):
+            after = tuple(d if isinstance(d, int) else old for d, old in zip(declared, before, strict=True))
+        if before is None or moved or any(one.projected for one in run) or (1 in before and after != before):
+            return after
+        if after is not None and len(after) != len(before):
+            return after
+        for old, new in zip(before, after or before, strict=True):
+            if old != new and isinstance(old, int) and isinstance(new, int):
+                return after
+        self._shapes[exit] = before
+        return before
+
+    def _shape(self, value: oir.Value) -> tuple[Dim, ...] | None:
+        if value in self._shapes:
+            return self._shapes[value]
+        return next((shape for one in self._summed(value) if (shape := self.facts.shape(one)) is not None), None)
+
+    def _dtype(self, value: oir.Value) -> oir.DataType | None:
+        return next((dtype for one in self._summed(value) if (dtype := self.facts.dtype(one)) is not None), None)
+
+    def _summed(self, value: oir.Value) -> tuple[oir.Value, ...]:
+        """`value`, and where a skip-normalization adds it up the terms, which have its shape."""
+        step = self.flow.step(value)
+        return (value, *step.data) if step is not None and step.part == "sum" else (value,)
+
+    def _hash(self, entry: oir.Value, exit: oir.Value) -> str:
+        """The hash of the block without rearrangements at its ends, which may belong to the block before or behind."""
+        while (last := self.flow.step(exit)) is not None and last.op in residual.MOVES and last.data:
+            exit = last.data[0]
+        while True:
+            region = self.flow.between(entry, exit)
+            readers = [step for step in self.flow.members(region) if entry in step.data]
+            if len(readers) != 1 or readers[0].op not in residual.MOVES:
+                return self.hashes.of(region, entry, exit)
+            entry = readers[0].outputs[0]
+
+    def _of_shape(self, value: oir.Value, shape: tuple[Dim, ...] | None) -> oir.Value:
+        """`value`, or what it is a rearrangement of when that has the wanted shape."""
+        current = value
+        while self._shape(current) != shape:
+            above = self.flow.step(current)
+            if above is None or above.op not in residual.MOVES or not above.data:
+                return value
+            current = above.data[0]
+        return current
+
+    def _read_outside(
+        self, nodes: dict[oir.Node, None], adder: oir.Node | None, exit: oir.Value
+    ) -> tuple[tuple[oir.Value, oir.Node], ...]:
+        """Inner values that nodes of the graph outside read, each with one of these; `adder` adds up the exit."""
+        found = []
+        for value in (out for node in nodes for out in node.outputs if out is not exit):
+            readers = (user for user in match.consumers(value) if user.graph is self.graph)
+            reader = next((user for user in readers if user not in nodes and user is not adder), None)
+            if reader is not None:
+                found.append((value, reader))
+        return tuple(found)
+
+    def _refusal(
+        self,
+        run: list[Residual],
+        shapes: tuple[tuple[Dim, ...] | None, tuple[Dim, ...] | None],
+        inputs: tuple[oir.Value, ...],
+        outputs: tuple[oir.Value, ...],
+        outside: tuple[tuple[oir.Value, oir.Node], ...],
+    ) -> str | None:
+        entry, exit = run[0].entry, run[-1].exit
+        before, after = shapes
+        if before is None or after is None:
+            return "the shape of the stream is not known"
+        if before != after:
+            return f"{self._why_shapes_differ(run)}: {_spelled(before)} becomes {_spelled(after)}"
+        if len({self._dtype(entry), self._dtype(exit), None}) > 2:
+            return "the stream has another dtype behind it"
+        if len(outputs) != len(inputs):
+            names = ", ".join(f"`{value.name}`" for value in outputs)
+            return f"it computes outputs of the graph that are no state: {names}"
+        for value, reader in outside:
+            if not is_op(reader, "Shape", "Size"):
+                return f"{match.describe(reader)} outside reads its inner value `{value.name}`"
+            if value not in outputs and any(self.flow.depends(value, port) for port in inputs):
+                return f"the size of its inner value `{value.name}`, which its cache changes, is read outside"
+        return None
+
+    def _why_shapes_differ(self, run: list[Residual]) -> str:
+        joined = self.flow.step(run[0].entry)
+        if joined is not None and joined.op == "Concat":
+            return "a skip connection is concatenated before it, and it narrows the result"
+        return "its shortcut changes the shape" if any(one.projected for one in run) else "it changes the shape"
+
+    def _say_what_is_missing(self, found: list[Residual]) -> None:
+        inside = 0
+        for one in found:
+            inside |= one.region
+        for core in self.cores:
+            if not inside >> core.end & 1:
+                node = self.flow.steps[core.end].node
+                if node is not None:
+                    self.missing.append(f"the attention at {match.describe(node)} adds to no residual stream")
+
+
+def _spelled(shape: tuple[Dim, ...]) -> str:
+    return "[" + ", ".join(str(size) for size in shape) + "]"
