@@ -1,4 +1,4 @@
-"""Small torch modules made of residual blocks in a `blocks` list, so that a block can be taken out of module and graph."""
+"""Small torch modules made of residual blocks in a list `blocks`, so that one can be taken out of module and graph."""
 
 from __future__ import annotations
 

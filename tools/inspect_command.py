@@ -16,6 +16,7 @@ import click
 from burnish.tools import terminal
 
 SECTIONS: dict[str, tuple[str, ...]] = {
+    "blocks": (),
     "utilization": ("data", "threads", "batch"),
     "memory": ("data",),
 }
@@ -27,6 +28,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 @click.command("inspect")
 @click.argument("model", type=click.Path())
+@click.option("--blocks", is_flag=True, help="Residual blocks: what they do, which are alike, which can be dropped.")
 @click.option("--utilization", is_flag=True, help="Each node's time, and how much of the machine it uses.")
 @click.option("--memory", is_flag=True, help="What is alive when: the peak of the activations, and its parts.")
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions, by name or INPUT.AXIS.")

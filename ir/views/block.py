@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as oir
 
 from burnish.ir.dims import Dim
+from burnish.ir.views.attention_layer import AttentionLayer
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Part:
     Attributes:
         kinds: what its branches do, of `burnish.ir.views.kinds.KINDS`.
         entry: what it is added to.
-        source: what its first matrices read, a normed `entry` in most models; None when they read several values.
+        source: what its first matrices read, before it is rearranged; a normed `entry` in most models;
+            None when they read several values.
         results: what is added, one value a branch, that of the attention first.
         exit: the stream behind it.
         inner: residual sums inside its branches.
@@ -56,6 +58,7 @@ class Block:
         entry_shape, exit_shape: proven shapes of the stream; None when unknown.
         inputs, outputs: its own inputs and outputs of the graph: the old and new state of a cache.
         read_outside: inner values that nodes outside read, with one such node; removal depends on them.
+        attention: its attention layers, in the order of the graph.
         adders: skip-normalizations that add up `entry` and `exit`, None where these are plain values.
         refusal: why it cannot be dropped, in plain words; None when it can.
     """
@@ -71,6 +74,7 @@ class Block:
     inputs: tuple[oir.Value, ...]
     outputs: tuple[oir.Value, ...]
     read_outside: tuple[tuple[oir.Value, oir.Node], ...]
+    attention: tuple[AttentionLayer, ...]
     adders: tuple[oir.Node | None, oir.Node | None]
     refusal: str | None
 

@@ -8,6 +8,7 @@ from burnish.ir import match, weights
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
 from burnish.ir.views import grouping, residual
+from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.block import Block, Part, Stack, Structure
 from burnish.ir.views.block_hash import BlockHash
 from burnish.ir.views.flow import Flow
@@ -29,8 +30,14 @@ def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
     known = facts if facts is not None else Inference(model)
     found: list[list[Block]] = []
     missing: list[str] = []
+    layers: list[AttentionLayer] = []
+    for layer in attention_layers(model, known):
+        if isinstance(layer, AttentionLayer):
+            layers.append(layer)
+        else:
+            missing.append(f"the attention layer at {match.describe(layer.anchor)}: {layer.reason}")
     for graph in main_graphs(model):
-        reader = _Reader(model, graph, known, sum(map(len, found)))
+        reader = _Reader(model, graph, known, layers, sum(map(len, found)))
         found += reader.runs
         missing += reader.missing
     if not any(found):
@@ -76,8 +83,10 @@ def _roles(block: Block) -> list[str]:
 class _Reader:
     """Reads one graph."""
 
-    def __init__(self, model: oir.Model, graph: oir.Graph, facts: Inference, first: int) -> None:
-        self.flow, self.facts, self.graph = Flow(graph), facts, graph
+    def __init__(
+        self, model: oir.Model, graph: oir.Graph, facts: Inference, layers: list[AttentionLayer], first: int
+    ) -> None:
+        self.flow, self.facts, self.graph, self.layers = Flow(graph), facts, graph, layers
         self.missing: list[str] = []
         self._shapes: dict[oir.Value, tuple[Dim, ...]] = {}
         self.cores = cores(self.flow)
@@ -97,9 +106,7 @@ class _Reader:
         roles = [grouping.role(one) for one in parts]
         keys = [(one, residual.skeleton(self.flow, sums.region)) for one, sums in zip(parts, run, strict=True)]
         weight = [1 + 10 * (one.region & self.flow.contractions).bit_count() for one in run]
-        return [
-            self._block(run[begin:end], parts[begin:end]) for begin, end in grouping.group(keys, roles, weight)
-        ]
+        return [self._block(run[begin:end], parts[begin:end]) for begin, end in grouping.group(keys, roles, weight)]
 
     def _kinds(self, one: Residual) -> tuple[str, ...]:
         nodes = owned(self.flow, one.region, one.entry, self.joins)
@@ -149,6 +156,7 @@ class _Reader:
             inputs,
             outputs,
             outside,
+            tuple(layer for layer in self.layers if layer.anchor in nodes),
             adders,
             self._refusal(run, shapes, inputs, outputs, outside),
         )
@@ -166,7 +174,7 @@ class _Reader:
             index = flow.source[step.outputs[0]]
             if not flow.before[index] & matrices:
                 stream = (v for v in step.data if v is one.entry or flow.depends(v, one.entry))
-                sources.update(dict.fromkeys(stream))
+                sources.update(dict.fromkeys(self._before_moves(v, one.entry) for v in stream))
         results = one.terms
         if len(results) == 1 and "attention" in of and len(of) > 1 and not one.inner:
             total = flow.step(results[0])
@@ -177,6 +185,12 @@ class _Reader:
             results = tuple(sorted(results, key=lambda v: not any(flow.before[flow.source[v]] >> e & 1 for e in ends)))
         inner = tuple(self._part(each, self._kinds(each)) for each in one.inner)
         return Part(of, one.entry, next(iter(sources)) if len(sources) == 1 else None, results, one.exit, inner)
+
+    def _before_moves(self, value: oir.Value, entry: oir.Value) -> oir.Value:
+        """What `value` is a rearrangement of, not looked for before `entry`."""
+        while value is not entry and (step := self.flow.step(value)) is not None and step.op in residual.MOVES:
+            value = step.data[0]
+        return value
 
     def _shape_behind(self, run: list[Residual]) -> tuple[Dim, ...] | None:
         """The shape of the stream behind residual sums.

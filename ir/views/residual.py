@@ -157,10 +157,11 @@ def outermost(flow: Flow, found: list[Residual]) -> list[Residual]:
     pending = roots
     while pending:
         one = pending.pop()
-        others = (other for other in inside.get(id(one), []) if other.entry is not one.entry)
+        within = inside.get(id(one), [])
+        others = (other for other in within if other.entry is not one.entry or not set(other.terms) <= set(one.terms))
         inner = sorted(others, key=lambda r: flow.source[r.join])
         if _only_holds(flow, one, inner):
-            pending += inner
+            pending += within
         else:
             result.append(replace(one, inner=tuple(inner)))
     return sorted(result, key=lambda r: flow.source[r.join])
@@ -171,9 +172,7 @@ def _only_holds(flow: Flow, one: Residual, inner: list[Residual]) -> bool:
         return True
     keys = [skeleton(flow, other.region) for other in inner]
     return any(
-        keys[i] == keys[j] and flow.depends(inner[j].entry, inner[i].entry)
-        for j in range(len(inner))
-        for i in range(j)
+        keys[i] == keys[j] and flow.depends(inner[j].entry, inner[i].entry) for j in range(len(inner)) for i in range(j)
     )
 
 

@@ -49,7 +49,14 @@ def image(kind: type[torch.nn.Module]) -> tuple[torch.nn.Module, tuple[torch.Ten
 
 
 def normal(model: oir.Model, *more: str) -> oir.Model:
-    return Pipeline([*NORMAL_FORM, *more]).rewrite(model).model
+    """The model in its normal form, with more passes behind it; the same model is rewritten once."""
+    key = id(model), more
+    if key not in NORMAL:
+        NORMAL[key] = model, Pipeline([*NORMAL_FORM, *more]).rewrite(model).model
+    return NORMAL[key][1].clone()
+
+
+NORMAL: dict[tuple[int, tuple[str, ...]], tuple[oir.Model, oir.Model]] = {}
 
 
 def outputs(model: oir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -88,7 +95,7 @@ LAYER = ("attention", "mlp")
 
 
 @pytest.mark.parametrize("more", [(), ("fuse-norm", "fuse-skip-norm{target=ort-cuda}")], ids=["plain", "skip-fused"])
-@pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2], [0, 1], [1, 2]], ids=str)
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2], [0, 1]], ids=str)
 @pytest.mark.parametrize("form", ["pre", "post", "parallel", "sandwich"])
 def test_a_graph_without_a_layer_is_the_module_without_it(form: str, chosen: list[int], more: tuple[str, ...]) -> None:
     module, inputs, model = encoder(form)
@@ -96,7 +103,9 @@ def test_a_graph_without_a_layer_is_the_module_without_it(form: str, chosen: lis
     model = normal(model, *more)
     found = stacks(model)
     assert summary(found) == [("AAA", LAYER)]
-    assert {block.form for block in found.blocks} == {"post-norm" if form == "post" else "skip-fused" if more else "plain"}
+    forms = {block.form for block in found.blocks}
+    assert forms == {"post-norm" if form == "post" else "skip-fused" if more else "plain"}
+    assert [[(layer.heads, layer.head_size) for layer in block.attention] for block in found.blocks] == [[(2, 8)]] * 3
     assert all(block.parallel == (form == "parallel") for block in found.blocks)
     drop(model, found, [found.blocks[index] for index in chosen])
     (y,) = outputs(model, given)
@@ -119,27 +128,34 @@ def test_encoder_and_decoder_are_two_stacks(chosen: list[int]) -> None:
         assert_close(y, without(module, chosen)(*inputs))
 
 
+@cache
+def cached() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], oir.Model]:
+    past = (torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(i)) for i in range(6))
+    module, inputs = built(Cached()), (ids(), *past)
+    axes = SEQUENCE | {name: {0: "batch", 2: "past"} for name in PAST} | {n: {0: "batch", 2: "all"} for n in PRESENT}
+    return module, inputs, exported(module, inputs, ["ids", *PAST], ["y", *PRESENT], axes)
+
+
+PAST = [f"past.{i // 2}.{'kv'[i % 2]}" for i in range(6)]
+PRESENT = [f"present.{i // 2}.{'kv'[i % 2]}" for i in range(6)]
+
+
 @pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2]], ids=str)
 def test_a_dropped_layer_takes_its_cache_along(chosen: list[int]) -> None:
-    module = built(Cached())
-    past = tuple(torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(i)) for i in range(6))
-    names = [f"past.{i // 2}.{'kv'[i % 2]}" for i in range(6)]
-    present = [f"present.{i // 2}.{'kv'[i % 2]}" for i in range(6)]
-    axes = SEQUENCE | {name: {0: "batch", 2: "past"} for name in names} | {n: {0: "batch", 2: "all"} for n in present}
-    model = exported(module, (ids(), *past), ["ids", *names], ["y", *present], axes)
-    given = feeds(model, (ids(), *past))
+    module, inputs, model = cached()
+    given = feeds(model, inputs)
     model = normal(model)
     found = stacks(model)
     assert summary(found) == [("AAA", LAYER)]
     for index, block in enumerate(found.blocks):
-        assert [value.name for value in block.inputs] == names[2 * index : 2 * index + 2]
-        assert [value.name for value in block.outputs] == present[2 * index : 2 * index + 2]
+        assert [value.name for value in block.inputs] == PAST[2 * index : 2 * index + 2]
+        assert [value.name for value in block.outputs] == PRESENT[2 * index : 2 * index + 2]
     drop(model, found, [found.blocks[index] for index in chosen])
     kept = [i for i in range(3) if i not in chosen]
-    assert [v.name for v in model.graph.inputs] == ["ids", *(n for i in kept for n in names[2 * i : 2 * i + 2])]
-    assert [v.name for v in model.graph.outputs] == ["y", *(n for i in kept for n in present[2 * i : 2 * i + 2])]
+    assert [v.name for v in model.graph.inputs] == ["ids", *(n for i in kept for n in PAST[2 * i : 2 * i + 2])]
+    assert [v.name for v in model.graph.outputs] == ["y", *(n for i in kept for n in PRESENT[2 * i : 2 * i + 2])]
     with torch.no_grad():
-        expected = without(module, chosen)(ids(), *(p for i in kept for p in past[2 * i : 2 * i + 2]))
+        expected = without(module, chosen)(ids(), *(p for i in kept for p in inputs[2 * i + 1 : 2 * i + 3]))
     for one, other in zip(outputs(model, given), expected, strict=True):
         assert_close(one, other)
 
@@ -169,9 +185,7 @@ def test_convolutional_blocks_of_one_shape_can_go(chosen: list[int]) -> None:
     assert [stack.pattern for stack in found.stacks] == ["AAA", "B", "CC"]
     assert {block.form for block in found.blocks} == {"cnn"}
     assert [block.droppable for block in found.blocks] == [True, True, True, False, True, True]
-    assert found.blocks[3].refusal == (
-        "its shortcut changes the shape: [batch, 8, 16, 16] becomes [batch, 16, 8, 8]"
-    )
+    assert found.blocks[3].refusal == ("its shortcut changes the shape: [batch, 8, 16, 16] becomes [batch, 16, 8, 8]")
     with pytest.raises(ValueError, match="block 3 stays: its shortcut"):
         drop(model, found, [found.blocks[3]])
     drop(model, found, [found.blocks[index] for index in chosen])

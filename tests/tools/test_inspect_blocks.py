@@ -1,0 +1,47 @@
+"""`burnish inspect --blocks` names what the model has, and says what it could not read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+from click.testing import CliRunner
+from golden import parse_graph
+
+from burnish.tools.inspect_command import inspect_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(inspect_command, [*arguments, "--blocks"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_the_document_names_values_and_nodes_of_the_model() -> None:
+    file = ROOT / "tools" / "demo" / "digits_vit.onnx"
+    found = json.loads(run(str(file), "--json"))["blocks"]
+    proto = onnx.load(file)
+    values = {name for node in proto.graph.node for name in node.output}
+    nodes = {node.name for node in proto.graph.node}
+    assert [stack["pattern"] for stack in found["stacks"]] == ["AAA"]
+    for block in found["blocks"]:
+        places = ["entry", "attention_in", "attention_out", "mid", "mlp_in", "mlp_out", "exit"]
+        assert {block[place] for place in places} <= values
+        assert block["nodes"] and set(block["nodes"]) <= nodes
+        assert block["attention"] == [
+            {"heads": 4, "kv_heads": 4, "head_size": 12, "value_size": 12, "cross": False, "cache": "none"}
+        ]
+    ends = [(block["entry"], block["exit"]) for block in found["blocks"]]
+    assert [exit for _, exit in ends[:-1]] == [entry for entry, _ in ends[1:]]
+
+
+def test_a_model_without_blocks_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "plain.onnx"
+    onnx.save(parse_graph("g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w> { y = MatMul (x, w) }"), file)
+    assert "no residual stream: no sum adds to a value what matrices compute from it" in run(str(file))
+    found = json.loads(run(str(file), "--json"))["blocks"]
+    assert found["stacks"] == found["blocks"] == []
+    assert len(found["missing"]) == 1
