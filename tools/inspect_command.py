@@ -18,7 +18,7 @@ from burnish.tools import terminal
 SECTIONS: dict[str, tuple[str, ...]] = {
     "blocks": (),
     "utilization": ("data", "threads", "batch"),
-    "memory": ("data",),
+    "memory": ("data", "threads"),
 }
 """The sections in the order in which they are printed, each with the options that only some of them take.
 

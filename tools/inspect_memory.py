@@ -9,23 +9,25 @@ from burnish.tools import terminal
 if TYPE_CHECKING:
     import onnx_ir as oir
 
+    from burnish.ir.samples import Sample
     from burnish.tools.subject import Subject
 
 
 def report(subject: Subject) -> dict[str, Any]:
     """Lifetimes of the activations, the peak, and the memory that an arena needs, in bytes.
 
-    Moments count the nodes that run, from 0; the first and the last moment of a tensor are inclusive.
+    Moments count the nodes that run, from 0; the first and the last moment of a tensor are inclusive. Where ONNX
+    Runtime is installed, `measured` is what it takes: in its arena, and in a fresh process that loads the file.
 
     Args:
-        subject: the model; its dynamic dimensions have the sizes of its first sample.
+        subject: the model; its dynamic dimensions have the sizes of the first sample that it takes.
 
     Raises:
-        InputError: no sample can be read or made.
+        InputError: no sample can be read or made, or the model takes none.
     """
     from burnish.ir import arena, concrete, cost, liveness
 
-    sample = subject.samples[0]
+    sample, measured, note = _measured(subject)
     numbers = {**cost.dims_of(subject.model, sample.feeds), **subject.numbers}
     model = concrete.concrete(subject.model, numbers)
     timeline = liveness.timeline(model, numbers)
@@ -46,6 +48,8 @@ def report(subject: Subject) -> dict[str, Any]:
         "in_place_bytes": plan.in_place,
         "arena_bytes": plan.bytes,
         "arena_bound_bytes": plan.bound,
+        "measured": measured,
+        "not_measured": note,
         "live_at_peak": [_life(one, nodes) for one in lives if id(one.value) in there][: subject.top],
         "largest_tensors": [_life(one, nodes) for one in lives][: subject.top],
         "moments": [node | {"bytes": size} for node, size in zip(nodes, timeline.alive(), strict=True)],
@@ -66,6 +70,42 @@ def report(subject: Subject) -> dict[str, Any]:
         ],
         "unknown": list(timeline.unknown),
     }
+
+
+def _measured(subject: Subject) -> tuple[Sample, dict[str, Any], list[str]]:
+    """The sample, what ONNX Runtime takes to run it, in bytes, and why some of that is not known."""
+    from burnish.backends.ort import footprint
+    from burnish.backends.ort.session import executor
+    from burnish.ir.errors import MissingPackageError
+
+    found: dict[str, Any] = dict.fromkeys(_MEASURED)
+    try:
+        runner = executor(threads=subject.threads, lean=True)(subject.model)
+    except MissingPackageError:
+        return subject.samples[0], found, ["ONNX Runtime is not installed (pip install 'burnish[cpu]')"]
+    sample = subject.sample(runner)
+    runner.close()
+    notes = []
+    use = footprint.arena_use(subject.model, sample.feeds, threads=subject.threads)
+    if use is None:
+        notes.append("this ONNX Runtime says nothing of its arena")
+    else:
+        found |= {"arena_peak_bytes": use.peak, "arena_requested_bytes": use.requested, "arena_held_bytes": use.held}
+    process = footprint.resident(subject.file, sample.feeds, threads=subject.threads) if subject.file else None
+    if process is None:
+        notes.append("a process of its own could not be watched here")
+    else:
+        found |= {"resident_load_bytes": process.load, "resident_run_bytes": process.run}
+    return sample, found, notes
+
+
+_MEASURED = {
+    "arena_requested_bytes": "activations and scratch memory, as requested by the kernels",
+    "arena_peak_bytes": "the same, as the arena gives it",
+    "arena_held_bytes": "all that the arena holds, with weights in it",
+    "resident_load_bytes": "growth of a fresh process while it loads the model",
+    "resident_run_bytes": "more growth in its first run, at the peak",
+}
 
 
 def _node(node: oir.Node | None) -> dict[str, Any]:
@@ -109,6 +149,11 @@ def show(found: dict[str, Any]) -> None:
     ]
     sizes = [(name, terminal.size(found[key])) for name, key in plans]
     terminal.show(terminal.table("Memory for all activations", ["", ">bytes"], sizes), out)
+    used = [
+        (text, terminal.size(size)) for key, text in _MEASURED.items() if (size := found["measured"][key]) is not None
+    ]
+    if used:
+        terminal.show(terminal.table("ONNX Runtime, measured in the first run", ["", ">bytes"], used), out)
     columns = ["tensor", ">bytes", "written by", "kept to", ">moments"]
     for title, key in (("Alive at the peak", "live_at_peak"), ("Largest tensors", "largest_tensors")):
         lives = [
@@ -123,6 +168,8 @@ def show(found: dict[str, Any]) -> None:
         ]
         terminal.show(terminal.table(title, columns, lives), out)
     terminal.unknown(found["unknown"])
+    for note in found["not_measured"]:
+        terminal.talk().print(f"not measured: {note}")
 
 
 def plot(found: dict[str, Any]) -> Any:

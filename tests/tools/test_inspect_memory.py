@@ -62,6 +62,17 @@ def test_the_sizes_are_those_of_the_sample(folder: Path, capsys: pytest.CaptureF
     assert code == 0 and json.loads(out)["memory"]["peak_bytes"] == 4 * 4 * 4 * 7
 
 
+def test_what_the_runtime_takes_is_beside_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "model.onnx", "--memory", "--dims", "N=1000000", "--json")
+    found = json.loads(out)["memory"]
+    one = 16_000_000  # bytes of each activation; the input is the caller's
+    measured = found["measured"]
+    assert code == 0 and found["arena_bytes"] == 3 * one and not found["not_measured"]
+    assert one <= measured["arena_requested_bytes"] <= 3 * one
+    assert measured["arena_requested_bytes"] <= measured["arena_peak_bytes"] <= measured["arena_held_bytes"]
+    assert 0.9 * one <= measured["resident_run_bytes"] <= 6 * one
+
+
 @pytest.mark.parametrize("name", ["memory.svg", "memory.png"])
 def test_the_picture_is_a_file_of_its_kind(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "model.onnx", "--memory", "--plot", name)
@@ -92,6 +103,19 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     code, out, err = run(capsys, "model.onnx", *words)
     assert (code, out) == (2, "") and err.startswith("error: ") and cause in err, err
     assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_without_a_runtime_the_plan_remains(folder: Path) -> None:
+    block = (
+        "import sys\nclass Absent:\n    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] == 'onnxruntime': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\nfrom burnish.tools.cli import main\nmain()"
+    )
+    words = [sys.executable, "-c", block, "inspect", "model.onnx", "--memory"]
+    path = str(Path(cli.__file__).parents[2])
+    found = subprocess.run(words, cwd=folder, env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "sharing one arena" in found.stdout, found.stderr
+    assert "not measured: ONNX Runtime is not installed" in found.stderr
 
 
 def test_without_matplotlib_the_error_gives_the_pip_line(folder: Path) -> None:
