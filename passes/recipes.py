@@ -19,6 +19,7 @@ NORMAL_FORM: tuple[str, ...] = (
     "canonicalize-operators",
     "fold-shapes",
     "fold-constants",
+    "split-sequences",
     "drop-identity",
     "fold-shapes",
     "fold-constants",

@@ -28,7 +28,7 @@ class Core:
 
     Attributes:
         anchor, spelling, scale, masks, causal, window, softcap: as in `AttentionLayer`.
-        queries, memory: the climbers of queries, and of keys and values.
+        queries, keys, values: the climbers of the operands.
         q, k, v: the trails of the operands.
         lead: letters of batch in the order in which they are grouped.
         result, axes: the product with the values and its axes.
@@ -41,7 +41,8 @@ class Core:
     anchor: oir.Node
     spelling: str
     queries: Climber
-    memory: Climber
+    keys: Climber
+    values: Climber
     q: Trail
     k: Trail
     v: Trail
@@ -95,7 +96,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         return Miss(core.anchor, f"its result goes through {down.stopped_by} before any linear layer")
     sizes = core.queries.sizes
     head_size, value_size, count = sizes["d"], sizes["e"], sizes["h"]
-    kv_heads = own_heads(core.memory, core.k), own_heads(core.memory, core.v)
+    kv_heads = own_heads(core.keys, core.k), own_heads(core.values, core.v)
     if kv_heads[0] != kv_heads[1] or not isinstance(count, int) or not isinstance(kv_heads[0], int):
         return Miss(core.anchor, "keys and values do not have the same number of heads")
     if not isinstance(head_size, int) or not isinstance(value_size, int):
@@ -103,8 +104,8 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     found: list[Projection | None] = []
     plans = (
         (core.q, core.queries, "s", "d", count, core.biases[0], "queries"),
-        (core.k, core.memory, "t", "d", kv_heads[0], core.biases[1], "keys"),
-        (core.v, core.memory, "t", "e", kv_heads[0], core.biases[2], "values"),
+        (core.k, core.keys, "t", "d", kv_heads[0], core.biases[1], "keys"),
+        (core.v, core.values, "t", "e", kv_heads[0], core.biases[2], "values"),
     )
     for trail, climber, time, size, number, bias, name in plans:
         if core.held:
@@ -127,7 +128,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     cross = memory is None and core.k.store is None or memory is not None and root(memory) is not root(source)
     if cross and memory is not None and core.k.store is not None:
         cross = False
-    cache = core.cache if core.cache is not None else read_cache(core.memory, core.k, core.v, cross)
+    cache = core.cache if core.cache is not None else read_cache((core.keys, core.k), (core.values, core.v), cross)
     end, tail = _ended(down, facts)
     nodes = [*core.q.nodes, *core.k.nodes, *core.v.nodes, *core.nodes, *down.nodes, *tail]
     for trail in (core.q, core.k, core.v):

@@ -77,13 +77,16 @@ class _Sizes:
     kv: int
     d: int
     e: int
+    kb: Dim
+    vb: Dim
 
-    def climbers(self, context: Context) -> tuple[Climber, Climber]:
+    def climbers(self, context: Context) -> tuple[Climber, Climber, Climber]:
         sizes: dict[str, Dim] = {"b": self.b, "s": self.s, "t": self.t, "d": self.d, "e": self.e}
         facts, turns, norms = context.facts, context.turns, context.norms
         return (
             Climber(facts, {**sizes, "h": self.h}, turns, norms),
-            Climber(facts, {**sizes, "h": self.kv}, turns, norms),
+            Climber(facts, {**sizes, "h": self.kv, "b": self.kb}, turns, norms),
+            Climber(facts, {**sizes, "h": self.kv, "b": self.vb}, turns, norms),
         )
 
 
@@ -91,8 +94,8 @@ def _core(
     node: oir.Node, context: Context, sizes: _Sizes, operands: tuple[_Operand, _Operand, _Operand], result: Axes,
     stores: tuple[Store | None, Store | None] = (None, None),
 ) -> Core:  # fmt: skip
-    queries, memory = sizes.climbers(context)
-    trails = [operand.climb(climber) for operand, climber in zip(operands, (queries, memory, memory), strict=True)]
+    climbers = sizes.climbers(context)
+    trails = [operand.climb(climber) for operand, climber in zip(operands, climbers, strict=True)]
     for trail, store in zip(trails[1:], stores, strict=True):
         if store is not None:
             trail.store = store
@@ -100,7 +103,7 @@ def _core(
     spelling = node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}:{node.op_type}"
     softcap = float(match.attribute(node, "softcap", 0.0))
     return Core(
-        node, spelling, queries, memory, trails[0], trails[1], trails[2], "b", node.outputs[0], result, scale, [node],
+        node, spelling, *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0], result, scale, [node],
         softcap=softcap,
     )  # fmt: skip
 
@@ -149,7 +152,7 @@ def _standard(node: oir.Node, context: Context) -> Core | Miss:
         time = a[2], b[2]
     if len(sizes) != 3 or not all(isinstance(one, int) for one in (*heads, *sizes)) or sizes[0] != sizes[1]:
         return Miss(node, "the number of heads or their size is not known")
-    given = _Sizes(a[0], time[0], time[1], heads[0], heads[1], sizes[0], sizes[2])  # type: ignore[arg-type]
+    given = _Sizes(a[0], time[0], time[1], heads[0], heads[1], sizes[0], sizes[2], b[0], c[0])  # type: ignore[arg-type]
     operands = tuple(_Operand(value, place) for value, place in zip((q, k, v), axes, strict=True))
     stores = _store(node, 4, 1), _store(node, 5, 2, ("b", "h", "t", "e"))
     core = _core(node, context, given, operands, result, stores)  # type: ignore[arg-type]
@@ -192,7 +195,8 @@ def _multi_head(node: oir.Node, context: Context) -> Core | Miss:
     if not isinstance(size, int) or not isinstance(wide, int):
         return Miss(node, "the number of heads or their size is not known")
     stores = _store(node, 6, 1), _store(node, 7, 2, ("b", "h", "t", "e"))
-    given = _Sizes(a[0], a[1], total, heads, heads, size, wide)
+    batches = [shape[0] if shape is not None else a[0] for shape in (b, c if c is not None else b)]
+    given = _Sizes(a[0], a[1], total, heads, heads, size, wide, batches[0], batches[1])
     core = _core(node, context, given, tuple(operands), ("b", "s", "he"), stores)  # type: ignore[arg-type]
     bias = match.input_of(node, 3)
     if bias is not None:
@@ -238,7 +242,7 @@ def _grouped(node: oir.Node, context: Context) -> Core | Miss:
     else:
         operands = [_Operand(q, ("b", "s", "hd")), _Operand(k, ("b", "t", "hd")), _Operand(v, ("b", "t", "he"))]
     stores = _store(node, 3, 1), _store(node, 4, 2, ("b", "h", "t", "e"))
-    given = _Sizes(a[0], a[1], b[1] if b is not None else a[1], heads, fewer, size, size)
+    given = _Sizes(a[0], a[1], b[1] if b is not None else a[1], heads, fewer, size, size, a[0], a[0])
     core = _core(node, context, given, tuple(operands), ("b", "s", "he"), stores)  # type: ignore[arg-type]
     if match.attribute(node, "do_rotary", 0):
         cos, sin = match.input_of(node, 7), match.input_of(node, 8)
@@ -272,18 +276,21 @@ def _packed(node: oir.Node, context: Context) -> Core | Miss:
     widths = [int(one) for one in widths] if widths else [weight.shape[1] // 3] * 3
     if not heads or sum(widths) != weight.shape[1] or any(one % heads for one in widths) or widths[0] != widths[1]:
         return Miss(node, "its matrix does not divide into heads")
-    given = _Sizes(shape[0], shape[1], shape[1], heads, heads, widths[0] // heads, widths[2] // heads)
-    queries, memory = given.climbers(context)
+    given = _Sizes(
+        shape[0], shape[1], shape[1], heads, heads, widths[0] // heads, widths[2] // heads, shape[0], shape[0]
+    )
+    climbers = given.climbers(context)
     starts = np.cumsum([0, *widths])
     trails = [Trail(source, ("b", "s", ""), places=[(source, ("b", "s", ""))]) for _ in range(3)]
     core = Core(
-        node, f"{CONTRIB}:Attention", queries, memory, trails[0], trails[1], trails[2], "b", node.outputs[0],
+        node, f"{CONTRIB}:Attention", *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0],
         ("b", "s", "he"), float(match.attribute(node, "scale", 0.0)) or float(given.d) ** -0.5, [node],
         held=tuple((starts[index], widths[index]) for index in range(3)),
     )  # fmt: skip
     past = facts.shape(match.input_of(node, 4))
     for index, trail in enumerate(trails[1:]):
-        store = _store(node, 4, 1, (memory.cut("", index, 2), "b", "h", "t", "de"[index]))
+        letter = climbers[index + 1].cut("", index, 2)
+        store = _store(node, 4, 1, (letter, "b", "h", "t", "de"[index]))
         trail.store = store
     core.masks = (
         *_mask(match.input_of(node, 3), context, float(match.attribute(node, "mask_filter_value", -1e4))),

@@ -72,9 +72,10 @@ class Cache:
         return tuple(dict.fromkeys(found))
 
 
-def read_cache(climber: Climber, key: Trail, value: Trail, cross: bool) -> Cache:
-    """The cache of an attention from the trails of its keys and values, both climbed by `climber`."""
-    ports = [_port(climber, trail) for trail in (key, value)]
+def read_cache(keys: tuple[Climber, Trail], values: tuple[Climber, Trail], cross: bool) -> Cache:
+    """The cache of an attention from the trails of its keys and values and those who climbed them."""
+    ports = [_port(climber, trail) for climber, trail in (keys, values)]
+    key, value = keys[1], values[1]
     if all(port is None for port in ports):
         return Cache()
     stores = [trail.store for trail in (key, value) if trail.store is not None]

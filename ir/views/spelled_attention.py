@@ -60,23 +60,28 @@ def _layer(node: oir.Node, scores: Scores, after: Weighted, context: Context) ->
     (s, d), (t, kd), (vt, e) = (
         (one[-1], one[-2]) if swap else (one[-2], one[-1]) for one, swap in zip(known, turned, strict=True)
     )
-    if d != kd or t != vt or not isinstance(d, int) or not isinstance(e, int):
+    if d != kd or not isinstance(d, int) or not isinstance(e, int):
         return Miss(node, "the sizes of queries, keys and values are not known to agree")
     first: Miss | None = None
     leads = [one[:-2] for one in known]
     for letters, sizes in _arrangements(leads[0], leads[1], _heads_near(q, facts)):
         all_sizes = {**sizes, "s": s, "t": t, "d": d, "e": e}
         queries = Climber(facts, all_sizes, context.turns, context.norms)
-        memory = Climber(facts, _shared(all_sizes, letters, leads[1]), context.turns, context.norms)
+        keys, values = (
+            Climber(facts, _own(all_sizes, letters, lead, time), context.turns, context.norms)
+            for lead, time in zip(leads[1:], (t, vt), strict=True)
+        )
         ends = [("s", "d"), ("t", "d"), ("t", "e")]
         axes = [_axes(letters, len(one), pair, swap) for one, pair, swap in zip(leads, ends, turned, strict=True)]
         wanted = [_axes(letters, len(leads[0]), ("s", "e"), False)]
-        if any(one is None for one in (*axes, *wanted)) or not _agree(memory, axes[1], known[1], axes[2], known[2]):
+        if any(one is None for one in (*axes, *wanted)) or not (
+            _agree(keys, axes[1], known[1]) and _agree(values, axes[2], known[2])
+        ):
             first = first or Miss(node, "batch and heads of queries, keys and values are not known to agree")
             continue
         trails = [
             climber.climb(value, place or ())
-            for climber, value, place in zip((queries, memory, memory), (q, k, v), axes, strict=True)
+            for climber, value, place in zip((queries, keys, values), (q, k, v), axes, strict=True)
         ]
         result_axes = _axes(letters, len(facts.shape(after.end.outputs[0]) or ()) - 2, ("s", "e"), False)
         if result_axes is None:
@@ -84,7 +89,7 @@ def _layer(node: oir.Node, scores: Scores, after: Weighted, context: Context) ->
         causal, window = reach(scores.masks, s, t, facts)
         lead = "".join(letter for letter in "bw" if letter in "".join(letters))
         core = Core(
-            node, "arithmetic", queries, memory, trails[0], trails[1], trails[2], lead,
+            node, "arithmetic", queries, keys, values, trails[0], trails[1], trails[2], lead,
             after.end.outputs[0], result_axes, scores.scale,
             [*scores.nodes, node, *after.passed, after.end], scores.masks, causal, window, scores.cap,
         )  # fmt: skip
@@ -134,23 +139,26 @@ def _axes(letters: Axes, rank: int, last: Axes, swap: bool) -> Axes | None:
     return None
 
 
-def _shared(sizes: dict[str, Dim], letters: Axes, lead: Shape) -> dict[str, Dim]:
-    """The sizes of the letters of keys and values, which may have one head for all."""
-    if len(lead) != len(letters):
-        return sizes
-    ones = {letter: 1 for letter, size in zip(letters, lead, strict=True) if size == 1 and letter in ("h", REPEAT)}
-    return {**sizes, **ones}
+def _own(sizes: dict[str, Dim], letters: Axes, lead: Shape, time: Dim) -> dict[str, Dim]:
+    """The sizes of the letters of keys or values: a batch of their own, and perhaps one head for all queries."""
+    sizes = {**sizes, "t": time}
+    if len(lead) == len(letters):
+        for letter, size in zip(letters, lead, strict=True):
+            if len(letter) == 1 and (letter not in ("h", GROUP, REPEAT) or size == 1):
+                sizes[letter] = size
+    elif letters in (("bh",), ("hb",)) or len(lead) == 1:
+        count = sizes["h"]
+        batch = dims.divide_exactly(lead[0], count) if len(lead) == 1 and isinstance(count, int) else None
+        sizes["b"] = batch if batch is not None else sizes["b"]
+    return sizes
 
 
-def _agree(climber: Climber, k: Axes | None, k_shape: Shape, v: Axes | None, v_shape: Shape) -> bool:
-    """Whether keys and values have the sizes that their letters say."""
-    for axes, shape in ((k, k_shape), (v, v_shape)):
-        if axes is None or len(axes) != len(shape):
-            return False
-        for letters, size in zip(axes, shape, strict=True):
-            if dims.product([climber.sizes[letter] for letter in letters]) != size:
-                return False
-    return True
+def _agree(climber: Climber, axes: Axes | None, shape: Shape) -> bool:
+    """Whether keys or values have the sizes that their letters say."""
+    return axes is not None and all(
+        dims.product([climber.sizes[letter] for letter in letters]) == size
+        for letters, size in zip(axes, shape, strict=True)
+    )
 
 
 def _heads_near(q: oir.Value, facts: Inference) -> list[int]:

@@ -23,6 +23,9 @@ from burnish.ir.views.parameter import Parameter, find_parameter
 from burnish.ir.views.turned import Turned, Turns
 from burnish.ir.walk import is_op
 
+_SECOND = ("Concat", "TensorScatter")
+"""Operators whose second input is what joins; that of the other ones is the third."""
+
 FEATURES = frozenset("hgrde")
 """Letters of heads and their elements; other small letters are batch and positions, capitals are packed axes."""
 
@@ -281,7 +284,7 @@ class Climber(Walk):
 
     def _join(self, trail: Trail, node: oir.Node) -> bool:
         """A cache in front of new keys or values, or a buffer that they are written into."""
-        past, new = node.inputs[0], node.inputs[1 if node.op_type in ("Concat", "TensorScatter") else 2]
+        past, new = match.input_of(node, 0), match.input_of(node, 1 if node.op_type in _SECOND else 2)
         before, after = self.facts.shape(past), self.facts.shape(new)
         if past is None or new is None or before is None or after is None or len(after) != len(trail.axes):
             return False

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from burnish.ir.dims import Dim
 
 
+_OPERATORS = ("RotaryEmbedding", "GroupQueryAttention")
+
+
 @dataclass(frozen=True)
 class Turned:
     """Queries or keys that rotary embedding was applied to.
@@ -43,8 +46,8 @@ class Turned:
 
     @property
     def operator(self) -> oir.Node | None:
-        """The one operator that does it; None when it is spelled out."""
-        return self.nodes[0] if len(self.nodes) == 1 else None
+        """The operator that does it; None when it is spelled out."""
+        return next((node for node in self.nodes if node.op_type in _OPERATORS), None)
 
 
 class Turns:
@@ -124,7 +127,7 @@ class Turns:
         nodes = tuple(dict.fromkeys((taker, keeper, *turned.nodes, concat)))
         joined = concat.outputs[0]
         self._found[joined] = Turned(
-            source, joined, turned.cos, turned.sin, None, size, turned.interleaved, start, nodes
+            source, joined, turned.cos, turned.sin, turned.position, size, turned.interleaved, start, nodes
         )  # fmt: skip
 
     def _operator(self, node: oir.Node) -> None:
@@ -136,4 +139,6 @@ class Turns:
             return
         interleaved = bool(match.attribute(node, "interleaved", 0))
         y = node.outputs[0]
-        self._found[y] = Turned(x, y, cos, sin, position, 2 * width[-1], interleaved, 0, (node,))
+        turned = Turned(x, y, cos, sin, position, 2 * width[-1], interleaved, 0, (node,))
+        self._found[y] = turned
+        self._partial(turned)
