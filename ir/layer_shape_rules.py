@@ -141,21 +141,6 @@ def _pad(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequen
     return [tuple(dims.add(size, sum(around.get(axis, (0, 0)))) for axis, size in enumerate(source))]
 
 
-def _resize(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    """Sizes that are given, or those of the source times constant scales, where all of these are whole numbers."""
-    source, legacy = shapes[0], facts.opset < 11
-    if source is None or match.attribute(node, "axes") is not None:
-        return None
-    sizes = facts.integers(match.input_of(node, 3))
-    if sizes is not None:
-        kept = match.attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
-        return [tuple(sizes)] if kept and len(sizes) == len(source) else None
-    scales = weights.constant(match.input_of(node, 1 if legacy else 2))
-    if scales is None or scales.shape != (len(source),) or any(scale != int(scale) for scale in scales.tolist()):
-        return None
-    return [tuple(dims.multiply(size, int(scale)) for size, scale in zip(source, scales.tolist(), strict=True))]
-
-
 def _tile(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
     source, times = shapes[0], facts.integers(match.input_of(node, 1))
     if source is None or times is None or len(times) != len(source):
@@ -164,9 +149,15 @@ def _tile(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Seque
 
 
 def _resize(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
-    """By constant scales; sizes given at run time are left to ONNX, and so is the size of a scaled symbolic axis."""
-    source, scales = shapes[0], weights.constant(match.input_of(node, 2), largest=16)
-    if source is None or scales is None or scales.size != len(source) or match.attribute(node, "axes") is not None:
+    """By sizes whose content is known, or constant scales; the size of an axis scaled by a fraction may be unknown."""
+    source = shapes[0]
+    if source is None or match.attribute(node, "axes") is not None:
+        return None
+    given = facts.integers(match.input_of(node, 3))
+    if given is not None and match.attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch":
+        return [tuple(given)] if len(given) == len(source) else None
+    scales = weights.constant(match.input_of(node, 2 if facts.opset > 10 else 1), largest=16)
+    if scales is None or scales.size != len(source):
         return None
     sizes: list[Dim] = []
     for axis, (size, scale) in enumerate(zip(source, scales.tolist(), strict=True)):
