@@ -202,7 +202,7 @@ class Builder:
             keywords |= {name: value for name, value in extra.items() if name in entry.parameters}
             refused = entry.refusal(node.inputs, keywords) or _narrow(node)
             if refused is None:
-                inputs = [self._input(frame, v, i in entry.static) for i, v in enumerate(node.inputs)]
+                inputs = [self._input(frame, v, i, entry) for i, v in enumerate(node.inputs)]
                 if self.training and nested.layer(self, frame, node, inputs, keywords):
                     return
                 made = self.emit(frame, node, "call_function", entry.function, tuple(inputs), keywords)
@@ -212,10 +212,11 @@ class Builder:
         self._missing.append((f"{domain + '::' if domain else ''}{node.op_type}", match.describe(node), reason))
         nested.opaque(self, frame, node, dict(frame.opsets))
 
-    def _input(self, frame: Frame, value: oir.Value | None, static: bool) -> Any:
+    def _input(self, frame: Frame, value: oir.Value | None, index: int, entry: registry.Operator) -> Any:
         if value is None or value.name == "" and value.producer() is None:
             return None
-        if static and value not in frame.values and (tensor := weights.tensor_of(value)) is not None:
+        tensor = weights.tensor_of(value) if index in entry.static or index in entry.scalars else None
+        if tensor is not None and (index in entry.static or not len(tensor.shape)):
             found = literal(tensor, static=True)
             if found is not None:
                 return found
@@ -224,6 +225,8 @@ class Builder:
     def _attribute(self, frame: Frame, node: oir.Node, name: str, attribute: oir.Attr) -> Any:
         if attribute.type == oir.AttributeType.TENSOR:
             tensor = attribute.as_tensor()
+            if tensor.size == 1 and tensor.dtype in DTYPES:
+                return tensor.numpy().reshape(()).tolist(), int(tensor.dtype)
             made = bridge.to_torch(tensor.numpy(), tensor.dtype)
             if made is None:
                 return None

@@ -7,7 +7,8 @@ An operator is one module-level function, entered under its ONNX name:
         return torch.celu(tensor(x), alpha)
 
 * Inputs arrive by position, None where the model leaves one out; attributes arrive as keyword arguments under their
-  ONNX names, as Python values (a tensor attribute as a tensor, a dtype as its ONNX number). Where a later opset made an
+  ONNX names, as Python values (a dtype as its ONNX number, a tensor attribute as a tensor, one of a single element as
+  the pair of its number and its dtype). Where a later opset made an
   input of an attribute (`axes`, `split`, `min`), give the parameter that name: both forms arrive in it.
 * A parameter called `opset` receives the model's opset of the operator's domain, one called `outputs` the number of
   outputs the node has, one called `straight_through` whether an integer output is only dequantized again.
@@ -16,6 +17,7 @@ An operator is one module-level function, entered under its ONNX name:
 * Where the meaning changed in opset 13, write two functions, `@operator("Softmax")` and `@operator("Softmax",
   since=13)`: the one with the largest `since` not above the model's opset is taken.
 * `static=(1, 2)`: small constants at these inputs arrive as numbers and (nested) lists instead of tensors.
+* `scalars=(0,)`: the same for constants of rank 0 only.
 * `fixed=(3, 4)`: initializers at these inputs are buffers, not trained parameters.
 * `several=True`: the function returns a tuple, one entry an output; otherwise its result is the only output.
 * Integers that come from shapes are *host values* (`burnish.backends.fx.values`): ints and lists of ints, which may be
@@ -42,6 +44,7 @@ class Operator:
         function: what computes it.
         since: the first opset of the domain it is for.
         static: inputs whose constants arrive as Python values.
+        scalars: inputs whose constants of rank 0 arrive as Python numbers.
         fixed: inputs whose initializers are not trained.
         several: whether the function returns a tuple of outputs.
         parameters: the names of the function's parameters.
@@ -50,6 +53,7 @@ class Operator:
     function: Function
     since: int
     static: tuple[int, ...]
+    scalars: tuple[int, ...]
     fixed: tuple[int, ...]
     several: bool
     parameters: tuple[str, ...]
@@ -71,6 +75,7 @@ def operator(
     domain: str = "",
     since: int = 1,
     static: tuple[int, ...] = (),
+    scalars: tuple[int, ...] = (),
     fixed: tuple[int, ...] = (),
     several: bool = False,
 ) -> Callable[[Function], Function]:
@@ -82,7 +87,7 @@ def operator(
             rows = _TABLE.setdefault((domain, name), [])
             if any(row.since == since for row in rows):
                 raise ValueError(f"{domain}::{name} has an entry for opset {since} already")
-            rows.append(Operator(function, since, static, fixed, several, parameters))
+            rows.append(Operator(function, since, static, scalars, fixed, several, parameters))
             rows.sort(key=lambda row: row.since)
         return function
 

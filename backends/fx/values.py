@@ -83,6 +83,14 @@ def host(x: Value) -> Value:
     return x.tolist() if isinstance(x, torch.Tensor) else x
 
 
+def product(dims: Sequence[Any]) -> Any:
+    """The product of sizes; tracing follows this loop where it cannot follow `math.prod`."""
+    total = 1
+    for d in dims:
+        total = total * d
+    return total
+
+
 def integers(x: Value) -> list[Any]:
     """The elements of `x` as a flat list of sizes or axes."""
     return flat(host(x))

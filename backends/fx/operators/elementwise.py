@@ -266,12 +266,14 @@ def cast(x: Value, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
     return tensor(x).to(DTYPES[to])
 
 
-@operator("CastLike")
+@operator("CastLike", scalars=(0,))
 def cast_like(x: Value, like: Value, saturate: int = 1, round_mode: str = "up") -> Value:
     """In the dtype of another tensor."""
+    if is_host(like) and isinstance(x, int | float):
+        return int(x)
     if all_host(x, like):
         return x
-    return tensor(x).to(tensor(like).dtype)
+    return tensor(x, like) if isinstance(x, int | float) else tensor(x).to(tensor(like).dtype)
 
 
 @operator("Dropout", static=(1, 2), several=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import Tensor, Value, integers, tensor, tensors
+from burnish.backends.fx.values import Tensor, Value, integers, product, tensor, tensors
 
 Ints = Sequence[int] | None
 
@@ -154,12 +154,12 @@ def max_pool(
     if outputs == 1:
         return (y,)
     shape = list(x.shape[2:])
-    numbers = torch.arange(math.prod(shape), device=x.device)
+    numbers = torch.arange(product(shape), device=x.device)
     numbers = numbers.reshape(shape[::-1]).permute(*range(n - 1, -1, -1)) if storage_order else numbers.reshape(shape)
     numbers = windows(padded(numbers[None, None], before, after, -1), kernel, steps, spread).flatten(-n)
     places = numbers.expand(*view.shape).gather(-1, hit.unsqueeze(-1)).squeeze(-1)
     planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(*x.shape[:2], *[1] * n)
-    return y, places + planes * math.prod(shape)
+    return y, places + planes * product(shape)
 
 
 @operator("AveragePool")

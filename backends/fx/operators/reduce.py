@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import Tensor, Value, flat, integer, integers, is_host, sizes, tensor
+from burnish.backends.fx.values import Tensor, Value, flat, integer, integers, is_host, product, sizes, tensor
 
 Axes = list[int]
 
@@ -21,7 +21,7 @@ def _sum(x: Tensor, axes: Axes, keep: bool) -> Tensor:
 def _mean(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keep)
-    return torch.div(_sum(x, axes, keep), math.prod(x.shape[a] for a in axes), rounding_mode="floor")
+    return torch.div(_sum(x, axes, keep), product([x.shape[a] for a in axes]), rounding_mode="floor")
 
 
 def _product(x: Tensor, axes: Axes, keep: bool) -> Tensor:
@@ -73,7 +73,7 @@ def _sum_square(x: Tensor, axes: Axes, keep: bool) -> Tensor:
 
 
 _REDUCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any] | None]] = {
-    "ReduceSum": (_sum, sum), "ReduceMean": (_mean, None), "ReduceProd": (_product, math.prod),
+    "ReduceSum": (_sum, sum), "ReduceMean": (_mean, None), "ReduceProd": (_product, product),
     "ReduceMax": (_max, max), "ReduceMin": (_min, min), "ReduceL1": (_l1, None), "ReduceL2": (_l2, None),
     "ReduceLogSum": (_log_sum, None), "ReduceLogSumExp": (_log_sum_exp, None), "ReduceSumSquare": (_sum_square, None),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import DTYPES, Tensor, Value, host, integers, is_host, nest, sizes, tensor
+from burnish.backends.fx.values import DTYPES, Tensor, Value, host, integers, is_host, nest, product, sizes, tensor
 
 _SMALL = 64
 """Integers of up to this many elements are made on the host."""
@@ -23,31 +23,33 @@ def shape(x: Value, start: int = 0, end: int | None = None) -> list[Any]:
 @operator("Size")
 def size(x: Value) -> Any:
     """The number of elements, as a host value."""
-    return math.prod(sizes(x) if is_host(x) else x.shape)
+    return product(sizes(x) if is_host(x) else x.shape)
+
+
+Number = tuple[Any, int]
+"""A tensor attribute of one element: the number and its ONNX dtype."""
 
 
 @operator("Constant")
 def constant(
-    value: Tensor | None = None, value_float: float | None = None, value_floats: list[float] | None = None,
+    value: Tensor | Number | None = None, value_float: float | None = None, value_floats: list[float] | None = None,
     value_int: int | None = None, value_ints: list[int] | None = None,
 ) -> Value:  # fmt: skip
     """A constant whose attribute comes from the caller of a function; integers are host values."""
     if value is not None:
-        return value
+        return torch.tensor(value[0], dtype=DTYPES[value[1]]) if isinstance(value, tuple) else value
     if value_int is not None or value_ints is not None:
         return value_int if value_int is not None else value_ints
     return torch.tensor(value_float if value_float is not None else value_floats, dtype=torch.float32)
 
 
 @operator("ConstantOfShape", static=(0,))
-def constant_of_shape(shape: Value, value: Tensor | None = None) -> Value:
+def constant_of_shape(shape: Value, value: Number = (0.0, 1)) -> Value:
     """A tensor filled with one value; short vectors of int64 stay on the host."""
-    dims = integers(shape)
-    if value is None:
-        return torch.zeros(dims, dtype=torch.float32)
-    if value.dtype == torch.int64 and all(isinstance(d, int) for d in dims) and 0 < math.prod(dims) <= _SMALL:
-        return nest([int(value)] * math.prod(dims), dims)
-    return value.reshape(()).expand(dims).clone()
+    dims, (number, dtype) = integers(shape), value
+    if DTYPES[dtype] == torch.int64 and all(isinstance(d, int) for d in dims) and 0 < product(dims) <= _SMALL:
+        return nest([number] * product(dims), dims)
+    return torch.full(dims, number, dtype=DTYPES[dtype])
 
 
 @operator("Range", static=(0, 1, 2))
@@ -96,7 +98,7 @@ def reshape(x: Value, shape: Value, allowzero: int = 0) -> Value:
     if not is_host(x):
         return x.reshape(wanted)
     items = integers(x)
-    rest = math.prod(d for d in wanted if d != -1)
+    rest = product([d for d in wanted if d != -1])
     return nest(items, [len(items) // max(rest, 1) if d == -1 else d for d in wanted])
 
 
@@ -105,7 +107,7 @@ def flatten(x: Value, axis: int = 1) -> Tensor:
     """A matrix: the axes before `axis`, and those from it on."""
     x = tensor(x)
     axis = axis + x.dim() if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    return x.reshape(product(x.shape[:axis]), product(x.shape[axis:]))
 
 
 @operator("Squeeze", static=(1,))
