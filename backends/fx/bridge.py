@@ -14,7 +14,7 @@ import onnx_ir as oir
 import torch
 from torch import fx, nn
 
-from burnish.backends.fx.values import DTYPES
+from burnish.backends.fx.values import DTYPES, HELD
 from burnish.ir.errors import InputError
 from burnish.ir.walk import graphs
 
@@ -126,14 +126,15 @@ _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def to_torch(array: np.ndarray, dtype: oir.DataType) -> torch.Tensor | None:
-    """A copy of an array as a tensor; four-bit integers widened to eight, None for what torch cannot hold."""
-    if dtype in (oir.DataType.INT4, oir.DataType.UINT4):
-        return torch.from_numpy(array.astype(np.int8 if dtype == oir.DataType.INT4 else np.uint8))
+    """A copy of an array as a tensor; two and four bits widened to eight, None for what torch cannot hold."""
+    if dtype in HELD:
+        numbers = array.astype(np.float32 if dtype == oir.DataType.FLOAT4E2M1 else np.int8)
+        return torch.from_numpy(numbers).to(HELD[dtype])
     kind = DTYPES.get(dtype)
     if kind is None:
         return None
     array = np.array(array, order="C")
-    if array.dtype.kind in "biufc":
+    if array.dtype.kind in "biufc" and not (kind.is_floating_point and kind.itemsize == 1):
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(_BITS[array.dtype.itemsize])).view(kind)
 

@@ -18,7 +18,7 @@ from burnish.backends.fx import bridge, nested, operators, registry
 from burnish.backends.fx.bridge import Bridge, Origin
 from burnish.backends.fx.constants import literal, trained
 from burnish.backends.fx.fallback import HOW_TO_ADD, FallbackWarning
-from burnish.backends.fx.values import DTYPES, as_output
+from burnish.backends.fx.values import DTYPES, HELD, as_output
 from burnish.ir import match, weights
 from burnish.ir.errors import InputError
 from burnish.ir.walk import STANDARD_DOMAINS, graphs, is_op
@@ -184,7 +184,7 @@ class Builder:
         function = self.model.functions.get(node.op_identifier())
         if function is not None:
             nested.call(self, frame, node, function)
-        elif is_op(node, "If", "Loop", "Scan"):
+        elif is_op(node, "If", "Loop", "Scan", "SequenceMap"):
             nested.structure(self, frame, node)
         else:
             self._operator(frame, node)
@@ -198,9 +198,12 @@ class Builder:
             given = attributes(frame, node)
             keywords = {name: self._attribute(frame, node, name, a) for name, a in given.items()}
             count = max((i + 1 for i, out in enumerate(node.outputs) if out.name), default=1)
-            extra = {"outputs": count, "opset": opset, "straight_through": _only_dequantized(node)}
+            dtype = int(match.tensor_dtype(node.outputs[0]) or 0)
+            extra = {
+                "outputs": count, "opset": opset, "straight_through": _only_dequantized(node), "result": dtype
+            }  # fmt: skip
             keywords |= {name: value for name, value in extra.items() if name in entry.parameters}
-            refused = entry.refusal(node.inputs, keywords) or _narrow(node)
+            refused = entry.refusal(node.inputs, keywords) or _unheld(node)
             if refused is None:
                 inputs = [self._input(frame, v, i, entry) for i, v in enumerate(node.inputs)]
                 if self.training and nested.layer(self, frame, node, inputs, keywords):
@@ -302,14 +305,16 @@ def _only_dequantized(node: oir.Node) -> bool:
     )
 
 
-_NARROW = (oir.DataType.INT4, oir.DataType.UINT4)
+_KNOWS_NARROW = ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "MatMulNBits", "GatherBlockQuantized")
 
 
-def _narrow(node: oir.Node) -> str | None:
-    """Why four-bit integers, which torch lacks, cannot be widened here; None where they can."""
-    reads = any((t := weights.tensor_of(v)) is not None and t.dtype in _NARROW for v in node.inputs if v is not None)
-    if reads and node.op_type not in ("DequantizeLinear", "MatMulNBits", "GatherBlockQuantized"):
-        return "it reads four-bit integers"
+def _unheld(node: oir.Node) -> str | None:
+    """Why strings, or numbers of dtypes that torch lacks, cannot be read here; None where they can."""
+    dtypes = {match.tensor_dtype(v) for v in node.inputs if v is not None}
+    if oir.DataType.STRING in dtypes and node.op_type != "Identity":
+        return "torch has no strings"
+    if not dtypes.isdisjoint(HELD) and node.op_type not in _KNOWS_NARROW:
+        return "it reads numbers of fewer than eight bits"
     return None
 
 

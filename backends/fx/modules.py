@@ -61,6 +61,24 @@ class Repeat(nn.Module):
         return *state, *(stacked(column, empty) for column, empty in zip(rows, self.empties, strict=True))
 
 
+class Each(nn.Module):
+    """`SequenceMap`: a graph run once for every tensor of a sequence."""
+
+    def __init__(self, body: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.outputs = outputs
+
+    def forward(
+        self, sequence: tuple[Value, ...], others: tuple[Value, ...], outer: tuple[Value, ...]
+    ) -> tuple[Value, ...]:
+        """One sequence for each output; of `others`, sequences give one tensor at a time, tensors are taken whole."""
+        rows = []
+        for i, item in enumerate(sequence):
+            rows.append(self.body(item, *(o[i] if isinstance(o, tuple) else o for o in others), *outer))
+        return tuple(tuple(tensor(row[k]) for row in rows) for k in range(self.outputs))
+
+
 class Walk(nn.Module):
     """`Scan`: a graph run once for every slice of its scanned inputs."""
 

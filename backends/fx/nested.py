@@ -34,7 +34,7 @@ def call(builder: Builder, frame: Frame, node: oir.Node, function: oir.Function)
 
 
 def structure(builder: Builder, frame: Frame, node: oir.Node) -> None:
-    """If, Loop and Scan: a module that holds the nested graphs as modules of their own."""
+    """If, Loop, Scan and SequenceMap: a module that holds the nested graphs as modules of their own."""
     inputs = [builder.lookup(frame, v) if v is not None else None for v in node.inputs]
     if node.op_type == "If":
         then, left = _module(builder, frame, node.attributes["then_branch"].as_graph())
@@ -49,6 +49,8 @@ def structure(builder: Builder, frame: Frame, node: oir.Node) -> None:
             made = modules.Repeat(inner, empties)
             limit, condition, *carried = [*inputs, None, None][: max(len(inputs), 2)]
             arguments = (limit, condition, tuple(carried), outer)
+        elif node.op_type == "SequenceMap":
+            made, arguments = modules.Each(inner, len(node.outputs)), (inputs[0], tuple(inputs[1:]), outer)
         else:
             made, arguments = _scan(frame, node, graph, inner, inputs, outer)
     target = _attach(frame.body, node.op_type, made)

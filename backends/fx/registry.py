@@ -19,6 +19,8 @@ An operator is one module-level function, entered under its ONNX name:
 * `static=(1, 2)`: small constants at these inputs arrive as numbers and (nested) lists instead of tensors.
 * `scalars=(0,)`: the same for constants of rank 0 only.
 * `fixed=(3, 4)`: initializers at these inputs are buffers, not trained parameters.
+* A parameter called `result` receives the declared dtype of the first output as its ONNX number, 0 when there is none.
+* `refuses=f`: `f(attributes)` says why a node with these attributes cannot be expressed, None when it can.
 * `several=True`: the function returns a tuple, one entry an output; otherwise its result is the only output.
 * Integers that come from shapes are *host values* (`burnish.backends.fx.values`): ints and lists of ints, which may be
   symbolic. Take them with `integers(x)` where a size is wanted; turn them into tensors with `tensor` and `tensors`.
@@ -34,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Function = Callable[..., Any]
+Refusal = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Operator:
         fixed: inputs whose initializers are not trained.
         several: whether the function returns a tuple of outputs.
         parameters: the names of the function's parameters.
+        refuses: why a node with given attributes cannot be expressed.
     """
 
     function: Function
@@ -57,6 +61,7 @@ class Operator:
     fixed: tuple[int, ...]
     several: bool
     parameters: tuple[str, ...]
+    refuses: Refusal | None
 
     def refusal(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> str | None:
         """Why a node with these inputs and attributes cannot be expressed; None when it can."""
@@ -64,7 +69,7 @@ class Operator:
             inspect.signature(self.function).bind(*inputs, **attributes)
         except TypeError as error:
             return str(error)
-        return None
+        return self.refuses(attributes) if self.refuses is not None else None
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
@@ -78,6 +83,7 @@ def operator(
     scalars: tuple[int, ...] = (),
     fixed: tuple[int, ...] = (),
     several: bool = False,
+    refuses: Refusal | None = None,
 ) -> Callable[[Function], Function]:
     """Enter a function into the table under `names`; the module's docstring has the rules."""
 
@@ -87,7 +93,7 @@ def operator(
             rows = _TABLE.setdefault((domain, name), [])
             if any(row.since == since for row in rows):
                 raise ValueError(f"{domain}::{name} has an entry for opset {since} already")
-            rows.append(Operator(function, since, static, scalars, fixed, several, parameters))
+            rows.append(Operator(function, since, static, scalars, fixed, several, parameters, refuses))
             rows.sort(key=lambda row: row.since)
         return function
 

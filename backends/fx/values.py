@@ -38,8 +38,22 @@ DTYPES: dict[int, torch.dtype] = {
     oir.DataType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     oir.DataType.FLOAT8E5M2: torch.float8_e5m2,
     oir.DataType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    oir.DataType.FLOAT8E8M0: torch.float8_e8m0fnu,
 }
 """The torch dtype of each ONNX dtype that torch has; by the ONNX number."""
+HELD: dict[int, torch.dtype] = {
+    oir.DataType.INT4: torch.int8,
+    oir.DataType.UINT4: torch.uint8,
+    oir.DataType.INT2: torch.int8,
+    oir.DataType.UINT2: torch.uint8,
+    oir.DataType.FLOAT4E2M1: torch.float8_e4m3fn,
+}
+"""The torch dtype that holds the numbers of an ONNX dtype that torch lacks."""
+
+
+def held(dtype: int) -> torch.dtype:
+    """The torch dtype of tensors of an ONNX dtype."""
+    return HELD[dtype] if dtype in HELD else DTYPES[dtype]
 
 
 def is_host(x: Value) -> bool:

@@ -45,12 +45,16 @@ _WIDER = {
 
 @dataclass(frozen=True)
 class Case:
-    """One test: the model and one set of inputs, in order; None for an absent optional."""
+    """One test: the model, one set of inputs and the expected outputs, in order; None for an absent optional.
+
+    There are no expected outputs in the group `light`.
+    """
 
     name: str
     group: str
     model: onnx.ModelProto
     inputs: Sequence[Any]
+    expected: Sequence[Any] = ()
 
 
 @dataclass
@@ -86,18 +90,23 @@ def cases() -> Iterator[Case]:
         warnings.simplefilter("ignore")
         for one in collect_testcases(None):
             if one.model is not None and one.data_sets:
-                yield Case(one.name, "node", one.model, one.data_sets[0][0])
+                yield Case(one.name, "node", one.model, *one.data_sets[0])
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
     for group in ("simple", "pytorch-operator", "pytorch-converted"):
         for folder in sorted((data / group).iterdir()):
             model = onnx.load(folder / "model.onnx")
-            files = sorted((folder / "test_data_set_0").glob("input_*.pb"), key=lambda file: int(file.stem[6:]))
-            pairs = zip(files, model.graph.input, strict=False)
-            yield Case(folder.name, group, model, [_read(file.read_bytes(), value.type) for file, value in pairs])
+            pairs = _stored(folder, "input", model.graph.input), _stored(folder, "output", model.graph.output)
+            yield Case(folder.name, group, model, *pairs)
     for file in sorted((data / "light").glob("*.onnx")):
         model = onnx.load(file)
         held = {tensor.name for tensor in model.graph.initializer}
         yield Case(file.stem, "light", model, [_made(v.type) for v in model.graph.input if v.name not in held])
+
+
+def _stored(folder: Path, role: str, values: Sequence[onnx.ValueInfoProto]) -> list[Any]:
+    found = (folder / "test_data_set_0").glob(f"{role}_*.pb")
+    files = sorted(found, key=lambda file: int(file.stem.removeprefix(f"{role}_")))
+    return [_read(file.read_bytes(), value.type) for file, value in zip(files, values, strict=False)]
 
 
 def _read(data: bytes, kind: onnx.TypeProto) -> Any:
@@ -182,7 +191,7 @@ def with_constants(case: Case) -> Case:
             _hold(model, value, array)
         else:
             left.append(array)
-    return Case(case.name, case.group, model, left)
+    return Case(case.name, case.group, model, left, case.expected)
 
 
 def rewritten(model: onnx.ModelProto, target: str, opset: int | None, folder: Path) -> tuple[onnx.ModelProto, int]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import Tensor, Value
+from burnish.backends.fx.values import Tensor, Value, on_device, tensor, together
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -67,6 +67,7 @@ def attention(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Scaled dot-product attention, keys and values with the past before them, and one of the stages of the scores."""
     flat = q.dim() == 3
+    q, mask, lengths = together(q, mask, lengths)
     if flat:
         q, k, v = split_heads(q, q_num_heads), split_heads(k, kv_num_heads), split_heads(v, kv_num_heads)
     k, v = append(past_key, k), append(past_value, v)
@@ -124,6 +125,7 @@ def rotary_embedding(
 ) -> Tensor:  # fmt: skip
     """Pairs of elements turned by the angles of their positions."""
     if positions is not None:
+        positions = on_device(tensor(positions), cos)
         cos, sin = cos[positions], sin[positions]
     if x.dim() == 3:
         return join_heads(rotate(split_heads(x, num_heads), cos, sin, bool(interleaved)))

@@ -9,19 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from burnish.backends.fx.operators.unsigned import ordered, quotient, remainder, shift_left, shift_right, unsigned
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import (
-    DTYPES,
-    Tensor,
-    Value,
-    all_host,
-    broadcast,
-    flat,
-    is_host,
-    tensor,
-    tensors,
-    together,
-)
+from burnish.backends.fx.values import Tensor, Value, all_host, broadcast, is_host, tensor, tensors, together
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -35,7 +25,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "Floor": torch.floor, "IsNaN": torch.isnan, "Log": torch.log, "Reciprocal": torch.reciprocal, "Relu": torch.relu,
     "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh,
     "Softplus": F.softplus, "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-    "Mish": F.mish, "HardSwish": F.hardswish, "BitwiseNot": torch.bitwise_not,
+    "Mish": F.mish, "HardSwish": F.hardswish, "BitwiseNot": unsigned(torch.bitwise_not),
 }  # fmt: skip
 
 _ON_HOST: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -43,9 +33,12 @@ _ON_HOST: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }  # fmt: skip
 
 _BINARY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "Add": (torch.add, python.add), "Sub": (torch.sub, python.sub), "Mul": (torch.mul, python.mul),
-    "Equal": (torch.eq, python.eq), "Greater": (torch.gt, python.gt), "GreaterOrEqual": (torch.ge, python.ge),
-    "Less": (torch.lt, python.lt), "LessOrEqual": (torch.le, python.le),
+    "Add": (unsigned(torch.add), python.add), "Sub": (unsigned(torch.sub), python.sub),
+    "Mul": (unsigned(torch.mul), python.mul), "Equal": (torch.eq, python.eq),
+    "Greater": (unsigned(torch.gt, ordered(torch.gt)), python.gt),
+    "GreaterOrEqual": (unsigned(torch.ge, ordered(torch.ge)), python.ge),
+    "Less": (unsigned(torch.lt, ordered(torch.lt)), python.lt),
+    "LessOrEqual": (unsigned(torch.le, ordered(torch.le)), python.le),
     "And": (torch.logical_and, lambda a, b: bool(a) and bool(b)),
     "Or": (torch.logical_or, lambda a, b: bool(a) or bool(b)),
     "Xor": (torch.logical_xor, lambda a, b: bool(a) != bool(b)),
@@ -90,6 +83,12 @@ for _name, _pair in _BINARY.items():
     _binary(_name, *_pair)
 
 
+_divided = unsigned(lambda a, b: torch.div(a, b, rounding_mode="trunc"), quotient)
+_rest = unsigned(torch.remainder, remainder)
+_largest = unsigned(torch.maximum, ordered(torch.maximum))
+_smallest = unsigned(torch.minimum, ordered(torch.minimum))
+
+
 def _quotient(a: Any, b: Any) -> Any:
     """Integer division towards zero."""
     return a // b if (a >= 0) == (b > 0) else -(-a // b)
@@ -107,7 +106,7 @@ def div(a: Value, b: Value) -> Value:
     if all_host(a, b):
         return broadcast(_quotient, a, b)
     a, b = tensors(a, b)
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    return a / b if a.is_floating_point() else _divided(a, b)
 
 
 @operator("Mod")
@@ -116,7 +115,7 @@ def mod(a: Value, b: Value, fmod: int = 0) -> Value:
     if all_host(a, b) and not fmod:
         return broadcast(python.mod, a, b)
     a, b = tensors(a, b)
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+    return torch.fmod(a, b) if fmod and a.dtype.is_signed else _rest(a, b)
 
 
 @operator("Pow", static=(1,))
@@ -130,11 +129,15 @@ def power(a: Value, b: Value) -> Value:
     return torch.pow(a, b).to(a.dtype)
 
 
+_up = unsigned(torch.bitwise_left_shift, shift_left)
+_down = unsigned(torch.bitwise_right_shift, shift_right)
+
+
 @operator("BitShift")
 def bit_shift(a: Value, b: Value, direction: str) -> Tensor:
     """Shift by `b` bits."""
     a, b = tensors(a, b)
-    return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
+    return _up(a, b) if direction == "LEFT" else _down(a, b)
 
 
 def _fold(values: tuple[Value, ...], function: Callable[..., Any], scalar: Callable[..., Any]) -> Value:
@@ -148,13 +151,13 @@ def _fold(values: tuple[Value, ...], function: Callable[..., Any], scalar: Calla
 @operator("Max")
 def maximum(*values: Value) -> Value:
     """Largest of the inputs, element by element."""
-    return _fold(values, torch.maximum, max)
+    return _fold(values, _largest, max)
 
 
 @operator("Min")
 def minimum(*values: Value) -> Value:
     """Smallest of the inputs, element by element."""
-    return _fold(values, torch.minimum, min)
+    return _fold(values, _smallest, min)
 
 
 @operator("Sum")
@@ -204,6 +207,13 @@ def leaky_relu(x: Value, alpha: float = 0.01) -> Tensor:
 
 
 @operator("PRelu")
+def prelu_by_channel(x: Value, slope: Value) -> Tensor:
+    """Before opset 7: one slope, or one a channel."""
+    x, slope = tensors(x, slope)
+    return prelu(x, slope.reshape(-1, *[1] * (x.dim() - 2)))
+
+
+@operator("PRelu", since=7)
 def prelu(x: Value, slope: Value) -> Tensor:
     """`slope` x below zero, the slope broadcast."""
     x, slope = tensors(x, slope)
@@ -248,6 +258,21 @@ def swish(x: Value, alpha: float = 1.0) -> Tensor:
     return x * torch.sigmoid(alpha * x)
 
 
+@operator("SwiGLU")
+def swiglu(a: Value, b: Value, alpha: float = 1.0) -> Tensor:
+    """`a` times the sigmoid of `alpha` a, times `b`."""
+    a, b = tensors(a, b)
+    return swish(a, alpha) * b
+
+
+@operator("Shrink")
+def shrink(x: Value, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    """Zero between -`lambd` and `lambd`, `bias` nearer to zero outside."""
+    x = tensor(x)
+    moved = torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, torch.zeros_like(x)))
+    return moved.to(x.dtype)
+
+
 @operator("IsInf")
 def is_inf(x: Value, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
     """Whether an element is infinite, of the asked signs."""
@@ -256,24 +281,6 @@ def is_inf(x: Value, detect_negative: int = 1, detect_positive: int = 1) -> Tens
     if detect_positive:
         found = found | torch.isposinf(x)
     return found | torch.isneginf(x) if detect_negative else found
-
-
-@operator("Cast")
-def cast(x: Value, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
-    """In another dtype; shape arithmetic stays on the host."""
-    if is_host(x) and DTYPES[to] == torch.int64:
-        return broadcast(int, x) if any(isinstance(item, bool | torch.SymBool) for item in flat(x)) else x
-    return tensor(x).to(DTYPES[to])
-
-
-@operator("CastLike", scalars=(0,))
-def cast_like(x: Value, like: Value, saturate: int = 1, round_mode: str = "up") -> Value:
-    """In the dtype of another tensor."""
-    if is_host(like) and isinstance(x, int | float):
-        return int(x)
-    if all_host(x, like):
-        return x
-    return tensor(x, like) if isinstance(x, int | float) else tensor(x).to(tensor(like).dtype)
 
 
 @operator("Dropout", static=(1, 2), several=True)

@@ -253,6 +253,18 @@ def _source(mode: str, size: Any, before: Any, after: Any, device: torch.device)
     return torch.where(folded < size, folded, 2 * (size - 1) - folded)
 
 
+@operator("CenterCropPad", static=(1,))
+def center_crop_pad(x: Value, shape: Value, axes: Sequence[int] | None = None) -> Tensor:
+    """The middle of the axes in another size, cut or padded with zeros."""
+    x = tensor(x)
+    widths: list[tuple[Any, Any]] = [(0, 0)] * x.dim()
+    for axis, size in zip(range(x.dim()) if axes is None else axes, integers(shape), strict=True):
+        more = size - x.shape[axis]
+        before = more // 2 if more >= 0 else -(-more // 2)
+        widths[axis] = (before, more - before)
+    return F.pad(x, _reversed_pairs(widths))
+
+
 @operator("DepthToSpace")
 def depth_to_space(x: Tensor, blocksize: int, mode: str = "DCR") -> Tensor:
     """Channels moved into square blocks of the plane."""

@@ -111,7 +111,7 @@ def conv_transpose(
     return y if b is None else y + b.reshape(-1, *[1] * n)
 
 
-def _overhang(
+def overhang(
     size: Sequence[Any], spans: Sequence[int], strides: Sequence[int], pads: Sequence[Any], ceil: bool
 ) -> list[Any]:
     """What is added at the ends of the spatial axes beyond the pads (begins, then ends).
@@ -143,7 +143,7 @@ def max_pool(
     before, after = spatial_pads(x.shape[2:], kernel, steps, spread, pads, auto_pad)
     ceil = bool(ceil_mode) and auto_pad in ("NOTSET", "")
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
-    more = _overhang(x.shape[2:], spans, steps, [*before, *after], ceil)
+    more = overhang(x.shape[2:], spans, steps, [*before, *after], ceil)
     simple = before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True))
     if simple and outputs == 1 and x.is_floating_point() and (ceil or not any(more)):
         return ((F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1](x, kernel, steps, before, spread, ceil),)
@@ -173,7 +173,7 @@ def average_pool(
     before, after = spatial_pads(x.shape[2:], kernel, steps, spread, pads, auto_pad)
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
     ceil = bool(ceil_mode) and auto_pad in ("NOTSET", "")
-    more = _overhang(x.shape[2:], spans, steps, [*before, *after], ceil)
+    more = overhang(x.shape[2:], spans, steps, [*before, *after], ceil)
     if not any([*before, *after, *more]) and set(spread) == {1}:
         return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1](x, kernel, steps)
     whole = [a + m for a, m in zip(after, more, strict=True)]

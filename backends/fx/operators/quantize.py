@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from burnish.backends.fx.operators.casts import LIMITS, to_dtype
+from burnish.backends.fx.operators.network import Ints, conv, per_channel
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import DTYPES, Tensor, Value, tensors
+from burnish.backends.fx.values import DTYPES, HELD, Tensor, Value, held, tensors
 
 
 def spread(x: Tensor, like: Tensor, axis: int, block: int = 0) -> Tensor:
@@ -41,21 +43,25 @@ _REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @operator("QuantizeLinear", domain="com.microsoft", fixed=(1, 2))
 def quantize_linear(
     x: Tensor, scale: Tensor, zero: Value = None, axis: int = 1, block_size: int = 0, output_dtype: int = 0,
-    precision: int = 0, saturate: int = 1, *, straight_through: bool = False,
+    precision: int = 0, saturate: int = 1, *, straight_through: bool = False, result: int = 0,
 ) -> Tensor:  # fmt: skip
     """x / scale rounded half to even, plus the zero point, saturated.
 
-    With `straight_through` the integers stay in a float tensor through which gradients pass.
+    With `straight_through` the quantized numbers stay in a float tensor through which gradients pass.
     """
-    kind = DTYPES[output_dtype] if output_dtype else torch.uint8 if zero is None else zero.dtype
+    code = output_dtype or (result if result in HELD else 0)
+    kind = held(code) if code else torch.uint8 if zero is None else zero.dtype
     if kind.is_floating_point:
-        raise ValueError(f"quantization to {kind} is not expressed in torch")
-    limits = torch.iinfo(kind)
+        y = x / spread(scale.to(x.device), x, axis, block_size)
+        code = code or next(number for number, dtype in DTYPES.items() if dtype == kind)
+        rounded = to_dtype(y.detach(), code, saturate)
+        return y + (rounded.to(y.dtype) - y).detach() if straight_through else rounded
+    low, high = LIMITS[code] if code in LIMITS else (torch.iinfo(kind).min, torch.iinfo(kind).max)
     scale = spread(scale.to(x.device), x, axis, block_size)
     offset = 0.0 if zero is None else spread(zero.to(x.device), x, axis, block_size).to(scale.dtype)
     # Clamped once before rounding, which keeps infinities out of it, and once after the zero point is added.
-    room = torch.clamp(x.to(scale.dtype) / scale, limits.min - limits.max - 2.0, 2.0 * limits.max + 2.0)
-    y = torch.clamp(nearest(room) + offset, limits.min, limits.max)
+    room = torch.clamp(x.to(scale.dtype) / scale, low - high - 2.0, 2.0 * high + 2.0)
+    y = torch.clamp(nearest(room) + offset, low, high)
     return y if straight_through else y.to(kind)
 
 
@@ -109,6 +115,39 @@ def qlinear_matmul(
     factor = a_scale.unsqueeze(-1) if a_scale.dim() == 1 and a_scale.numel() > 1 else a_scale
     limits = torch.iinfo(zero.dtype)
     y = torch.round((total * factor * b_scale / scale).to(torch.float32)) + zero.to(torch.float32)
+    return torch.clamp(y, limits.min, limits.max).to(zero.dtype)
+
+
+def _columns(vector: Tensor, like: Tensor) -> Tensor:
+    """One number, or one an output channel of the weight `like` [M, ...], shaped to broadcast along its first axis."""
+    return vector.reshape(-1, *[1] * (like.dim() - 1)) if vector.numel() > 1 else vector.reshape(())
+
+
+@operator("ConvInteger", fixed=(2, 3))
+def conv_integer(
+    x: Tensor, w: Tensor, x_zero: Value = None, w_zero: Value = None, strides: Ints = None, dilations: Ints = None,
+    pads: Ints = None, group: int = 1, auto_pad: str = "NOTSET", kernel_shape: Ints = None,
+) -> Tensor:  # fmt: skip
+    """The convolution of integers less their zero points, int32."""
+    left = x.double() if x_zero is None else x.double() - x_zero.double()
+    right = w.double() if w_zero is None else w.double() - _columns(w_zero.double(), w)
+    return conv(left, right, None, strides, dilations, pads, group, auto_pad, kernel_shape).to(torch.int32)
+
+
+@operator("QLinearConv", fixed=(1, 2, 4, 5, 6, 7, 8))
+def qlinear_conv(
+    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, scale: Tensor,
+    zero: Tensor, b: Value = None, strides: Ints = None, dilations: Ints = None, pads: Ints = None, group: int = 1,
+    auto_pad: str = "NOTSET", kernel_shape: Ints = None,
+) -> Tensor:  # fmt: skip
+    """The convolution of quantized tensors, quantized again; the bias is in steps of `x_scale` `w_scale`."""
+    right = w.double() - _columns(w_zero.double(), w)
+    bias = None if b is None else b.double()
+    total = conv(x.double() - x_zero.double(), right, bias, strides, dilations, pads, group, auto_pad, kernel_shape)
+    factor = x_scale * w_scale / scale
+    factor = per_channel(factor, total) if factor.numel() > 1 else factor.reshape(())
+    limits = torch.iinfo(zero.dtype)
+    y = torch.round((total * factor).to(torch.float32)) + zero.to(torch.float32)
     return torch.clamp(y, limits.min, limits.max).to(zero.dtype)
 
 

@@ -35,18 +35,20 @@ def _empty(x: Tensor, axes: Axes, keep: bool, value: float) -> Tensor | None:
     if x.numel() or all(x.shape[a] for a in axes):
         return None
     dims = [1 if i in axes else d for i, d in enumerate(x.shape) if keep or i not in axes]
-    limit: Any = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
-    fill = value if x.is_floating_point() else limit.max if value > 0 else limit.min
+    if x.is_floating_point() or x.dtype == torch.bool:
+        fill: Any = value if x.is_floating_point() else value > 0
+    else:
+        fill = torch.iinfo(x.dtype).max if value > 0 else torch.iinfo(x.dtype).min
     return torch.full(dims, fill, dtype=x.dtype, device=x.device)
 
 
 def _max(x: Tensor, axes: Axes, keep: bool) -> Tensor:
-    empty = _empty(x, axes, keep, -math.inf) if not x.dtype == torch.bool else None
+    empty = _empty(x, axes, keep, -math.inf)
     return x.amax(axes, keep) if empty is None else empty
 
 
 def _min(x: Tensor, axes: Axes, keep: bool) -> Tensor:
-    empty = _empty(x, axes, keep, math.inf) if not x.dtype == torch.bool else None
+    empty = _empty(x, axes, keep, math.inf)
     return x.amin(axes, keep) if empty is None else empty
 
 
@@ -125,6 +127,41 @@ def arg_max(x: Value, axis: int = 0, keepdims: int = 1, select_last_index: int =
 def arg_min(x: Value, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the smallest element is."""
     return _extreme(torch.argmin, tensor(x), axis, bool(keepdims), bool(select_last_index))
+
+
+@operator("Hardmax")
+def hardmax_flat(x: Tensor, axis: int = 1) -> Tensor:
+    """Before opset 13: over all axes from `axis` on together."""
+    return hardmax(x.flatten(axis % x.dim()), -1).reshape(x.shape)
+
+
+@operator("Hardmax", since=13)
+def hardmax(x: Tensor, axis: int = -1) -> Tensor:
+    """1 at the first of the largest elements along an axis, 0 elsewhere."""
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, True), 1.0)
+
+
+@operator("Det")
+def det(x: Tensor) -> Tensor:
+    """Determinants of matrices."""
+    return torch.linalg.det(x)
+
+
+@operator("Unique", several=True)
+def unique(x: Value, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, ...]:
+    """Every element or slice once; where each first is, which one each element is, and how often each occurs."""
+    x = tensor(x)
+    rows = x.reshape(-1) if axis is None else x
+    along = axis or 0
+    y, which, counts = torch.unique(rows, return_inverse=True, return_counts=True, dim=along)
+    which = which.reshape(-1)
+    places = torch.arange(len(which) - 1, -1, -1, device=x.device)
+    first = places.new_zeros(len(counts)).scatter_reduce(0, which.flip(0), places, "amin", include_self=False)
+    if not sorted:
+        order = torch.argsort(first)
+        y, first, counts = y.index_select(along, order), first[order], counts[order]
+        which = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))[which]
+    return y, first, which, counts
 
 
 @operator("TopK", static=(1,), several=True)

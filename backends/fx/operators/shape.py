@@ -8,7 +8,19 @@ from typing import Any
 import torch
 
 from burnish.backends.fx.registry import operator
-from burnish.backends.fx.values import DTYPES, Tensor, Value, host, integers, is_host, nest, product, sizes, tensor
+from burnish.backends.fx.values import (
+    DTYPES,
+    Tensor,
+    Value,
+    flat,
+    host,
+    integers,
+    is_host,
+    nest,
+    product,
+    sizes,
+    tensor,
+)
 
 _SMALL = 64
 """Integers of up to this many elements are made on the host."""
@@ -53,19 +65,18 @@ def constant_of_shape(shape: Value, value: Number = (0.0, 1)) -> Value:
 
 
 @operator("Range", static=(0, 1, 2))
-def arange(start: Value, limit: Value, delta: Value) -> Tensor:
+def arange(start: Value, limit: Value, delta: Value, *, result: int = 0) -> Tensor:
     """Numbers from `start` in steps of `delta`, `limit` excluded; the dtype is that of the operands."""
     given = [x for x in (start, limit, delta) if isinstance(x, torch.Tensor)]
-    dtype = given[0].dtype if given else torch.float32 if _real(start, limit, delta) else torch.int64
-    first, last, step = (host(x) for x in (start, limit, delta))
+    (first,), (last,), (step,) = (flat(host(x)) for x in (start, limit, delta))
+    if result or given:
+        dtype = given[0].dtype if given else DTYPES[result]
+    else:
+        dtype = torch.float32 if any(isinstance(x, float) for x in (first, last, step)) else torch.int64
     if not dtype.is_floating_point:
         return torch.arange(first, last, step, dtype=dtype, device=given[0].device if given else None)
     count = max(math.ceil((last - first) / step), 0)
     return first + torch.arange(count, dtype=dtype) * step
-
-
-def _real(*values: Value) -> bool:
-    return any(isinstance(x, float) for x in values)
 
 
 @operator("EyeLike")
