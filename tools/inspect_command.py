@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "blocks": (),
     "utilization": ("data", "threads", "batch"),
     "memory": ("data", "threads"),
+    "energy": ("data", "threads", "uses", "make_energy", "against", "watts", "seconds", "target"),
 }
 """The sections in the order in which they are printed, each with the options that only some of them take.
 
@@ -31,10 +32,17 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 @click.option("--blocks", is_flag=True, help="Residual blocks: what they do, which are alike, which can be dropped.")
 @click.option("--utilization", is_flag=True, help="Each node's time, and how much of the machine it uses.")
 @click.option("--memory", is_flag=True, help="What is alive when: the peak of the activations, and its parts.")
+@click.option("--energy", is_flag=True, help="Joules per inference, and how many uses pay for the making.")
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions, by name or INPUT.AXIS.")
 @click.option("--data", metavar="D", help="Samples, as `optimize` reads them.  [default: made]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside an operator.  [default: 1]")
 @click.option("--batch", metavar="N,...", help="Batch sizes for --utilization.  [default: that of the sample]")
+@click.option("--uses", metavar="N,...", help="Numbers of uses for --energy.  [default: 1e4,1e6,1e9]")
+@click.option("--make-energy", type=float, metavar="J", help="Joules that went into making MODEL.  [default: 0]")
+@click.option("--against", metavar="B", help="A model with the same inputs to hold MODEL's energy against.")
+@click.option("--watts", type=float, metavar="W", help="Assume this power above idle, and read no meter.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), help="For how long --energy runs a model.  [default: 10]")
+@click.option("--target", type=click.Choice(["ort-cpu", "ort-cuda"]), help="What --energy runs on.  [default: ort-cpu]")
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=0), help="Length of the lists.")
 @click.option("--plot", metavar="FILE", help="Draw the one section asked for into FILE.svg or FILE.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
