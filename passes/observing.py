@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +16,11 @@ from burnish.passes import sites as places
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import LIMIT, Keep, Site
 
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
-"""Computes values of a model, by name, from its inputs."""
+Take = Callable[[oir.Value, Any], None]
+"""Is given each value that is computed, which it neither changes nor keeps."""
+
+Run = Callable[[Mapping[str, np.ndarray], Take], None]
+"""Computes values of a model from its inputs."""
 
 Load = Callable[[list[oir.Value]], AbstractContextManager[Run]]
 """Gets ready to compute the given values of a model; what that holds is freed when the context ends."""
@@ -29,9 +32,12 @@ def observe(
     sites: Mapping[str, Site],
     reducers: Reducer | Mapping[str, Reducer],
     samples: Iterable[Sample],
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
 ) -> dict[str, Reducer]:
-    """`Observer.observe` for a model whose values `load` computes; same arguments, result and errors."""
+    """`Observer.observe` for a model whose values `load` computes; same arguments, result and errors.
+
+    Without a limit all values are computed in one run: for a `load` that holds only one of them at a time.
+    """
     wanted = _Wanted(model, sites, reducers)
     if iter(samples) is samples:
         raise InputError(
@@ -43,29 +49,27 @@ def observe(
         raise InputError("there are no samples to observe the model on")
     for value in wanted.stored:
         wanted.add(value, np.asarray(places.stored(value)), first)
-    computed = [value for value in wanted.by_value if value not in wanted.stored and value.producer() is not None]
-    given = [value for value in wanted.by_value if value not in wanted.stored and value.producer() is None]
-    for value in given:
+    others = [value for value in wanted.by_value if value not in wanted.stored]
+    for value in [value for value in others if value.producer() is None]:
         for sample in samples:
             wanted.add(value, _given(value, sample), sample)
-    for group in places.groups(model, computed, samples, limit):
+    computed = [value for value in others if value.producer() is not None]
+    parts = [computed] if limit is None else places.groups(model, computed, samples, limit)
+    for group in filter(None, parts):
         with load(group) as run:
             for sample in samples:
-                for value, array in _computed(run, group, sample):
-                    wanted.add(value, array, sample)
+                _compute(run, sample, wanted)
     return wanted.found
 
 
-def _computed(run: Run, group: list[oir.Value], sample: Sample) -> Iterator[tuple[oir.Value, np.ndarray]]:
+def _compute(run: Run, sample: Sample, wanted: _Wanted) -> None:
+    """Reduce the values of one sample; what the model says when it refuses it gets the sample's name."""
     try:
-        found = dict(run(sample.feeds))
+        run(sample.feeds, lambda value, array: wanted.add(value, array, sample))
     except InputError as error:
+        if error.place is not None and error.place.startswith("value `"):
+            raise
         raise InputError(error.cause, place=f"sample `{sample.name}`", hint=error.hint) from error
-    for value in group:
-        array = found.pop(str(value.name))
-        if not isinstance(array, np.ndarray):
-            raise InputError("it is no tensor", place=f"value `{value.name}`")
-        yield value, array
 
 
 def _given(value: oir.Value, sample: Sample) -> np.ndarray:
@@ -94,8 +98,10 @@ class _Wanted:
             self.found[name] = held.setdefault((site.keep, reducer.options), reducer.fresh())
         self.stored = [value for value in self.by_value if places.stored(value) is not None]
 
-    def add(self, value: oir.Value, array: np.ndarray, sample: Sample) -> None:
+    def add(self, value: oir.Value, array: Any, sample: Sample) -> None:
         """Reduce one array of a value."""
+        if not isinstance(array, np.ndarray):
+            raise InputError("it is no tensor", place=f"value `{value.name}`")
         for (keep, _), reducer in self.by_value[value].items():
             try:
                 reducer.add(array, None if keep is None else keep.of(sample.feeds, array))

@@ -51,6 +51,12 @@ class Reducer(ABC):
     def _join(self, other: Self) -> None:
         """`merge`, where both have the same options and have seen something."""
 
+    @property
+    def feature_axis(self) -> int | None:
+        """The axis along which a mask may not differ; None when it may differ from element to element."""
+        axis: int | None = getattr(self, "axis", None)
+        return axis
+
     def fresh(self) -> Self:
         """A reducer of the same options that has seen nothing."""
         return dataclasses.replace(self)
@@ -224,6 +230,10 @@ class Range(Reducer):
     axis: int | None = None
     low: Array | None = field(init=False, default=None)
     high: Array | None = field(init=False, default=None)
+
+    @property
+    def feature_axis(self) -> int | None:
+        return None
 
     def add(self, array: Array, keep: Array | None = None) -> None:
         array = numeric(array)

@@ -137,6 +137,10 @@ class Several(Reducer):
 
     parts: tuple[Reducer, ...]
 
+    @property
+    def feature_axis(self) -> int | None:
+        return next((part.feature_axis for part in self.parts if part.feature_axis is not None), None)
+
     def add(self, array: Array, keep: Array | None = None) -> None:
         for part in self.parts:
             part.add(array, keep)

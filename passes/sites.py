@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,8 +104,8 @@ def refusal(model: oir.Model, value: oir.Value) -> str | None:
 
 def aligned(
     value: oir.Value, axis: int | None, mask: oir.Value, facts: Inference, *, kept: int = 1, additive: bool = False
-) -> Keep | str:
-    """How the axes of a mask lie in a value, as far as the proven shapes of both tell; else the reason why not.
+) -> Keep | str | None:
+    """How the axes of a mask lie in a value, as far as the proven shapes of both tell.
 
     Args:
         value: the value to observe.
@@ -113,6 +114,10 @@ def aligned(
         facts: of the model.
         kept: see `Keep`.
         additive: see `Keep`.
+
+    Returns:
+        The rows that count; None when the value has no positions any more, so that all of it counts; else the reason
+        why it cannot be told.
     """
     shape, sizes = facts.shape(value), facts.shape(mask)
     if shape is None or sizes is None:
@@ -131,7 +136,16 @@ def aligned(
     merged = [index for index in free if shape[index] == whole]
     if len(used) > 1 and merged == [0] and _merged_in_order(value, wanted, facts):
         return Keep(str(mask.name), (0,), used, kept, additive)
+    positions = _symbols(wanted[-1:])
+    if positions and not positions & _symbols(shape) and all(dims.is_named(size) for size in shape):
+        return None
     return f"the axes of {named} do not match"
+
+
+def _symbols(sizes: Iterable[dims.Dim]) -> set[str]:
+    """The symbols of the inputs that sizes are made of, those inside `floor(...)` and the like included."""
+    text = " ".join(atom for size in sizes if isinstance(size, dims.Expr) for atoms, _ in size.terms for atom in atoms)
+    return set(re.findall(r"[^\s()*+,/|-]+", text))
 
 
 def _merged_in_order(value: oir.Value, wanted: list[dims.Dim], facts: Inference) -> bool:

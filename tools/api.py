@@ -1,4 +1,4 @@
-"""The Python interface: `load`, `optimize`, `emit`, `Pipeline`."""
+"""The Python interface: `load`, `optimize`, `observe`, `emit`, `Pipeline`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from burnish.passes import pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Runner
 from burnish.tools import crash
+from burnish.tools.observe import observe
 
-__all__ = ["Pipeline", "Result", "emit", "load", "optimize"]
+__all__ = ["Pipeline", "Result", "emit", "load", "observe", "optimize"]
 
 
 @dataclass

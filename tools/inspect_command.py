@@ -20,6 +20,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "utilization": ("data", "threads", "batch"),
     "memory": ("data", "threads"),
     "energy": ("data", "threads", "uses", "make_energy", "against", "watts", "seconds", "target"),
+    "rank": ("data", "threads"),
+    "criticality": ("data", "threads", "trials", "seed"),
 }
 """The sections in the order in which they are printed, each with the options that only some of them take.
 
@@ -33,6 +35,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 @click.option("--utilization", is_flag=True, help="Each node's time, and how much of the machine it uses.")
 @click.option("--memory", is_flag=True, help="What is alive when: the peak of the activations, and its parts.")
 @click.option("--energy", is_flag=True, help="Joules per inference, and how many uses pay for the making.")
+@click.option("--rank", is_flag=True, help="How many directions each layer's weight and, with --data, its input use.")
+@click.option("--criticality", is_flag=True, help="What the outputs lose when a layer's weights are drawn anew.")
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions, by name or INPUT.AXIS.")
 @click.option("--data", metavar="D", help="Samples, as `optimize` reads them.  [default: made]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads inside an operator.  [default: 1]")
@@ -43,6 +47,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 @click.option("--watts", type=float, metavar="W", help="Assume this power above idle, and read no meter.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="For how long --energy runs a model.  [default: 10]")
 @click.option("--target", type=click.Choice(["ort-cpu", "ort-cuda"]), help="What --energy runs on.  [default: ort-cpu]")
+@click.option("--trials", type=click.IntRange(min=1), help="Draws of each layer for --criticality.  [default: 3]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draws for --criticality.  [default: 0]")
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=0), help="Length of the lists.")
 @click.option("--plot", metavar="FILE", help="Draw the one section asked for into FILE.svg or FILE.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")

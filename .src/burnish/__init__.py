@@ -3,20 +3,20 @@
 >>> import burnish
 >>> result = burnish.optimize("model.onnx", "out.onnx")  # doctest: +SKIP
 
-`load`, `optimize`, `emit` and `Pipeline` are imported on first use, so that `import burnish` costs nothing.
+`load`, `optimize`, `observe`, `emit` and `Pipeline` are imported on first use, so that `import burnish` costs nothing.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from burnish.tools.api import Pipeline, emit, load, optimize
+    from burnish.tools.api import Pipeline, emit, load, observe, optimize
 
-__all__ = ["Pipeline", "__version__", "emit", "load", "optimize"]
+__all__ = ["Pipeline", "__version__", "emit", "load", "observe", "optimize"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Pipeline", "emit", "load", "optimize"):
+    if name in ("Pipeline", "emit", "load", "observe", "optimize"):
         from burnish.tools import api
 
         return getattr(api, name)

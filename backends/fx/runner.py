@@ -55,7 +55,10 @@ class FxRunner:
         unknown = [name for name in watchers if name not in self._bridge.values]
         if unknown:
             raise InputError(f"there is no value `{unknown[0]}` to watch")
-        interpreter = _Interpreter(module, {self._bridge.values[name]: taker for name, taker in watchers.items()})
+        by_node: dict[str, list[Watcher]] = {}
+        for name, watcher in watchers.items():
+            by_node.setdefault(self._bridge.values[name], []).append(watcher)
+        interpreter = _Interpreter(module, by_node)
         return self._arrays(self._guarded(lambda arguments: interpreter.run(*arguments), feeds))
 
     def close(self) -> None:
@@ -108,16 +111,16 @@ def _array(value: Any) -> Any:
 class _Interpreter(fx.Interpreter):
     """Runs a module node by node and shows the values of some."""
 
-    def __init__(self, module: fx.GraphModule, watchers: Mapping[str, Watcher]) -> None:
+    def __init__(self, module: fx.GraphModule, watchers: Mapping[str, list[Watcher]]) -> None:
         super().__init__(module)
         self._watchers = watchers
 
     def run_node(self, n: fx.Node) -> Any:
-        """The value of one node, shown to its watcher when it is a tensor."""
+        """The value of one node, shown to its watchers when it is a tensor."""
         found = super().run_node(n)
-        watcher = self._watchers.get(n.name)
-        if watcher is not None and isinstance(found, torch.Tensor):
-            watcher(found)
+        if isinstance(found, torch.Tensor):
+            for watcher in self._watchers.get(n.name, ()):
+                watcher(found)
         return found
 
 

@@ -72,7 +72,13 @@ class OrtObserver:
     def _session(self, values: list[oir.Value]) -> Iterator[observing.Run]:
         with outputs_exchanged(self._model, values):
             runner = self._load(self._model)
+
+        def run(feeds: Mapping[str, np.ndarray], take: observing.Take) -> None:
+            found = runner.run(feeds)
+            for value in values:
+                take(value, found.pop(str(value.name)))
+
         try:
-            yield runner.run
+            yield run
         finally:
             runner.close()

@@ -23,7 +23,9 @@ from burnish.ir.views.convolution import convolutions
 from burnish.ir.views.linear import linears
 from burnish.passes import observing, sites
 from burnish.passes.gram import ConvolutionGram, Gram
+from burnish.passes.layers import gram_of, layers
 from burnish.passes.reducers import Moments, Range, Reducer
+from burnish.passes.reservoirs import Several
 from burnish.passes.sites import Keep, Site, aligned
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
@@ -195,7 +197,6 @@ def test_padding_does_not_count_whatever_the_sizes(name: str) -> None:
     [
         ("s", r"the axes of `mask` \[batch, seq\] and `s` .* do not match"),
         ("u", "do not match"),
-        ("w", "do not match"),
     ],
 )
 def test_a_mask_whose_rows_cannot_be_told_is_not_guessed(name: str, reason: str) -> None:
@@ -302,3 +303,50 @@ def test_an_observer_is_a_runner() -> None:
         assert found.keys() == expected.keys()
         np.testing.assert_array_equal(found["y"], expected["y"])
         observer.close()
+
+
+@pytest.mark.parametrize("name", ["digits_vit", "digits_resnet"])
+def test_torch_gives_the_same_numbers(name: str) -> None:
+    pytest.importorskip("torch")
+    from burnish.backends.fx.observe import FxObserver
+
+    model, data = digits(name)
+    found = layers(model)
+    wanted = {key: Site(layer.input) for key, layer in found.items()} | {"logits": Site(named(model, "logits"))}
+    reducers = {key: Several((gram_of(layer), Range())) for key, layer in found.items()} | {"logits": Gram()}
+    ort, torch = OrtObserver(model), FxObserver(model)
+    ours, theirs = ort.observe(wanted, reducers, data), torch.observe(wanted, reducers, data)
+    for key, one in ours.items():
+        other = theirs[key]
+        pairs = zip(getattr(one, "parts", (one,)), getattr(other, "parts", (other,)), strict=True)
+        for first, second in pairs:
+            a, b = (r.matrix if isinstance(r, Gram) else r.absmax for r in (first, second))
+            assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+    expected, other_outputs = ort.run(data[0].feeds), torch.run(data[0].feeds)
+    np.testing.assert_allclose(other_outputs["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_torch_masks_padding_and_says_what_it_cannot_show() -> None:
+    pytest.importorskip("torch")
+    from burnish.backends.fx.observe import FxObserver
+
+    model, data = masked()
+    keep = aligned(named(model, "r"), -1, named(model, "mask"), Inference(model))
+    assert isinstance(keep, Keep)
+    wanted = {"r": Site(named(model, "r"), keep), "x": Site(named(model, "x")), "ids": Site(named(model, "ids"))}
+    reducers = {"r": Moments(), "x": Moments(), "ids": Moments(axis=None)}
+    ours, theirs = (one.observe(wanted, reducers, data) for one in (OrtObserver(model), FxObserver(model)))
+    for key, one in ours.items():
+        other = theirs[key]
+        assert isinstance(one, Moments) and isinstance(other, Moments) and one.rows == other.rows
+        np.testing.assert_allclose(other.mean, one.mean, rtol=1e-6)
+    shapes = parsed(
+        "g (float[n, 2] x) => (float[n, 2] y, float[m, k] z) { i = Identity (x) y = Relu (i) j = Identity (y)"
+        "  s = Shape (j)  z = Reshape (j, s) }"
+    )
+    sample = Sample("one", {"x": np.ones((3, 2), np.float32)})
+    both = {name: Site(named(shapes, name)) for name in "yj"}
+    found = FxObserver(shapes).observe(both, Moments(axis=None), [sample])
+    assert [reducer.rows for reducer in found.values() if isinstance(reducer, Moments)] == [6, 6]
+    with pytest.raises(InputError, match="no tensors: `s`|no value `s` to watch"):
+        FxObserver(shapes).observe({"s": Site(named(shapes, "s"))}, Moments(), [sample])

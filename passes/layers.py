@@ -1,0 +1,68 @@
+"""The layers of a model that hold a matrix, where their inputs are observed, and how the rows of these are made."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as oir
+
+from burnish.ir.views.convolution import Convolution, convolutions
+from burnish.ir.views.linear import Linear, linears
+from burnish.passes.gram import ConvolutionGram, Gram
+from burnish.passes.sites import refusal
+
+Layer = Linear | Convolution
+
+
+def layers(model: oir.Model) -> dict[str, Layer]:
+    """The linear layers and convolutions of all graphs, in the order of the nodes, by name.
+
+    A layer is called like its node, or like its output where nodes have no name of their own.
+    """
+    found: dict[int, Layer] = {id(one.node): one for one in linears(model)}
+    found |= {id(one.node): one for one in convolutions(model)}
+    nodes = [
+        node for graph in (model.graph, *(f.graph for f in model.functions.values())) for node in graph.all_nodes()
+    ]
+    ordered = [found[id(node)] for node in nodes if id(node) in found]
+    names = Counter(one.node.name for one in ordered)
+    return {
+        str(one.node.name if one.node.name and names[one.node.name] == 1 else one.output.name): one for one in ordered
+    }
+
+
+def unobservable(model: oir.Model, layer: Layer) -> str | None:
+    """Why what passes through a layer cannot be observed, in plain words; None when it can."""
+    return refusal(model, layer.output) or refusal(model, layer.input)
+
+
+def gram_of(layer: Layer, *, patches: bool = True, exact: bool = False) -> Gram:
+    """An empty reducer for the input of a layer: the Gram matrix of the rows that its weight multiplies.
+
+    Args:
+        layer: a layer; a transposed convolution multiplies the channels of each position.
+        patches: unroll the patches of a convolution; else take the channels of each position, which is much cheaper.
+        exact: see `Gram`.
+    """
+    if isinstance(layer, Linear):
+        return Gram(axis=layer.input_axis, exact=exact)
+    pointwise = all(size == 1 for size in (*layer.kernel, *layer.strides)) and not any(layer.pads) and layer.groups == 1
+    if layer.transposed or not patches or pointwise:
+        return Gram(axis=1, exact=exact)
+    same = {"SAME_UPPER": "upper", "SAME_LOWER": "lower"}.get(layer.auto_pad, "")
+    pads = () if layer.auto_pad == "VALID" else layer.pads
+    return ConvolutionGram(
+        exact=exact,
+        kernel=layer.kernel,
+        strides=layer.strides,
+        dilations=layer.dilations,
+        pads=pads,
+        same=same,
+        groups=layer.groups,
+    )
+
+
+def gram_bytes(layer: Layer, gram: Gram) -> int:
+    """The bytes that `gram` holds once it has seen the input of `layer`."""
+    features = layer.in_features if isinstance(layer, Linear) else layer.in_channels
+    return gram.nbytes({0: (features, 1), 1: (1, features, 1)}.get(gram.axis, (1, features)))

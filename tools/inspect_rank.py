@@ -1,0 +1,202 @@
+"""How many directions each layer uses: of its weight, and with samples of the data that passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from burnish.tools import terminal
+
+if TYPE_CHECKING:
+    from burnish.ir.samples import Sample
+    from burnish.passes.gram import Gram
+    from burnish.passes.layers import Layer
+    from burnish.tools.subject import Subject
+
+STATISTICS = 1 << 30
+"""Bytes of Gram matrices that are held at once; further layers need further runs over the samples."""
+
+
+def report(subject: Subject) -> dict[str, Any]:
+    """The ranks of every linear layer and convolution, and of their inputs where samples are given.
+
+    Made samples are not used: what they span says nothing about real data.
+
+    Args:
+        subject: the model; of its samples only given ones count.
+
+    Raises:
+        InputError: the samples cannot be read, or the model refuses one.
+    """
+    from burnish.passes import rank
+    from burnish.passes.layers import layers
+
+    found = layers(subject.model)
+    rows: dict[str, dict[str, Any]] = {}
+    for number, (name, layer) in enumerate(found.items()):
+        subject.on_step(name, number, len(found))
+        rows[name] = _weight(name, layer)
+    samples = subject.samples if subject.data is not None else []
+    if samples:
+        _add_data(subject, found, samples, rows)
+    shares = [row["data"]["utilized_share"] for row in rows.values() if row["data"] is not None]
+    return {
+        "samples": len(samples),
+        "energy": rank.SHARE,
+        "mean_utilized_share": sum(shares) / len(shares) if shares else None,
+        "layers": list(rows.values()),
+    }
+
+
+def _weight(name: str, layer: Layer) -> dict[str, Any]:
+    from burnish.passes import rank
+
+    blocks = rank.matrices(layer)
+    found = rank.weight_rank(layer)
+    return {
+        "name": name,
+        "operator": layer.node.op_type,
+        "in": blocks.shape[2],
+        "out": blocks.shape[1],
+        "groups": blocks.shape[0],
+        "full_rank": found.full,
+        "stable_rank": found.stable,
+        "energy_rank_90": found.energy_90,
+        "energy_rank_99": found.energy_99,
+        "data": None,
+        "unknown": None,
+    }
+
+
+def _add_data(
+    subject: Subject, found: dict[str, Layer], samples: list[Sample], rows: dict[str, dict[str, Any]]
+) -> None:
+    """Fill in what the samples show, some layers at a time."""
+    from burnish.backends.ort.observe import OrtObserver
+    from burnish.passes.layers import unobservable
+    from burnish.passes.reservoirs import Several
+    from burnish.passes.sites import Site
+    from burnish.tools.observe import keeps_of
+
+    wanted: dict[str, Several] = {}
+    for name, layer in found.items():
+        why = unobservable(subject.model, layer)
+        if why is None:
+            wanted[name] = _reducer(layer)
+        else:
+            rows[name]["unknown"] = why
+    keeps = keeps_of(subject.model, {name: (found[name].input, one.feature_axis) for name, one in wanted.items()})
+    for name in [name for name in wanted if isinstance(keeps[name], str)]:
+        rows[name]["unknown"] = f"padding cannot be left out: {keeps[name]}"
+        del wanted[name]
+    observer = OrtObserver(subject.model, threads=subject.threads)
+    done = 0
+    for part in _parts(found, wanted):
+        subject.on_step("observing", done, len(wanted))
+        places = {name: Site(found[name].input, keep) for name in part if not isinstance(keep := keeps[name], str)}
+        grams = observer.observe(places, part, samples)
+        for name, reducer in grams.items():
+            subject.on_step(name, done, len(wanted))
+            assert isinstance(reducer, Several)
+            rows[name]["data"] = _data(found[name], *reducer.parts)  # type: ignore[arg-type]
+            done += 1
+
+
+def _reducer(layer: Layer) -> Any:
+    from burnish.passes.layers import gram_of
+    from burnish.passes.reservoirs import Several
+
+    rows, channels = gram_of(layer, exact=True), gram_of(layer, patches=False, exact=True)
+    return Several((rows,) if rows.options == channels.options else (rows, channels))
+
+
+def _parts(found: dict[str, Layer], wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The reducers in groups that hold no more than `STATISTICS` bytes, layers of one input together."""
+    from burnish.passes.layers import gram_bytes
+
+    part: dict[str, Any] = {}
+    held = 0
+    seen: set[tuple[int, str]] = set()
+    for name, reducer in wanted.items():
+        key = (id(found[name].input), reducer.options)
+        size = 0 if key in seen else sum(gram_bytes(found[name], one) for one in reducer.parts)
+        if part and held + size > STATISTICS:
+            yield part
+            part, held, seen = {}, 0, set()
+            size = sum(gram_bytes(found[name], one) for one in reducer.parts)
+        part[name] = reducer
+        held += size
+        seen.add(key)
+    if part:
+        yield part
+
+
+def _data(layer: Layer, gram: Gram, channels: Gram | None = None) -> dict[str, Any]:
+    from burnish.ir.errors import InputError
+    from burnish.passes import rank
+
+    try:
+        ranks = rank.data_rank(layer, gram)
+    except InputError as error:
+        raise InputError(f"every row of its input is padding: {error.cause}", place=layer.node.name) from error
+    fill = rank.fill(gram if channels is None else channels)
+    return {
+        "rows": ranks.rows,
+        "feature_rank": ranks.feature,
+        "utilized_rank": ranks.utilized,
+        "utilized_share": ranks.share,
+        "qsur_root": fill.root,
+        "qsur_directions": fill.directions,
+        "qsur_root_bound": fill.bound,
+        "qsur_unknown": fill.reason or None,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    out = terminal.out()
+    columns = ["layer", "operator", ">in", ">out", ">full", ">stable", ">90 %", ">99 %"]
+    if found["samples"]:
+        columns += [">feature", ">utilized", ">share", ">QSUR"]
+    rows = []
+    for one in found["layers"]:
+        sizes = [one["in"], one["out"]]
+        groups = f" x{one['groups']}" if one["groups"] > 1 else ""
+        row = [one["name"], one["operator"] + groups, *map(str, sizes), str(one["full_rank"])]
+        row += [f"{one['stable_rank']:.1f}", str(one["energy_rank_90"]), str(one["energy_rank_99"])]
+        data = one["data"]
+        if data is not None:
+            share = f"{100 * data['utilized_share']:.0f} %"
+            qsur = "?" if data["qsur_root"] is None else f"{data['qsur_root']:.3f}"
+            row += [str(data["feature_rank"]), str(data["utilized_rank"]), share, qsur]
+        elif found["samples"]:
+            row += ["?"] * 4
+        rows.append(row)
+    terminal.show(terminal.table("Ranks", columns, rows), out)
+    if found["mean_utilized_share"] is not None:
+        out.print(f"\nmean utilized share  {100 * found['mean_utilized_share']:.0f} %")
+    if not found["samples"]:
+        terminal.talk().print("\nhint: `--data` adds what the layers use of real inputs")
+    terminal.unknown([f"{one['name']}: {one['unknown']}" for one in found["layers"] if one["unknown"]])
+
+
+def plot(found: dict[str, Any]) -> Any:
+    """For each layer the share of its full rank that the weight and the data use."""
+    from burnish.tools import plots
+
+    layers = found["layers"]
+    figure, axes = plots.figure(8.5, 4.6)
+    series = [
+        ("weight, 99 % of the energy", [one["energy_rank_99"] / max(one["full_rank"], 1) for one in layers]),
+        ("weight, stable rank", [one["stable_rank"] / max(one["full_rank"], 1) for one in layers]),
+    ]
+    if found["samples"]:
+        utilized = [None if one["data"] is None else one["data"]["utilized_share"] for one in layers]
+        series.append(("utilized on the data", utilized))
+    for (label, shares), color, mark in zip(series, plots.COLORS, plots.MARKS, strict=False):
+        known = [(index, 100 * share) for index, share in enumerate(shares) if share is not None]
+        axes.plot(*zip(*known, strict=True), mark, color=color, label=label, markersize=4)
+    axes.set(xlabel="layer, in the order of the graph", ylabel="rank (% of full rank)", ylim=(0, 105))
+    axes.set(title="Ranks of layers")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)
+    return figure
