@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _SECONDS = 1.5
 
+_NOTES = ("infer-types", "drop-annotations")
+"""Passes that change what is known of a model, not what it computes."""
+
 
 def advise(
     subject: Subject,
@@ -46,7 +49,8 @@ def advise(
         nonlocal present
         now = {node.name for node in walk(model)}
         changed = (present - now) | set(step.outcome.changed_nodes)
-        touched.setdefault(step.outcome.name, set()).update(str(name) for name in changed)
+        if step.outcome.name not in _NOTES:
+            touched.setdefault(step.outcome.name, set()).update(str(name) for name in changed)
         present = now
 
     try:
@@ -70,7 +74,11 @@ def advise(
 
 
 def _share(names: set[str], times: Mapping[tuple[oir.Node, ...], float], total: float) -> float:
-    return sum(seconds for nodes, seconds in times.items() if any(node.name in names for node in nodes)) / total
+    """The share of the time that is spent in the nodes of these names; a kernel's time is spread over its nodes."""
+    spent = (
+        seconds * sum(node.name in names for node in nodes) / len(nodes) for nodes, seconds in times.items() if nodes
+    )
+    return sum(spent) / total
 
 
 def _entry(text: str, passes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +89,8 @@ def _text(found: Any, passes: list[dict[str, Any]]) -> str:
     measured = f"{found.ratio:.2f} of the time ({found.low:.2f} to {found.high:.2f}, measured)"
     if found.low <= 1 <= found.high or found.ratio > 0.98:
         return f"no pass of burnish makes it faster here: after `optimize --target ort-cpu` it takes {measured}"
-    named = ", ".join(f"`{one['pass']}` ({100 * one['share_of_time']:.0f} %)" for one in passes[:4])
+    listed = [one for one in passes[:4] if one["share_of_time"] >= 0.005] or passes[:1]
+    named = ", ".join(f"`{one['pass']}` ({100 * one['share_of_time']:.0f} %)" for one in listed)
     return (
         f"`optimize --target ort-cpu`: {measured}; passes by the share of the time spent in nodes they rewrite: {named}"
     )

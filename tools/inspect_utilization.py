@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from burnish.tools import terminal
@@ -43,14 +44,14 @@ def report(subject: Subject, batch: str | None = None) -> dict[str, Any]:
     counts = None if batch is None else parse_counts(batch, "--batch", "batch sizes")
     axes = {} if counts is None else batches.batch_axes(subject.model)
     _check_free(subject, axes)
-    copy, names = replaced.labelled(subject.model)
-    runner = executor(threads=subject.threads)(copy)
+    runner = executor(threads=subject.threads)(subject.model)
     sample = subject.sample(runner)
     sets: dict[int | None, dict[str, np.ndarray]] = {None: sample.feeds}
     if counts is not None:
         sets = {count: batches.with_rows(sample.feeds, axes, count) for count in counts}
     _try(runner, sets)
     runner.close()
+    copy, names = replaced.labelled(subject.model)
     measured = []
     for number, (count, feeds) in enumerate(sets.items()):
         subject.on_step("run" if count is None else f"run batch {count}", number, len(sets) + 2)
@@ -68,10 +69,13 @@ def report(subject: Subject, batch: str | None = None) -> dict[str, Any]:
             "peak_operations_per_second": dict(ceilings.flops),
             "bandwidth_bytes_per_second": ceilings.bandwidth,
             "empty_node_seconds": ceilings.call,
-            "profiler_seconds_per_node": ceilings.probe,
+            "profiler_seconds_per_empty_node": ceilings.probe,
         },
         "batches": runs,
-        "advice": advice.advise(subject, copy, first.feeds, {s.nodes: s.seconds for s in first.shares}),
+        "advice": [
+            one | {"text": replaced.restored(one["text"], names)}
+            for one in advice.advise(subject, copy, first.feeds, {s.nodes: s.seconds for s in first.shares})
+        ],
         "listed": subject.top,
     }
 
@@ -128,23 +132,26 @@ class _Measured:
         """What is multiplied, the most multiplied first."""
         found: dict[str, int] = {}
         for share, cost in zip(self.shares, self.costs, strict=True):
-            found[_dtype(share)] = found.get(_dtype(share), 0) + (cost.macs or 0)
+            found[share.dtype] = found.get(share.dtype, 0) + (cost.macs or 0)
         return [name for name in sorted(found, key=lambda name: -found[name]) if found[name]]
 
     def described(self, machine: Machine, names: Mapping[str, str]) -> dict[str, Any]:
         """The batch in the document; nodes by falling time."""
+        from burnish.backends.ort import replaced
         from burnish.ir.cost import total
 
         whole = total((*self.costs, self.before))
         latency = self.profile.plain
+        probe = _probe(self.shares, latency, machine)
+        machine = replace(machine, probe=probe)
         rows = [_row(*parts, machine, names) for parts in zip(self.shares, self.costs, self.heads, strict=True)]
         taken = sum(row["seconds"] for row in rows)
         for row in rows:
             row["share_of_time"] = row["seconds"] / taken if taken else 0.0
         at_peak = [
-            2 * (cost.macs or 0) / machine.flops[_dtype(share)]
+            2 * (cost.macs or 0) / machine.flops[share.dtype]
             for share, cost in zip(self.shares, self.costs, strict=True)
-            if cost.macs and _dtype(share) in machine.flops
+            if cost.macs and share.dtype in machine.flops
         ]
         complete = whole.macs is not None and len(at_peak) == sum(bool(cost.macs) for cost in self.costs)
         return {
@@ -160,15 +167,33 @@ class _Measured:
             "nodes_share_of_latency": taken / latency,
             "profiled_latency_seconds": self.profile.run,
             "profiled_runs": self.profile.runs,
+            "profiler_seconds_per_node": probe,
             "nodes": sorted(rows, key=lambda row: -row["seconds"]),
             "nodes_not_run": [names[node.name or ""] for node in self.idle],
-            "unknown": self.unknown,
+            "unknown": [replaced.restored(reason, names) for reason in self.unknown],
         }
 
 
-def _dtype(share: Share) -> str:
-    """What the kernel that takes longest multiplies."""
-    return max(share.kernels, key=lambda kernel: kernel.seconds).dtype
+def _probe(shares: Sequence[Share], latency: float, machine: Machine) -> float:
+    """Seconds that the profiler adds to a node: to an empty one, or more.
+
+    Kernels run one after another: what they take together beyond the latency is the profiler's as well.
+    """
+
+    def together(probe: float) -> float:
+        return sum(_seconds(share, probe, machine) for share in shares)
+
+    low, high = machine.probe, max((share.seconds for share in shares), default=0.0)
+    if together(low) <= latency:
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if together(middle) <= latency else (middle, high)
+    return high
+
+
+def _seconds(share: Share, probe: float, machine: Machine) -> float:
+    return max(share.seconds - probe * share.events, machine.call, _SHORTEST)
 
 
 def _row(share: Share, cost: Cost, head: oir.Node | None, machine: Machine, names: Mapping[str, str]) -> dict[str, Any]:
@@ -176,13 +201,13 @@ def _row(share: Share, cost: Cost, head: oir.Node | None, machine: Machine, name
     from burnish.ir.cost import operator_name
     from burnish.ir.roofline import judge
 
-    seconds = max(share.seconds - machine.probe * len(share.kernels), machine.call, _SHORTEST)
+    seconds = _seconds(share, machine.probe, machine)
     kernels = [operator_name(kernel.node) for kernel in share.kernels]
     row: dict[str, Any] = {
         "node": None if head is None else names[head.name or ""],
         "kernels": kernels,
         "replaces": [{"node": names[node.name or ""], "operator": operator_name(node)} for node in share.nodes],
-        "element_type": _dtype(share),
+        "element_type": share.dtype,
         "seconds": seconds,
         "share_of_time": 0.0,
         "multiply_adds": cost.macs,
@@ -199,8 +224,8 @@ def _row(share: Share, cost: Cost, head: oir.Node | None, machine: Machine, name
         return row
     operations = 2 * (cost.macs or 0) + (cost.operations or 0)
     moved = (cost.bytes_read or 0) + (cost.bytes_written or 0)
-    verdict = judge(operations, moved, seconds, _dtype(share), machine)
-    peak = machine.flops.get(_dtype(share))
+    verdict = judge(operations, moved, seconds, share.dtype, machine)
+    peak = machine.flops.get(share.dtype)
     return row | {
         "operations_per_second": operations / seconds,
         "operations_per_byte": operations / moved if moved else None,

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Kernel:
         node: the node, in `Profile.graph`.
         seconds: in one run, with all that happens in its sub-graphs.
         dtype: NumPy's name of the element type of its first input; empty when it has none.
+        events: how often the profiler looked at a clock meanwhile: once, and once for each kernel inside of it.
     """
 
     node: oir.Node
     seconds: float
     dtype: str
+    events: float
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,18 @@ def profile(model: oir.Model, feeds: Mapping[str, np.ndarray], *, threads: int =
     if not runs:
         raise InputError("ONNX Runtime's profile holds no runs")
     chosen = sorted(runs, key=lambda run: run.seconds)[: -(-len(runs) // 4)]
-    sums: dict[Any, float] = defaultdict(float)
-    dtypes: dict[Any, str] = {}
+    seen: dict[_Key, list[_Event]] = defaultdict(list)
     for run in chosen:
-        for key, kernel, dtype in run.kernels:
-            sums[key] += kernel
-            dtypes[key] = dtype
+        for event in run.kernels:
+            seen[event.key].append(event)
     kernels = tuple(
-        Kernel(node, sums[key] / len(chosen), dtypes[key]) for node, key in _keys(optimized.graph, sums) if key in sums
+        Kernel(
+            node,
+            sum(event.seconds for event in seen[key]) / len(chosen),
+            seen[key][0].dtype,
+            sum(event.count for event in seen[key]) / len(chosen),
+        )
+        for node, key in _keys(optimized.graph, seen)
     )
     fastest = sorted(times)[: -(-len(times) // 4)]
     run_time = sum(run.seconds for run in chosen) / len(chosen)
@@ -124,37 +130,48 @@ def _run_in_turns(
     return times
 
 
+_Key = tuple[str, str, int]
+"""The name, operator and index of a node; one without a name goes by operator and index in the profile."""
+
+
+@dataclass
+class _Event:
+    key: _Key
+    seconds: float
+    dtype: str
+    count: int = 1
+
+
 @dataclass(frozen=True)
 class _Run:
     seconds: float
-    kernels: list[tuple[Any, float, str]]
+    kernels: list[_Event]
 
 
 def _runs(events: list[dict[str, Any]]) -> list[_Run]:
-    """The runs of a profile, each with its kernels by (name, operator, index in the graph)."""
+    """The runs of a profile; what sub-graphs do is within the kernels that hold them."""
     ends = [one for one in events if one["cat"] == "Session" and one["name"] == "model_run"]
     nodes = [one for one in events if one["cat"] == "Node" and one["name"].endswith("_kernel_time")]
     nodes.sort(key=lambda one: (one["ts"], -one["dur"]))
     found, position = [], 0
     for whole in sorted(ends, key=lambda one: one["ts"]):
         end = whole["ts"] + whole["dur"]
-        kernels: list[tuple[Any, float, str]] = []
+        kernels: list[_Event] = []
         outer = -1  # when the control flow ends whose sub-graphs run now
         while position < len(nodes) and nodes[position]["ts"] <= end:
             one = nodes[position]
             position += 1
             if one["ts"] < outer:
+                kernels[-1].count += 1
                 continue
-            arguments = one["args"]
-            if arguments["op_name"] in _CONTROL_FLOW:
+            if one["args"]["op_name"] in _CONTROL_FLOW:
                 outer = one["ts"] + one["dur"]
-            kernels.append((_key(one), one["dur"] * 1e-6, _dtype(arguments)))
+            kernels.append(_Event(_key(one), one["dur"] * 1e-6, _dtype(one["args"])))
         found.append(_Run(whole["dur"] * 1e-6, kernels))
     return found
 
 
-def _key(event: Mapping[str, Any]) -> tuple[str, str, int]:
-    """The name, operator and index of a node; one without a name goes by operator and index in the profile."""
+def _key(event: Mapping[str, Any]) -> _Key:
     operator, index = event["args"]["op_name"], int(event["args"]["node_index"])
     name = event["name"].removesuffix("_kernel_time")
     return "" if name == f"{operator}_{index}" else name, operator, index
@@ -169,8 +186,8 @@ def _dtype(arguments: Mapping[str, Any]) -> str:
     return _DTYPES.get(name, name)
 
 
-def _keys(graph: oir.Graph, known: Mapping[Any, float]) -> list[tuple[oir.Node, Any]]:
-    """The nodes of the optimized graph, each with its key in the profile.
+def _keys(graph: oir.Graph, known: Iterable[_Key]) -> list[tuple[oir.Node, _Key]]:
+    """The nodes of the optimized graph that ran, each with its key in the profile.
 
     The file does not hold the indices; where two nodes have one name and operator, they come in the order of theirs.
     """

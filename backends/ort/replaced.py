@@ -12,7 +12,8 @@ For that every value needs a name of its own, which `labelled` gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as oir
@@ -42,12 +43,26 @@ class Share:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all its kernels."""
+        """Seconds of all its kernels, as the profile has them."""
         return sum(kernel.seconds for kernel in self.kernels)
+
+    @property
+    def events(self) -> float:
+        """How often the profiler looked at a clock meanwhile."""
+        return sum(kernel.events for kernel in self.kernels)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of what its longest kernel multiplies."""
+        longest = max(self.kernels, key=lambda kernel: kernel.seconds)
+        eight_bit = longest.node.op_type == "DynamicQuantizeMatMul" or (
+            longest.node.op_type == "MatMulNBits" and match.attribute(longest.node, "accuracy_level", 0) == 4
+        )
+        return "uint8" if eight_bit else longest.dtype
 
 
 def labelled(model: oir.Model) -> tuple[oir.Model, dict[str, str]]:
-    """A copy with a name of its own for every node and every computed value, and the old name of each node by its new.
+    """A copy with a name of its own for every node and every computed value, and the old names by the new.
 
     Functions are inlined. Names of inputs, outputs and weights stay. A node that had no name goes by its first output.
     """
@@ -58,17 +73,21 @@ def labelled(model: oir.Model) -> tuple[oir.Model, dict[str, str]]:
         InlinePass()(copy)
     names: dict[str, str] = {}
     kept = {id(value) for value in (*copy.graph.inputs, *copy.graph.outputs)}
-    number = 0
     for graph in graphs(copy):
         for node in graph:
-            name = f"burnish.node.{len(names)}"
-            names[name] = node.name or next((str(value.name) for value in node.outputs if value.name), node.op_type)
-            node.name = name
+            label = f"burnish.node.{len(names)}"
+            names[label] = node.name or next((str(value.name) for value in node.outputs if value.name), node.op_type)
+            node.name = label
             for value in node.outputs:
                 if value.name and id(value) not in kept:
-                    value.name = f"burnish.value.{number}"
-                    number += 1
+                    label = f"burnish.value.{len(names)}"
+                    names[label], value.name = value.name, label
     return copy, names
+
+
+def restored(text: str, names: Mapping[str, str]) -> str:
+    """A message about a labelled model, with the old names in it."""
+    return re.sub(r"burnish\.(?:node|value)\.\d+", lambda label: names.get(label[0], label[0]), text)
 
 
 def shares(graph: oir.Graph, optimized: oir.Graph, kernels: Sequence[Kernel]) -> tuple[list[Share], list[oir.Node]]:

@@ -11,7 +11,7 @@ import pytest
 from networks import simple_net
 
 from burnish.backends.ort.profiling import Profile, profile
-from burnish.backends.ort.replaced import Share, labelled, shares
+from burnish.backends.ort.replaced import Share, labelled, restored, shares
 from burnish.frontends import onnx_file
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
@@ -87,6 +87,10 @@ def test_labels_are_unique_and_keep_the_interface() -> None:
     model = onnx_file.read(DEMO / "digits_vit.onnx")
     copy, names = labelled(model)
     assert [value.name for value in copy.graph.outputs] == [value.name for value in model.graph.outputs]
-    assert sorted(names.values()) == sorted(node.name or "" for node in model.graph)
+    old = [name for label, name in names.items() if label.startswith("burnish.node.")]
+    assert sorted(old) == sorted(node.name or "" for node in model.graph)
+    first = copy.graph[0]
+    said = restored(f"{first.name} and {first.outputs[0].name} of none", names)
+    assert said == f"{model.graph[0].name} and {model.graph[0].outputs[0].name} of none"
     values = [value.name for node in copy.graph for value in node.outputs]
     assert len(values) == len(set(values))

@@ -80,11 +80,11 @@ def test_a_dense_convolution_uses_at_least_twice_what_a_depthwise_one_does(tmp_p
 
     def twice(found: dict[str, Any]) -> bool:
         rows = {row["node"]: row for row in found["batches"][0]["nodes"]}
-        assert rows["conv0"]["multiply_adds"] + rows["conv1"]["multiply_adds"] == 4 * macs
+        assert rows["conv0"]["multiply_adds"] + rows["conv1"]["multiply_adds"] == macs
         assert rows["conv0"]["limit"] in ("compute", "kernel")
         return bool(rows["conv0"]["share_of_peak"] >= 2 * rows["conv1"]["share_of_peak"])
 
-    assert measured(twice, tmp_path / "net.onnx", "4")
+    assert measured(twice, tmp_path / "net.onnx", None)
 
 
 def test_advice_is_what_was_tried(document: dict[str, Any]) -> None:
