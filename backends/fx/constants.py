@@ -9,8 +9,9 @@ import onnx_ir as oir
 from burnish.backends.fx import registry
 from burnish.ir.walk import STANDARD_DOMAINS
 
-_LARGEST = 64
-"""Integers of more elements than this are tensors."""
+_LARGEST = 16
+"""Integers of more elements than this are tensors: they are a table, not the dimensions of something."""
+_LARGEST_STATIC = 64
 _TRAINED = (oir.DataType.FLOAT, oir.DataType.FLOAT16, oir.DataType.BFLOAT16, oir.DataType.DOUBLE)
 _LAYERS = frozenset({
     "Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu", "LSTM", "GRU", "RNN", "BatchNormalization",
@@ -19,6 +20,7 @@ _LAYERS = frozenset({
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu", "MatMulNBits", "MoE",
 })  # fmt: skip
 """Operators for which a single number is a weight; elsewhere it is an epsilon, a scale or a bound."""
+_MOVES = ("Identity", "Cast", "Concat", "Slice", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand")
 _ASKS_SHAPE = ("Shape", "Size", "CastLike")
 
 
@@ -28,7 +30,11 @@ def literal(tensor: oir.TensorProtocol, *, static: bool = False) -> Any:
     Returns:
         None when it has to be a tensor.
     """
-    if tensor.size > _LARGEST or len(tensor.shape) > 2 or (tensor.size == 0 and len(tensor.shape) > 1):
+    if (
+        tensor.size > (_LARGEST_STATIC if static else _LARGEST)
+        or len(tensor.shape) > 2
+        or (tensor.size == 0 and len(tensor.shape) > 1)
+    ):
         return None
     if tensor.dtype in (oir.DataType.INT64, oir.DataType.BOOL):
         return tensor.numpy().tolist()
@@ -56,8 +62,12 @@ def trained(value: oir.Value, tensor: oir.TensorProtocol, wish: bool | None) -> 
     return any(not _fixed(use.node, use.idx) for use in uses)
 
 
-def _fixed(node: oir.Node, index: int) -> bool:
-    """Whether input `index` is a statistic, a scale or a bound."""
+def _fixed(node: oir.Node, index: int, depth: int = 8) -> bool:
+    """Whether input `index` is a statistic, a scale or a bound, or becomes nothing else on its way."""
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     entry = registry.find(domain, node.op_type, 10**9)
-    return entry is not None and (index in entry.fixed or index in entry.static)
+    if entry is not None and (index in entry.fixed or index in entry.static):
+        return True
+    if node.op_type not in _MOVES or not depth or node.outputs[0].is_graph_output():
+        return False
+    return all(_fixed(use.node, use.idx, depth - 1) for use in node.outputs[0].uses())

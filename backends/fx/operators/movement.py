@@ -73,6 +73,8 @@ def cut(x: Value, starts: Value, ends: Value, axes: Value = None, steps: Value =
     rank = len(sizes(x)) if is_host(x) else x.dim()
     along = integers(axes) if axes is not None else list(range(len(first)))
     strides = integers(steps) if steps is not None else [1] * len(first)
+    if is_host(x) and any(isinstance(bound, torch.SymInt) for bound in first + last):
+        x = tensor(x)
     for start, end, axis, step in zip(first, last, along, strides, strict=True):
         axis = axis % rank
         if is_host(x):
