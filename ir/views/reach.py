@@ -2,13 +2,69 @@
 
 from __future__ import annotations
 
+import onnx_ir as oir
+
+from burnish.ir import dims
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
+from burnish.ir.views.bands import EVERYWHERE, Band, Bands, Runs, any_band
 from burnish.ir.views.scores import Mask
+from burnish.ir.views.varying import varies
+
+HIDDEN = -9000.0
+"""A score this much lower than others vanishes in the softmax: exporters hide with -10000, -1e9 or less."""
+
+_BOUNDED = 1e3
 
 
 def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) -> tuple[bool | None, int | None]:
-    """(whether no query sees a later key, how many keys a query sees at most)."""
-    if not masks:
+    """(whether no query sees a later key, how many keys a query sees at most, its own the last).
+
+    Args:
+        masks: what is added to the scores, or chosen instead of them.
+        queries, keys: how many there are; the last query stands at the last key.
+        facts: what is proven of the model.
+
+    Returns:
+        True, False, or None where nothing is proven; the number of keys, None where there is no limit or none known.
+    """
+    bands = Bands(facts)
+    seen, plain = EVERYWHERE, True
+    for mask in masks:
+        for value, runs, low in _parts(mask, bands):
+            shape = facts.shape(value)
+            fits = shape is not None and shape[-2:] == (queries, keys)
+            hides = any(run.low <= HIDDEN for run in runs) if low == HIDDEN else True
+            plain = plain and (not hides or not varies(value, 2, facts))
+            if hides and fits:
+                seen = seen.meet(any_band(runs, low, float("inf")))
+    if any(run.high > _BOUNDED for mask in masks for value in mask.values for run in bands.of(value)):
+        seen = EVERYWHERE
+    if plain:
         return False, None
-    return None, None
+    ahead = dims.subtract(queries, keys)
+    causal = _at_least(seen.low, ahead)
+    return (True if causal else None), _window(seen, ahead) if causal else None
+
+
+def _parts(mask: Mask, bands: Bands) -> list[tuple[oir.Value, Runs, float]]:
+    """The values of a mask with their runs, and from which number on a score stays visible."""
+    found = [(value, bands.of(value), HIDDEN) for value in mask.values]
+    if mask.keep is not None and mask.fill <= HIDDEN:
+        runs = bands.of(mask.keep)
+        if mask.inverted:
+            runs = tuple(type(run)(1 - run.high, 1 - run.low, run.band) for run in runs)
+        found.append((mask.keep, runs, 0.5))
+    return found
+
+
+def _at_least(low: Dim | None, bound: Dim) -> bool:
+    return low is not None and dims.compare(low, bound) in (0, 1)
+
+
+def _window(seen: Band, ahead: Dim) -> int | None:
+    """How many keys lie in the band up to the query's own."""
+    if seen.high is None:
+        return None
+    size = dims.add(dims.subtract(seen.high, ahead), 1)
+    return size if isinstance(size, int) and size > 0 else None
