@@ -1,8 +1,9 @@
 """What a mask's computation proves of its elements by their distance from the diagonal.
 
-A tensor [..., i, j] is described by runs of values: whenever an element lies between `low` and `high`, its i - j lies in
-a band. Runs are necessary conditions, so what they exclude is proven, however the mask was computed: comparisons of
-positions, triangles, choices, sums and products, or constants.
+A tensor [..., i, j] is described by runs of values: whenever an element lies between `low` and `high`, its i - j lies
+in a band. Runs are necessary conditions, so what they exclude is proven, however the mask was computed: comparisons of
+positions, triangles, choices, sums and products, or constants. Axes that meet in a broadcast and are not declared to be
+one are taken to be equal.
 """
 
 from __future__ import annotations
@@ -109,6 +110,13 @@ def _kept(runs: Iterable[Run]) -> Runs:
     return tuple(Run(*key, band) for key, band in found.items())
 
 
+def fits(shape: tuple[Dim, ...] | None, last: tuple[Dim, ...]) -> bool:
+    """Whether a tensor of `shape` has the last two axes `last`, and is not repeated along one of them."""
+    if shape is None or len(shape) < 2:
+        return False
+    return all(one == other or one != 1 for one, other in zip(shape[-2:], last, strict=False))
+
+
 class Bands:
     """The runs of the values of a model, by the last two axes."""
 
@@ -165,15 +173,18 @@ class Bands:
 
     def _aligned(self, value: oir.Value | None, into: oir.Value) -> Runs:
         """The runs of an operand; one that is repeated along one of the last axes of `into` has no band there."""
-        runs, own, whole = self.of(value), self.facts.shape(value), self.facts.shape(into)
-        same = own is not None and whole is not None and len(own) >= 2 and own[-2:] == whole[-2:]
-        return runs if same else _everywhere(runs)
+        runs, whole = self.of(value), self.facts.shape(into)
+        return runs if whole is not None and fits(self.facts.shape(value), whole[-2:]) else _everywhere(runs)
 
     def _compared(self, node: oir.Node) -> Runs:
         left, right = (read_ramp(value, self.facts) for value in node.inputs)
         if left is None or right is None:
             return self._against(node)
         across = left.minus(right)
+        if all(slope > 0 for _, slope in across.slopes) and dims.at_least(across.start, 0):
+            always = {"GreaterOrEqual": 1.0, "Less": 0.0}.get(node.op_type)
+            if always is not None:
+                return _single(always)
         down, over = across.slope(2), across.slope(1)
         if (down, over) not in ((1, -1), (-1, 1)) or across.others(2):
             return _BOOLS

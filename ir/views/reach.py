@@ -7,7 +7,7 @@ import onnx_ir as oir
 from burnish.ir import dims
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
-from burnish.ir.views.bands import EVERYWHERE, Band, Bands, Runs, any_band
+from burnish.ir.views.bands import EVERYWHERE, Band, Bands, Runs, any_band, fits
 from burnish.ir.views.scores import Mask
 from burnish.ir.views.varying import varies
 
@@ -32,11 +32,9 @@ def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) ->
     seen, plain = EVERYWHERE, True
     for mask in masks:
         for value, runs, low in _parts(mask, bands):
-            shape = facts.shape(value)
-            fits = shape is not None and shape[-2:] == (queries, keys)
             hides = any(run.low <= HIDDEN for run in runs) if low == HIDDEN else True
-            plain = plain and (not hides or not varies(value, 2, facts))
-            if hides and fits:
+            plain = plain and (not hides or not varies(value, 2, bands))
+            if hides and fits(facts.shape(value), (queries, keys)):
                 seen = seen.meet(any_band(runs, low, float("inf")))
     if any(run.high > _BOUNDED for mask in masks for value in mask.values for run in bands.of(value)):
         seen = EVERYWHERE
