@@ -21,6 +21,9 @@ from burnish.ir.views import heads
 from burnish.ir.views.ramps import read_ramp
 from burnish.ir.walk import is_op
 
+HIDDEN = -9000.0
+"""A score this much lower than others vanishes in the softmax: exporters hide with -10000, -1e9 or less."""
+
 _MOST_RUNS = 12
 _LARGEST = 1 << 22
 _INFINITE = float("inf")
@@ -105,9 +108,19 @@ def _kept(runs: Iterable[Run]) -> Runs:
         if not run.band.empty:
             key = (run.low, run.high)
             found[key] = found[key].join(run.band) if key in found else run.band
-    if len(found) > _MOST_RUNS or any(np.isnan(key).any() for key in found):
+    if any(np.isnan(key).any() for key in found):
         return ANYTHING
-    return tuple(Run(*key, band) for key, band in found.items())
+    if len(found) <= _MOST_RUNS:
+        return tuple(Run(*key, band) for key, band in found.items())
+    merged = []
+    for hidden in (True, False):
+        some = {key: band for key, band in found.items() if (key[1] <= HIDDEN) == hidden}
+        band = NOWHERE
+        for one in some.values():
+            band = band.join(one)
+        if some:
+            merged.append(Run(min(low for low, _ in some), max(high for _, high in some), band))
+    return tuple(merged)
 
 
 def fits(shape: tuple[Dim, ...] | None, last: tuple[Dim, ...]) -> bool:
@@ -324,9 +337,11 @@ def _constant(tensor: oir.TensorProtocol) -> Runs:
     found = []
     for number in values.tolist():
         own = spread[array == number]
+        low, high = int(own.min()), int(own.max())
+        # Where the table itself ends is no bound that the mask sets.
+        band = Band(low if low > distance.min() else None, high if high < distance.max() else None)
         wide = array.shape[-2] == 1 or array.shape[-1] == 1
-        band = EVERYWHERE if wide else Band(int(own.min()), int(own.max()))
-        found.append(Run(number, number, band))
+        found.append(Run(number, number, EVERYWHERE if wide else band))
     return tuple(found)
 
 

@@ -7,12 +7,9 @@ import onnx_ir as oir
 from burnish.ir import dims
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
-from burnish.ir.views.bands import EVERYWHERE, Band, Bands, Runs, any_band, fits
+from burnish.ir.views.bands import EVERYWHERE, HIDDEN, Band, Bands, Run, Runs, any_band, fits
 from burnish.ir.views.scores import Mask
 from burnish.ir.views.varying import varies
-
-HIDDEN = -9000.0
-"""A score this much lower than others vanishes in the softmax: exporters hide with -10000, -1e9 or less."""
 
 _BOUNDED = 1e3
 
@@ -51,7 +48,7 @@ def _parts(mask: Mask, bands: Bands) -> list[tuple[oir.Value, Runs, float]]:
     if mask.keep is not None and mask.fill <= HIDDEN:
         runs = bands.of(mask.keep)
         if mask.inverted:
-            runs = tuple(type(run)(1 - run.high, 1 - run.low, run.band) for run in runs)
+            runs = tuple(Run(1 - run.high, 1 - run.low, run.band) for run in runs)
         found.append((mask.keep, runs, 0.5))
     return found
 
