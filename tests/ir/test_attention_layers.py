@@ -2,79 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as oir
 import pytest
+from attention_laws import check_writes, layer_of, normal
 from attention_modules import LAYERS, export
-
-from burnish.backends.ort.session import executor
-from burnish.ir.text import text
-from burnish.ir.views.attention_layer import AttentionLayer, Heads, attention_layers
-from burnish.passes import recipes
-from burnish.passes.pipeline import Pipeline
-
-
-def layer_of(model: oir.Model) -> AttentionLayer:
-    (found,) = attention_layers(model)
-    assert isinstance(found, AttentionLayer), getattr(found, "reason", "")
-    return found
-
-
-def normal(model: oir.Model) -> oir.Model:
-    return Pipeline(list(recipes.NORMAL_FORM)).rewrite(model).model
-
-
-def outputs(model: oir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    runner = executor()(model)
-    try:
-        return list(runner.run(feeds).values())
-    finally:
-        runner.close()
-
-
-def permuted(heads: Heads, groups: int, *, elements: bool) -> Heads:
-    """The same layer with its heads, and the elements of its values, in another order; `elements`: of queries too."""
-    assert heads.key is not None and heads.value is not None
-    random = np.random.default_rng(1)
-    order = np.roll(np.arange(groups), 1)
-    each = heads.query.shape[0] // groups
-    queries = (order[:, None] * each + np.roll(np.arange(each), 1)).reshape(-1)
-    within = random.permutation(heads.value.shape[1])
-    inner = random.permutation(heads.query.shape[1]) if elements else np.arange(heads.query.shape[1])
-
-    def moved(bias: np.ndarray | None, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-        return None if bias is None else bias[rows][:, columns]
-
-    return Heads(
-        heads.query[queries][:, inner], heads.key[order][:, inner], heads.value[order][:, within],
-        heads.output[:, queries][:, :, within],
-        moved(heads.query_bias, queries, inner), moved(heads.key_bias, order, inner),
-        moved(heads.value_bias, order, within), heads.output_bias,
-    )  # fmt: skip
-
-
-def check_writes(model: oir.Model, feeds: dict[str, np.ndarray], elements: bool, heads_differ: bool = False) -> None:
-    """Writing what was read changes nothing; other orders of heads compute the same; other weights something else."""
-    before, expected = text(model), outputs(model, feeds)
-    layer = layer_of(model)
-    read = layer.read()
-    layer.write(model, read)
-    assert text(model) == before
-    if not heads_differ:
-        layer.write(model, permuted(read, layer.kv_heads, elements=elements))
-        assert text(model) != before
-        for one, other in zip(outputs(model, feeds), expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    layer = layer_of(model)
-    layer.write(
-        model, replace(read, value=2 * read.value, value_bias=None if read.value_bias is None else 2 * read.value_bias)
-    )  # noqa: E501
-    x = next(iter(feeds.values()))
-    bias = 0.0 if read.output_bias is None else read.output_bias
-    for one, other in zip(outputs(model, feeds), expected, strict=True):
-        np.testing.assert_allclose(one - x - bias, 2 * (other - x - bias), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LAYERS)
