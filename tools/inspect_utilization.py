@@ -119,6 +119,8 @@ class _Measured:
         self.shares, self.idle = replaced.shares(copy.graph, self.profile.graph, self.profile.kernels)
         numbers = cost.dims_of(subject.model, feeds)
         sized = concrete.concrete(copy, numbers)
+        if replaced.add_shapes(sized.graph, self.profile.kernels):
+            sized = concrete.concrete(sized, numbers)
         nodes = {node.name: node for node in sized.graph}
         twins = [[nodes[node.name] for node in share.nodes] for share in self.shares]
         self.costs: list[Cost] = [group_cost(some, numbers) if some else cost.Cost() for some in twins]

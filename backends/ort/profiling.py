@@ -33,12 +33,14 @@ class Kernel:
         seconds: in one run, with all that happens in its sub-graphs.
         dtype: NumPy's name of the element type of its first input; empty when it has none.
         events: how often the profiler looked at a clock meanwhile: once, and once for each kernel inside of it.
+        written: type and shape of each output that is written; empty where the profile does not tell.
     """
 
     node: oir.Node
     seconds: float
     dtype: str
     events: float
+    written: tuple[tuple[oir.DataType, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def profile(model: oir.Model, feeds: Mapping[str, np.ndarray], *, threads: int =
             sum(event.seconds for event in seen[key]) / len(chosen),
             seen[key][0].dtype,
             sum(event.count for event in seen[key]) / len(chosen),
+            seen[key][0].written,
         )
         for node, key in _keys(optimized.graph, seen)
     )
@@ -139,6 +142,7 @@ class _Event:
     key: _Key
     seconds: float
     dtype: str
+    written: tuple[tuple[oir.DataType, tuple[int, ...]], ...]
     count: int = 1
 
 
@@ -166,7 +170,7 @@ def _runs(events: list[dict[str, Any]]) -> list[_Run]:
                 continue
             if one["args"]["op_name"] in _CONTROL_FLOW:
                 outer = one["ts"] + one["dur"]
-            kernels.append(_Event(_key(one), one["dur"] * 1e-6, _dtype(one["args"])))
+            kernels.append(_Event(_key(one), one["dur"] * 1e-6, _dtype(one["args"]), _written(one["args"])))
         found.append(_Run(whole["dur"] * 1e-6, kernels))
     return found
 
@@ -177,13 +181,25 @@ def _key(event: Mapping[str, Any]) -> _Key:
     return "" if name == f"{operator}_{index}" else name, operator, index
 
 
-_DTYPES = {"float": "float32", "double": "float64"}
+_TYPES = {
+    "float": oir.DataType.FLOAT,
+    "double": oir.DataType.DOUBLE,
+    "float16": oir.DataType.FLOAT16,
+    **{name: oir.DataType[name.upper()] for name in "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64".split()},
+}
 
 
 def _dtype(arguments: Mapping[str, Any]) -> str:
     inputs = arguments.get("input_type_shape") or [{}]
-    name = next(iter(inputs[0]), "")
-    return _DTYPES.get(name, name)
+    found = _TYPES.get(next(iter(inputs[0]), ""))
+    return "" if found is None else str(found.numpy())
+
+
+def _written(arguments: Mapping[str, Any]) -> tuple[tuple[oir.DataType, tuple[int, ...]], ...]:
+    pairs = [pair for one in arguments.get("output_type_shape") or () for pair in one.items()]
+    if not all(name in _TYPES for name, _ in pairs):
+        return ()
+    return tuple((_TYPES[name], tuple(shape)) for name, shape in pairs)
 
 
 def _keys(graph: oir.Graph, known: Iterable[_Key]) -> list[tuple[oir.Node, _Key]]:

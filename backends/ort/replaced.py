@@ -90,6 +90,22 @@ def restored(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"burnish\.(?:node|value)\.\d+", lambda label: names.get(label[0], label[0]), text)
 
 
+def add_shapes(graph: oir.Graph, kernels: Sequence[Kernel]) -> bool:
+    """Give values of a labelled graph the shapes that the kernels wrote, where it has none; says whether any did."""
+    own = {value.name: value for node in graph for value in node.outputs if value.name}
+    changed = False
+    for kernel in kernels:
+        outputs = [value for value in kernel.node.outputs if value.name]
+        if len(outputs) != len(kernel.written):
+            continue
+        for value, (dtype, shape) in zip(outputs, kernel.written, strict=True):
+            known = own.get(str(value.name))
+            if known is not None and (known.shape is None or not known.shape.is_static()):
+                known.type, known.shape = oir.TensorType(dtype), oir.Shape(shape)
+                changed = True
+    return changed
+
+
 def shares(graph: oir.Graph, optimized: oir.Graph, kernels: Sequence[Kernel]) -> tuple[list[Share], list[oir.Node]]:
     """Every kernel with the nodes whose work it does, and the nodes that no kernel does the work of.
 

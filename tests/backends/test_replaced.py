@@ -11,7 +11,7 @@ import pytest
 from networks import simple_net
 
 from burnish.backends.ort.profiling import Profile, profile
-from burnish.backends.ort.replaced import Share, labelled, restored, shares
+from burnish.backends.ort.replaced import Share, add_shapes, labelled, restored, shares
 from burnish.frontends import onnx_file
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
@@ -94,3 +94,15 @@ def test_labels_are_unique_and_keep_the_interface() -> None:
     assert said == f"{model.graph[0].name} and {model.graph[0].outputs[0].name} of none"
     values = [value.name for node in copy.graph for value in node.outputs]
     assert len(values) == len(set(values))
+
+
+def test_shapes_that_nobody_can_infer_are_taken_from_the_run() -> None:
+    model = oir.from_onnx_text("""<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+      g (float[N, 4] x) => (float[N, M] y) <float[4, 3] w = {1,0,0,0,0,1,0,0,0,0,1,0}, float[3] b = {1, 2, 3}> {
+        a = MatMul (x, w)  c = com.microsoft.BiasGelu (a, b)  y = Relu (c)
+      }""")
+    copy, _ = labelled(model)
+    found = profile(copy, {"x": np.ones((2, 4), np.float32)}, seconds=0.01)
+    assert add_shapes(copy.graph, found.kernels)
+    assert [list(node.outputs[0].shape or ()) for node in copy.graph] == [[2, 3]] * 3
+    assert not add_shapes(copy.graph, found.kernels)
