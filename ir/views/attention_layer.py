@@ -65,8 +65,8 @@ class AttentionLayer:
         scale: what the products of queries and keys are multiplied with, wherever that is written.
         mask: what is added or chosen, in order; an operator's own is_causal or window is not among them.
         causal: no query sees a later key; None when that is not known.
-        window: how many keys, its own included, a query sees at most by a mask that moves with it; None when unlimited
-            or not known.
+        window: how many keys, its own included, a query sees at most by a mask that moves with it, on its side or on
+            both; None when unlimited or not known.
         softcap: scores are softcap * tanh(scores / softcap); 0 for none.
         rotary, key_rotary: rotary embedding of queries and of keys.
         query_norm, key_norm: norms of queries and keys.

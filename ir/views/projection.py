@@ -41,11 +41,6 @@ class Projection:
             return self.linear.read_only
         return None
 
-    @property
-    def whole(self) -> bool:
-        """Whether the matrix holds nothing else."""
-        return bool(self.places.size == self.matrix().shape[1 if self.columns else 0])
-
     def matrix(self) -> np.ndarray:
         """The whole matrix, float64 [out, in]."""
         if self.linear is not None:
@@ -86,13 +81,17 @@ def write(model: oir.Model, changes: Sequence[tuple[Projection, np.ndarray, np.n
     Raises:
         ValueError: a projection is read-only, or a shape is another.
     """
-    for projection, weight, bias in changes:
-        _check(projection, weight, bias)
     by_holder: dict[oir.Node, list[tuple[Projection, np.ndarray, np.ndarray | None]]] = {}
-    for change in changes:
-        by_holder.setdefault(change[0].holder, []).append(change)
+    for projection, weight, bias in changes:
+        if not (_equal(weight, projection.weight()) and _equal(bias, projection.bias())):
+            _check(projection, weight, bias)
+            by_holder.setdefault(projection.holder, []).append((projection, weight, bias))
     for group in by_holder.values():
         _write_matrix(model, group)
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return (one is None) == (other is None) and (one is None or other is None or np.array_equal(one, other))
 
 
 def _check(projection: Projection, weight: np.ndarray, bias: np.ndarray | None) -> None:
@@ -116,9 +115,7 @@ def _write_matrix(model: oir.Model, group: list[tuple[Projection, np.ndarray, np
             matrix[:, projection.places] = weight.reshape(matrix.shape[0], -1)
         else:
             matrix[projection.places] = weight.reshape(projection.places.size, -1)
-        before = projection.bias()
-        same = before is None if bias is None else before is not None and np.array_equal(before, bias)
-        if same:
+        if _equal(bias, projection.bias()):
             continue
         wanted = np.zeros(projection.weight().shape[:1] if projection.columns else projection.places.size)
         wanted = wanted if bias is None else bias.reshape(-1).astype(np.float64)
@@ -131,7 +128,7 @@ def _write_matrix(model: oir.Model, group: list[tuple[Projection, np.ndarray, np
     if np.array_equal(matrix, first.matrix()) and not moved:
         return
     new_bias = shift if moved or own is not None else None
-    if moved and not shift.any() and all(bias is None for _, _, bias in group) and first.whole:
+    if moved and all(bias is None for _, _, bias in group) and not shift.any():
         new_bias = None
     if first.linear is not None:
         first.linear.write(model, matrix, new_bias)

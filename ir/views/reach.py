@@ -15,7 +15,7 @@ _BOUNDED = 1e3
 
 
 def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) -> tuple[bool | None, int | None]:
-    """(whether no query sees a later key, how many keys a query sees at most, its own the last).
+    """(whether no query sees a later key, how many keys a query sees at most).
 
     Args:
         masks: what is added to the scores, or chosen instead of them.
@@ -39,7 +39,7 @@ def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) ->
         return False, None
     ahead = dims.subtract(queries, keys)
     causal = _at_least(seen.low, ahead)
-    return (True if causal else None), _window(seen, ahead) if causal else None
+    return (True if causal else None), _window(seen)
 
 
 def _parts(mask: Mask, bands: Bands) -> list[tuple[oir.Value, Runs, float]]:
@@ -57,9 +57,9 @@ def _at_least(low: Dim | None, bound: Dim) -> bool:
     return low is not None and dims.compare(low, bound) in (0, 1)
 
 
-def _window(seen: Band, ahead: Dim) -> int | None:
-    """How many keys lie in the band up to the query's own."""
-    if seen.high is None:
+def _window(seen: Band) -> int | None:
+    """How many keys lie in the band."""
+    if seen.high is None or seen.low is None:
         return None
-    size = dims.add(dims.subtract(seen.high, ahead), 1)
+    size = dims.add(dims.subtract(seen.high, seen.low), 1)
     return size if isinstance(size, int) and size > 0 else None
