@@ -34,12 +34,14 @@ def report(subject: Subject) -> dict[str, Any]:
     peak = liveness.peak_of(timeline)
     plan = arena.plan(timeline)
     nodes = [_node(node) for node in timeline.nodes]
+    derived = _from_weights(model)
     lives = sorted(timeline.lifetimes, key=lambda one: (-one.bytes, one.first))
     there = {id(one.value) for one in peak.live}
     return {
         "sample": sample.name,
         "shapes": {name: list(array.shape) for name, array in sample.feeds.items()},
         "weights_bytes": sum(one.bytes for one in cost.stored_tensors(model)),
+        "from_weights_bytes": sum(one.bytes for one in timeline.lifetimes if one.value in derived),
         "peak_bytes": peak.peak,
         "peak_bytes_at_least": peak.at_least,
         "peak_at": _node(peak.at),
@@ -50,11 +52,17 @@ def report(subject: Subject) -> dict[str, Any]:
         "arena_bound_bytes": plan.bound,
         "measured": measured,
         "not_measured": note,
-        "live_at_peak": [_life(one, nodes) for one in lives if id(one.value) in there][: subject.top],
-        "largest_tensors": [_life(one, nodes) for one in lives][: subject.top],
+        "live_at_peak": [_life(one, nodes, derived) for one in lives if id(one.value) in there][: subject.top],
+        "largest_tensors": [_life(one, nodes, derived) for one in lives][: subject.top],
         "moments": [node | {"bytes": size} for node, size in zip(nodes, timeline.alive(), strict=True)],
         "tensors": [
-            {"name": one.value.name, "bytes": one.bytes, "first_moment": one.first, "last_moment": one.last}
+            {
+                "name": one.value.name,
+                "bytes": one.bytes,
+                "first_moment": one.first,
+                "last_moment": one.last,
+                "from_weights": one.value in derived,
+            }
             for one in timeline.lifetimes
         ],
         "arena": [
@@ -116,13 +124,30 @@ def _node(node: oir.Node | None) -> dict[str, Any]:
     return {"node": node.name or str(node.outputs[0].name), "operator": operator_name(node)}
 
 
-def _life(one: Any, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def _from_weights(model: oir.Model) -> set[oir.Value]:
+    """What is computed from weights alone, whatever the inputs are: a runtime may compute it before the run."""
+    from burnish.ir.network import reads
+    from burnish.ir.sizes import stored
+    from burnish.ir.walk import graphs
+
+    found: set[oir.Value] = set()
+    for graph in graphs(model):
+        for node in graph:
+            given = reads(node)
+            if given and not node.op_type.startswith("Random") and node.op_type not in ("Bernoulli", "Multinomial"):
+                if all(value in found or stored(value) is not None for value in given):
+                    found.update(node.outputs)
+    return found
+
+
+def _life(one: Any, nodes: list[dict[str, Any]], derived: set[oir.Value]) -> dict[str, Any]:
     """A tensor with the nodes between which it lives; `written_by` is None for an input, `kept_to` for an output."""
     value = one.value
     return {
         "name": value.name,
         "bytes": one.bytes,
         "written_by": None if value.producer() is None else _node(value.producer())["node"],
+        "from_weights": value in derived,
         "kept_to": None if value.is_graph_output() or value.is_graph_input() else nodes[one.last]["node"],
         "moments": one.last - one.first + 1,
     }
@@ -160,7 +185,7 @@ def show(found: dict[str, Any]) -> None:
             (
                 one["name"],
                 terminal.size(one["bytes"]),
-                one["written_by"] or "(input)",
+                "(from weights) " * one["from_weights"] + (one["written_by"] or "(input)"),
                 one["kept_to"] or "(end)",
                 str(one["moments"]),
             )

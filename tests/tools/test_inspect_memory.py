@@ -62,21 +62,35 @@ def test_the_sizes_are_those_of_the_sample(folder: Path, capsys: pytest.CaptureF
     assert code == 0 and json.loads(out)["memory"]["peak_bytes"] == 4 * 4 * 4 * 7
 
 
+def test_what_comes_of_weights_alone_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = MODEL.replace("a = MatMul (x, w)", "t = Transpose (w)  u = Abs (t)  a = MatMul (x, u)")
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    code, out, _ = run(capsys, "model.onnx", "--memory", "--dims", "N=5")
+    assert code == 0 and "(from weights) t" in out and "(from weights) a" not in out
+    code, out, _ = run(capsys, "model.onnx", "--memory", "--dims", "N=5", "--json")
+    found = json.loads(out)["memory"]
+    assert found["from_weights_bytes"] == 128
+    assert {one["name"] for one in found["tensors"] if one["from_weights"]} == {"t", "u"}
+
+
 def test_what_the_runtime_takes_is_beside_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "model.onnx", "--memory", "--dims", "N=1000000", "--json")
     found = json.loads(out)["memory"]
     one = 16_000_000  # bytes of each activation; the input is the caller's
     measured = found["measured"]
-    assert code == 0 and found["arena_bytes"] == 3 * one and not found["not_measured"]
-    assert one <= measured["arena_requested_bytes"] <= 3 * one
-    assert measured["arena_requested_bytes"] <= measured["arena_peak_bytes"] <= measured["arena_held_bytes"]
+    assert code == 0 and found["arena_bytes"] == 3 * one
+    if measured["arena_requested_bytes"] is None:
+        assert found["not_measured"] == ["this ONNX Runtime says nothing of its arena"]
+    else:
+        assert one <= measured["arena_requested_bytes"] <= 3 * one
+        assert measured["arena_requested_bytes"] <= measured["arena_peak_bytes"] <= measured["arena_held_bytes"]
     assert 0.9 * one <= measured["resident_run_bytes"] <= 6 * one
 
 
 @pytest.mark.parametrize("name", ["memory.svg", "memory.png"])
 def test_the_picture_is_a_file_of_its_kind(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "model.onnx", "--memory", "--plot", name)
-    assert (code, err) == (0, f"drawn: {name}\n")
+    assert code == 0 and err.startswith(f"drawn: {name}\n")
     head = (folder / name).read_bytes()[:400]
     assert head.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in head
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.onnx", name])
