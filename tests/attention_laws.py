@@ -53,6 +53,26 @@ def permuted(heads: Heads, groups: int, *, elements: bool) -> Heads:
     )  # fmt: skip
 
 
+def check_scale(model: oir.Model, feeds: dict[str, np.ndarray]) -> None:
+    """Writing the scale there is changes nothing; twice the scale is what twice the queries give."""
+    before = text(model)
+    other = model.clone()
+    layer = layer_of(model)
+    layer.write_scale(model, layer.scale)
+    assert text(model) == before
+    layer.write_scale(model, 2 * layer.scale)
+    changed = layer_of(model)
+    np.testing.assert_allclose(changed.scale, 2 * layer.scale, rtol=1e-6)
+    assert changed.softcap == layer.softcap
+    if layer.query_norm is not None:
+        return
+    twin = layer_of(other)
+    read = twin.read()
+    bias = None if read.query_bias is None else 2 * read.query_bias
+    twin.write(other, replace(read, query=2 * read.query, query_bias=bias))
+    np.testing.assert_allclose(outputs(model, feeds)[0], outputs(other, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
 def check_writes(
     model: oir.Model, feeds: dict[str, np.ndarray], elements: bool, heads_differ: bool = False, residual: bool = True
 ) -> None:

@@ -17,6 +17,7 @@ from burnish.ir.views.heads import GROUP, Axes
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import find_parameter
 from burnish.ir.views.projection import Projection
+from burnish.ir.views.scale import find_factor
 from burnish.ir.views.scores import Mask
 from burnish.ir.views.trail import Bias, Climber, Trail
 from burnish.ir.walk import is_op
@@ -33,6 +34,7 @@ class Core:
         lead: letters of batch in the order in which they are grouped.
         result, axes: the product with the values and its axes.
         nodes: from the scores to the result.
+        product, scales: as in `AttentionLayer`, without the scales of the operands.
         cache: given by the operator; None to look at the trails.
         biases: of queries, keys and values, inside the operator: (node, input index, places).
         held: (first row, rows) of queries, keys and values in a matrix that the operator itself has as its input 1.
@@ -51,6 +53,8 @@ class Core:
     axes: Axes
     scale: float
     nodes: list[oir.Node]
+    product: oir.Node
+    scales: tuple[oir.Node, ...] = ()
     masks: tuple[Mask, ...] = ()
     causal: bool | None = None
     window: int | None = None
@@ -141,6 +145,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         core.masks, core.causal, core.window, core.softcap,
         core.q.turned, core.k.turned, core.q.norm, core.k.norm,
         cross, cache, core.spelling, context.ordered(nodes),
+        core.product, tuple(find_factor(one, facts) for one in (*core.scales, *core.q.scales, *core.k.scales)),
         (found[0], found[1], found[2], output),
     )  # fmt: skip
 

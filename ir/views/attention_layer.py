@@ -20,6 +20,7 @@ from burnish.ir.views.cache import Cache
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.norm import Norm, norms
 from burnish.ir.views.projection import Projection
+from burnish.ir.views.scale import Factor, write_scale
 from burnish.ir.views.scores import Mask
 from burnish.ir.views.trail import HeadNorm
 from burnish.ir.views.turned import Turned, Turns
@@ -74,6 +75,8 @@ class AttentionLayer:
         cache: where keys and values are kept between two calls.
         spelling: "arithmetic", or the operator that is the whole attention, with its domain.
         nodes: all nodes from `source` and `memory` to `result`, without those that compute masks and rotary tables.
+        product: the node that multiplies queries and keys, or the operator that is the whole attention.
+        scales: the factors that make up the scale, an operator's own aside.
         projections: query, key, value and output, as `read` and `write` use them; key and value None for a cache only.
     """
 
@@ -102,6 +105,8 @@ class AttentionLayer:
     cache: Cache
     spelling: str
     nodes: tuple[oir.Node, ...]
+    product: oir.Node
+    scales: tuple[Factor, ...]
     projections: tuple[Projection, Projection | None, Projection | None, Projection]
 
     @property
@@ -135,6 +140,14 @@ class AttentionLayer:
             if one is not None and weight is not None:
                 changes.append((one, weight, bias))
         projection.write(model, changes)
+
+    def write_scale(self, model: oir.Model, scale: float) -> None:
+        """Let `scale` be the scale of the scores, where the model has it; the same scale changes nothing.
+
+        Raises:
+            ValueError: the scale is zero, or a computed number, or counts for something else as well.
+        """
+        write_scale(model, self.product, self.scales, self.nodes, self.scale, scale)
 
 
 def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterator[AttentionLayer | Miss]:

@@ -103,7 +103,7 @@ def _core(
     spelling = node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}:{node.op_type}"
     softcap = float(match.attribute(node, "softcap", 0.0))
     return Core(
-        node, spelling, *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0], result, scale, [node],
+        node, spelling, *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0], result, scale, [node], node,
         softcap=softcap,
     )  # fmt: skip
 
@@ -284,7 +284,7 @@ def _packed(node: oir.Node, context: Context) -> Core | Miss:
     trails = [Trail(source, ("b", "s", ""), places=[(source, ("b", "s", ""))]) for _ in range(3)]
     core = Core(
         node, f"{CONTRIB}:Attention", *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0],
-        ("b", "s", "he"), float(match.attribute(node, "scale", 0.0)) or float(given.d) ** -0.5, [node],
+        ("b", "s", "he"), float(match.attribute(node, "scale", 0.0)) or float(given.d) ** -0.5, [node], node,
         held=tuple((starts[index], widths[index]) for index in range(3)),
     )  # fmt: skip
     past = facts.shape(match.input_of(node, 4))

@@ -91,7 +91,8 @@ def _layer(node: oir.Node, scores: Scores, after: Weighted, context: Context) ->
         core = Core(
             node, "arithmetic", queries, keys, values, trails[0], trails[1], trails[2], lead,
             after.end.outputs[0], result_axes, scores.scale,
-            [*scores.nodes, node, *after.passed, after.end], scores.masks, causal, window, scores.cap,
+            [*scores.nodes, node, *after.passed, after.end], scores.product, tuple(scores.scales),
+            scores.masks, causal, window, scores.cap,
         )  # fmt: skip
         found = assemble(core, context)
         if isinstance(found, AttentionLayer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as oir
 import pytest
-from attention_laws import check_writes, layer_of, normal
+from attention_laws import check_scale, check_writes, layer_of, normal
 from attention_modules import LAYERS, export
 
 
@@ -37,4 +37,5 @@ def test_a_layer_of_torch_is_read_and_written(name: str) -> None:
         norm = layer.query_norm
         assert (norm.per_head if norm is not None else None) == facts.pop("per_head", None)
         assert len(layer.mask) == facts.pop("masks", len(layer.mask))
+        check_scale(model.clone(), feeds)
         check_writes(model, feeds, elements=turned is None and norm is None, heads_differ=name == "windows")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as oir
 import pytest
-from attention_laws import check_writes, layer_of, outputs
+from attention_laws import check_scale, check_writes, layer_of, outputs
 from golden import parse_graph
 
 CONTRIB = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
@@ -97,6 +97,7 @@ def test_a_layer_around_an_operator_is_read_and_written(name: str) -> None:
     layer = layer_of(model)
     assert (layer.source, layer.memory, layer.result.name) == (model.graph.inputs[0], model.graph.inputs[0], "y")
     assert not layer.cross
+    check_scale(model.clone(), feeds_of(model))
     check_writes(model, feeds_of(model), elements=layer.rotary is None, residual=False)
 
 
