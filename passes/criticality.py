@@ -22,13 +22,15 @@ from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.linear import find_linear
-from burnish.ir.walk import is_op
+from burnish.ir.walk import bodies, is_op
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.protocols import Runner
 from burnish.passes.recipes import NORMAL_FORM
+from burnish.passes.reducers import rows_of
 from burnish.passes.resets import Resettable
+from burnish.passes.sites import Keep
 
-Kind = Literal["probabilities", "logits", "values"]
+Kind = Literal["probabilities", "logits", "chances", "values"]
 
 _PASSED = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -39,8 +41,9 @@ class Reading:
 
     Attributes:
         output: its name.
-        kind: `probabilities` of classes along the last axis; `logits`, which a softmax makes into such; or `values`,
-            of which each row of the batch is compared as it is.
+        kind: `probabilities` of classes along the last axis; `logits`, which a softmax makes into such; `chances`, each
+            of which is that of yes against no; or `values`, of which each row of the batch is compared as it is (each
+            sample, where a row is one number).
         reason: why it is taken as that, in plain words.
     """
 
@@ -69,7 +72,9 @@ class Change:
 
 
 def reading(model: oir.Model, output: str | None = None, kind: Kind | None = None) -> Reading:
-    """How the outputs of a model are read: the first that ends in a softmax, else in a linear layer, else the first.
+    """How a model's outputs are read: the first that ends in a softmax, else in a linear layer, else in a sigmoid.
+
+    Where there is none of these, the first output is read as plain values.
 
     Args:
         model: the model; its normal form is looked at, it is left untouched.
@@ -90,7 +95,8 @@ def reading(model: oir.Model, output: str | None = None, kind: Kind | None = Non
     if kind is not None:
         return Reading(names[0], kind, "asked for")
     read = [Reading(name, *_kind(found[name])) for name in names]
-    return next((one for wanted in ("probabilities", "logits") for one in read if one.kind == wanted), read[0])
+    order: tuple[Kind, ...] = ("probabilities", "logits", "chances")
+    return next((one for wanted in order for one in read if one.kind == wanted), read[0])
 
 
 def _is_float(value: oir.Value) -> bool:
@@ -99,17 +105,45 @@ def _is_float(value: oir.Value) -> bool:
 
 
 def _kind(value: oir.Value) -> tuple[Kind, str]:
-    node = value.producer()
-    while node is not None and is_op(node, *_PASSED):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if is_op(node, "Softmax") and node is not None:
-        axis, rank = match.attribute(node, "axis", -1), match.rank(node.outputs[0])
-        if axis == -1 or (rank is not None and axis == rank - 1):
-            return "probabilities", "it ends in a softmax over the last axis"
+    node = _behind(value)
+    if is_op(node, "If") and node is not None:
+        index = next(i for i, out in enumerate(node.outputs) if out is _moved(value))
+        found = {_kind(body.outputs[index]) for body in bodies(node)}
+        if len(found) == 1:
+            return found.pop()
+    if _is_softmax(node):
+        return "probabilities", "it ends in a softmax over the last axis"
     layer = find_linear(node)
     if layer is not None and (match.rank(layer.output) or 2) >= 2:
         return "logits", "it ends in a linear layer"
-    return "values", "it ends neither in a softmax nor in a linear layer: no classification"
+    if is_op(node, "Sigmoid"):
+        return "chances", "it ends in a sigmoid"
+    return "values", "it ends in no softmax, linear layer or sigmoid: no classification"
+
+
+def _moved(value: oir.Value) -> oir.Value:
+    """What `value` is a copy of, in another shape or dtype."""
+    while (node := match.producer(value, *_PASSED)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _behind(value: oir.Value | None) -> oir.Node | None:
+    return None if value is None else _moved(value).producer()
+
+
+def _is_softmax(node: oir.Node | None) -> bool:
+    """Whether `node` is a softmax over the last axis, or the division of the spelled out one."""
+    if node is None:
+        return False
+    if is_op(node, "Softmax"):
+        axis, rank = match.attribute(node, "axis", -1), match.rank(node.outputs[0])
+        return bool(axis == -1 or (rank is not None and axis == rank - 1))
+    powers, total = (_behind(node.inputs[0]), _behind(node.inputs[1])) if is_op(node, "Div") else (None, None)
+    if not is_op(powers, "Exp") or not is_op(total, "ReduceSum") or powers is None or total is None:
+        return False
+    axes, rank = match.axes_of(total), match.rank(total.inputs[0])
+    return total.inputs[0] is powers.outputs[0] and axes in ([-1], [] if rank == 1 else None, [(rank or 0) - 1])
 
 
 class Criticality:
@@ -122,19 +156,29 @@ class Criticality:
         runner: of `subject.model`.
         samples: what the outputs are compared on.
         look: which output, and as what.
+        keep: the rows of the output that count, all of them when absent; the others are those of padding.
 
     Raises:
         InputError: the model refuses a sample, or its output has no rows.
     """
 
-    def __init__(self, subject: Resettable, runner: Runner, samples: Iterable[Sample], look: Reading) -> None:
-        self.subject, self.look, self._runner = subject, look, runner
+    def __init__(
+        self,
+        subject: Resettable,
+        runner: Runner,
+        samples: Iterable[Sample],
+        look: Reading,
+        keep: Keep | None = None,
+    ) -> None:
+        self.subject, self.look, self._runner, self._keep = subject, look, runner, keep
         self._samples = list(samples)
         self._before = [self._rows(sample, {}) for sample in self._samples]
         self.rows = sum(len(rows) for rows in self._before)
         if not self.rows:
             raise InputError(f"output `{look.output}` has no rows on these samples: there is nothing to compare")
         self.classes = self._before[0].shape[1]
+        if look.kind == "values" and max(rows.shape[1] for rows in self._before) == 1:
+            raise InputError(f"output `{look.output}` is one number for each sample: there is no angle to compare")
 
     def change(self, tensors: Mapping[str, np.ndarray]) -> Change:
         """What becomes of the outputs when these tensors, by name, take the place of the model's."""
@@ -168,9 +212,14 @@ class Criticality:
         except InputError as error:
             raise InputError(error.cause, place=f"sample `{sample.name}`", hint=error.hint) from error
         wide = array.astype(np.float64)
+        keep = None if self._keep is None else self._keep.of(sample.feeds, array)
         if self.look.kind == "values":
-            return wide.reshape(len(wide) if wide.ndim > 1 else 1, -1)
-        rows = wide.reshape(-1, wide.shape[-1]) if wide.ndim else wide.reshape(1, 1)
+            wide = wide if keep is None else np.where(keep, wide, 0.0)
+            apart = wide.ndim > 1 and wide.size > len(wide)
+            return wide.reshape(len(wide) if apart else 1, -1)
+        rows = rows_of(wide, None if self.look.kind == "chances" or not wide.ndim else -1, keep)
+        if self.look.kind == "chances":
+            return np.concatenate([rows, 1 - rows], axis=1)
         return _softmax(rows) if self.look.kind == "logits" else rows
 
 

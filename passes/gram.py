@@ -145,22 +145,21 @@ class Gram(Reducer):
         """Add a contiguous matrix [rows, features]."""
         if self.exact:
             rows = rows.astype(np.float64)
-        self._sum(*_checked(rows, self._summed))
-
-    def _summed(self, rows: Array) -> tuple[Array, Array]:
-        """The sum of the rows, and that of their outer products."""
-        total = np.ones(len(rows), rows.dtype) @ rows
-        if self._parts == 1:
-            return total, _syrk(rows.T, 0)
-        parts = rows.reshape(len(rows), self._parts, -1)
-        return total, np.matmul(parts.transpose(1, 2, 0), parts.transpose(1, 0, 2))
+        self._sum(*_checked(rows, lambda r: (np.ones(len(r), r.dtype) @ r, _syrk(r.T, 0))))
 
     def _columns(self, columns: Array) -> None:
-        """Add a contiguous matrix [features, rows]."""
+        """Take rows, a contiguous matrix [features, rows]."""
+        self.rows += columns.shape[1]
         if self.exact:
             columns = columns.astype(np.float64)
-        self.rows += columns.shape[1]
-        self._sum(*_checked(columns, lambda c: (c @ np.ones(c.shape[1], c.dtype), _syrk(c.T, 1))))
+        self._sum(*_checked(columns, lambda c: (c @ np.ones(c.shape[1], c.dtype), self._outer(c))))
+
+    def _outer(self, columns: Array) -> Array:
+        """The sum of the outer products of the columns of a matrix [features, rows]."""
+        if self._parts == 1:
+            return _syrk(columns.T, 1)
+        parts = columns.reshape(self._parts, -1, columns.shape[1])
+        return np.asarray(parts @ parts.transpose(0, 2, 1))
 
     def _sum(self, total: Array, products: Array) -> None:
         if self._products is None or self._total is None:
@@ -244,7 +243,10 @@ class ConvolutionGram(Gram):
             raise InputError(f"an array {list(array.shape)} is no input of a convolution {list(self.kernel)}")
         for image in array:
             for tile in self._tiles(image):
-                self._rows(tile)
+                if self.groups > 1 or tile.shape[1] >= LEAST_ROWS:
+                    self._columns(tile)
+                else:
+                    self._rows(tile.T)
 
     def nbytes(self, shape: Sequence[int]) -> int:
         return self._held(int(shape[1]) * int(np.prod(self.kernel)))
@@ -254,7 +256,7 @@ class ConvolutionGram(Gram):
         return self.groups
 
     def _tiles(self, image: Array) -> Iterator[Array]:
-        """Matrices [patches, channels * kernel] of whole output lines, about `LEAST_ROWS` patches each."""
+        """Matrices [channels * kernel, patches] of whole output lines, not many more than `LEAST_ROWS` patches each."""
         rank = len(self.kernel)
         steps, spacing = self.strides or (1,) * rank, self.dilations or (1,) * rank
         reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, spacing, strict=True)]
@@ -263,11 +265,13 @@ class ConvolutionGram(Gram):
             return
         seen = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(1, rank + 1)))
         seen = seen[(slice(None), *(slice(None, None, s) for s in steps), *(slice(None, None, d) for d in spacing))]
-        patches = np.moveaxis(seen, 0, rank)
-        lines = max(1, LEAST_ROWS // max(1, int(np.prod(patches.shape[1:rank]))))
+        places = seen.shape[1 : rank + 1]
+        patches = seen.transpose(0, *range(rank + 1, 2 * rank + 1), *range(1, rank + 1))
+        lines = -(-LEAST_ROWS // max(1, int(np.prod(places[1:]))))
         features = len(image) * int(np.prod(self.kernel))
-        for start in range(0, len(patches), lines):
-            yield patches[start : start + lines].reshape(-1, features)
+        for start in range(0, places[0], lines):
+            some = np.moveaxis(patches, rank + 1, 0)[start : start + lines]
+            yield np.ascontiguousarray(np.moveaxis(some, 0, rank + 1)).reshape(features, -1)
 
     def _padding(self, sizes: Sequence[int], steps: Sequence[int], reach: Sequence[int]) -> list[tuple[int, int]]:
         rank = len(self.kernel)

@@ -47,6 +47,7 @@ class Keep:
         used: the axes of the mask that count, all of them when None; the others have size 1.
         kept: the number in the mask that lets a position through.
         additive: the mask is added to scores: 0 lets through, a large negative number does not.
+        tail: the mask begins with the positions of a past, and the value has only those after it.
     """
 
     input: str
@@ -54,6 +55,7 @@ class Keep:
     used: tuple[int, ...] | None = None
     kept: int = 1
     additive: bool = False
+    tail: bool = False
 
     def of(self, feeds: Mapping[str, np.ndarray], array: np.ndarray) -> np.ndarray:
         """Booleans that broadcast to `array`, True for what counts.
@@ -64,13 +66,17 @@ class Keep:
         if self.input not in feeds:
             raise InputError(f"the sample has no mask `{self.input}`")
         mask = feeds[self.input]
+        shown, merged = list(mask.shape), len(self.axes) == 1
         used = range(mask.ndim) if self.used is None else self.used
+        own = [array.shape[axis] if axis < array.ndim else -1 for axis in self.axes]
+        if self.tail and own and mask.ndim:
+            length = own[-1] // max(mask.size // max(mask.shape[-1], 1), 1) if merged and len(used) > 1 else own[-1]
+            mask = mask[..., max(mask.shape[-1] - length, 0) :]
         sizes = [mask.shape[axis] for axis in used]
-        flat = [int(np.prod(sizes))] if len(self.axes) == 1 else sizes
-        fits = int(np.prod(sizes)) == mask.size and max(self.axes, default=0) < array.ndim
-        if not fits or [array.shape[axis] for axis in self.axes] != flat:
+        flat = [int(np.prod(sizes))] if merged else sizes
+        if int(np.prod(sizes)) != mask.size or own != flat:
             raise InputError(
-                f"the mask `{self.input}` has the shape {list(mask.shape)}, which does not fit the axes "
+                f"the mask `{self.input}` has the shape {shown}, which does not fit the axes "
                 f"{list(self.axes)} of a value {list(array.shape)}"
             )
         shape = [1] * array.ndim
@@ -103,7 +109,14 @@ def refusal(model: oir.Model, value: oir.Value) -> str | None:
 
 
 def aligned(
-    value: oir.Value, axis: int | None, mask: oir.Value, facts: Inference, *, kept: int = 1, additive: bool = False
+    value: oir.Value,
+    axis: int | None,
+    mask: oir.Value,
+    facts: Inference,
+    *,
+    kept: int = 1,
+    additive: bool = False,
+    tail: oir.Value | None = None,
 ) -> Keep | str | None:
     """How the axes of a mask lie in a value, as far as the proven shapes of both tell.
 
@@ -114,6 +127,7 @@ def aligned(
         facts: of the model.
         kept: see `Keep`.
         additive: see `Keep`.
+        tail: an input whose positions are the last of the mask's, where the mask covers a past before them.
 
     Returns:
         The rows that count; None when the value has no positions any more, so that all of it counts; else the reason
@@ -122,24 +136,36 @@ def aligned(
     shape, sizes = facts.shape(value), facts.shape(mask)
     if shape is None or sizes is None:
         return f"the rank of `{value.name if shape is None else mask.name}` is not known"
-    used = tuple(index for index, size in enumerate(sizes) if size != 1)
     own = None if axis is None else axis % len(shape) if -len(shape) <= axis < len(shape) else None
     free = [index for index in range(len(shape)) if index != own]
+    used = tuple(index for index, size in enumerate(sizes) if size != 1)
     wanted = [sizes[index] for index in used]
-    found = [axes for axes in combinations(free, len(used)) if [shape[index] for index in axes] == wanted]
+    found = _places(value, shape, free, wanted, facts)
+    after = False
+    after_past = facts.shape(tail)
+    if not found and after_past is not None and after_past[:-1] == sizes[:-1] and used and used[-1] == len(sizes) - 1:
+        found = _places(value, shape, free, [*wanted[:-1], after_past[-1]], facts)
+        after = True
+    if len(found) == 1:
+        return Keep(str(mask.name), found[0], used, kept, additive, after)
     named = f"`{mask.name}` {_shown(sizes)} and `{value.name}` {_shown(shape)}"
-    if len(found) > 1:
-        return f"the axes of {named} can be matched in {len(found)} ways"
     if found:
-        return Keep(str(mask.name), found[0], used, kept, additive)
-    whole = dims.product(wanted)
-    merged = [index for index in free if shape[index] == whole]
-    if len(used) > 1 and merged == [0] and _merged_in_order(value, wanted, facts):
-        return Keep(str(mask.name), (0,), used, kept, additive)
+        return f"the axes of {named} can be matched in {len(found)} ways"
     positions = _symbols(wanted[-1:])
-    if positions and not positions & _symbols(shape) and all(dims.is_named(size) for size in shape):
+    if positions and _symbols(shape) <= _symbols(wanted[:-1]) - positions and all(dims.is_named(d) for d in shape):
         return None
     return f"the axes of {named} do not match"
+
+
+def _places(
+    value: oir.Value, shape: Shape, free: list[int], wanted: list[dims.Dim], facts: Inference
+) -> list[tuple[int, ...]]:
+    """The axes of `value` among `free` that may have the sizes `wanted`, in order, or all of them merged."""
+    found = [axes for axes in combinations(free, len(wanted)) if [shape[index] for index in axes] == wanted]
+    if found or len(wanted) < 2:
+        return found
+    merged = [index for index in free if shape[index] == dims.product(wanted)]
+    return [(0,)] if merged == [0] and _merged_in_order(value, wanted, facts) else []
 
 
 def _symbols(sizes: Iterable[dims.Dim]) -> set[str]:

@@ -31,6 +31,7 @@ def report(subject: Subject, trials: int | None = None, seed: int | None = None)
     from burnish.ir.errors import InputError
     from burnish.passes import criticality
     from burnish.passes.resets import resettable
+    from burnish.tools.observe import keeps_of
 
     trials, seed = TRIALS if trials is None else trials, 0 if seed is None else seed
     found = resettable(subject.model)
@@ -42,9 +43,14 @@ def report(subject: Subject, trials: int | None = None, seed: int | None = None)
     samples = subject.samples
     if subject.data is None:
         samples, _ = synthesis.usable(samples, runner)
-    measure = criticality.Criticality(found, runner, samples, look)
+    output = next(value for value in subject.model.graph.outputs if value.name == look.output)
+    keep = keeps_of(subject.model, {"output": (output, None if look.kind in ("values", "chances") else -1)})["output"]
+    measure = criticality.Criticality(found, runner, samples, look, None if isinstance(keep, str) else keep)
     rows = _rows(subject, found, measure, trials, seed)
     runner.close()
+    if not rows:
+        name, reason = next(iter(found.skipped.items()))
+        raise InputError(f"no layer could be measured; {name}: {reason}", place=subject.file or None)
     return {
         "samples": len(samples),
         "made_samples": subject.data is None,
@@ -52,6 +58,7 @@ def report(subject: Subject, trials: int | None = None, seed: int | None = None)
         "output": look.output,
         "compared_as": look.kind,
         "because": look.reason,
+        "padding": f"not left out: {keep}" if isinstance(keep, str) else "left out" if keep is not None else None,
         "classes": measure.classes,
         "trials": trials,
         "seed": seed,
@@ -62,10 +69,16 @@ def report(subject: Subject, trials: int | None = None, seed: int | None = None)
 
 
 def _rows(subject: Subject, found: Resettable, measure: Criticality, trials: int, seed: int) -> list[dict[str, Any]]:
+    from burnish.ir.errors import InputError
+
     rows = []
     for number, part in enumerate(found.parts):
         subject.on_step(part.name, number, len(found.parts))
-        changes = [measure.change(part.drawn(seed, trial)) for trial in range(trials)]
+        try:
+            changes = [measure.change(part.drawn(seed, trial)) for trial in range(trials)]
+        except InputError as error:
+            found.skipped[part.name] = f"the model cannot run with other weights: {error.cause}"
+            continue
         rows.append(_row(part, number, changes))
     return rows
 
@@ -95,12 +108,15 @@ def show(found: dict[str, Any]) -> None:
     kind = {
         "probabilities": "probabilities",
         "logits": "softmax of logits",
+        "chances": "chances of yes and no",
         "values": "plain values",
     }[found["compared_as"]]
     out.print(f"{'output':20}{found['output']}: {kind}, since {found['because']}")
     out.print(
         f"{'compared':20}{found['rows']} rows of {found['classes']}; {terminal.count(found['trials'], 'trial')} a layer"
     )
+    if found["padding"] is not None:
+        out.print(f"{'padding':20}{found['padding']}")
     out.print(f"{'mean criticality':20}{found['mean_criticality']:.3g}")
     columns = ["layer", "operator", ">users", ">parameters", ">criticality", ">spread", ">L1", ">L2", ">top-1 changed"]
     rows = [

@@ -132,9 +132,12 @@ def keeps_of(
         raise InputError(f"the model has no input `{names[0]}`", place="mask")
     role, facts = meanings.get(names[0]), Inference(model)
     kept, additive = (role.kept, role.additive) if role is not None and role.kind == "mask" else (1, False)
+    new = [name for name, one in meanings.items() if one.kind in ("ids", "positions")]
+    cached = any(one.kind == "past" for one in meanings.values())
+    tail = next((value for value in model.graph.inputs if cached and value.name in new), None)
     return {
         name: None
         if places.stored(value) is not None
-        else places.aligned(value, axis, given, facts, kept=kept, additive=additive)
+        else places.aligned(value, axis, given, facts, kept=kept, additive=additive, tail=tail)
         for name, (value, axis) in values.items()
     }

@@ -230,6 +230,41 @@ def test_sites_of_one_value_share_one_reducer_and_one_computation() -> None:
     assert found["q"] is found["k"] and len({id(reducer) for reducer in found.values()}) == 3
 
 
+def test_a_mask_that_covers_a_past_counts_from_its_end() -> None:
+    model = parsed(
+        "g (int64[b, s] ids, int64[b, t] mask, float[b, p, 2] past)"
+        " => (float[b, s, 2] x, float[n, 2] r, float[b, q, 2] z)"
+        " <float[5, 2] table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, int64[2] flat = {-1, 2}>"
+        " { x = Gather (table, ids)  r = Reshape (x, flat)  z = Concat <axis = 1> (past, x) }"
+    )
+    mask, ids, facts = named(model, "mask"), named(model, "ids"), Inference(model)
+    feeds = {
+        "ids": np.array([[1, 2], [3, 4]]),
+        "mask": np.array([[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]]),
+        "past": np.zeros((2, 3, 2), np.float32),
+    }
+    for name in "xr":
+        assert isinstance(aligned(named(model, name), -1, mask, facts), str)
+        keep = aligned(named(model, name), -1, mask, facts, tail=ids)
+        assert isinstance(keep, Keep) and keep.tail
+        found = OrtObserver(model).observe({name: Site(named(model, name), keep)}, Rows(), [Sample("one", feeds)])
+        assert seen(found, name)[0].reshape(-1, 2).tolist() == [[2, 3], [4, 5], [8, 9]]
+    assert isinstance(aligned(named(model, "z"), -1, mask, facts, tail=ids), str)
+    short = Sample("short", {**feeds, "mask": np.ones((2, 1), np.int64)})
+    with pytest.raises(InputError, match="does not fit"):
+        OrtObserver(model).observe({"x": Site(named(model, "x"), Keep("mask", (0, 1), tail=True))}, Rows(), [short])
+
+
+def test_a_value_without_positions_counts_whole() -> None:
+    model = parsed(
+        "g (float[b, s, 3] x, int64[b, s] m, float[b, k, 3] other) => (float[b, 3] y, float[b, k, 3] z)"
+        " <int64[1] one = {1}> { y = ReduceSum <keepdims = 0> (x, one)  z = Relu (other) }"
+    )
+    facts = Inference(model)
+    assert aligned(named(model, "y"), -1, named(model, "m"), facts) is None
+    assert isinstance(aligned(named(model, "z"), -1, named(model, "m"), facts), str)
+
+
 def test_inputs_outputs_and_weights_are_values_too() -> None:
     model, data = masked()
     names = ["ids", "w", "y"]

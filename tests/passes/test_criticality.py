@@ -18,6 +18,7 @@ from burnish.ir.samples import Sample
 from burnish.passes import criticality
 from burnish.passes.criticality import Change, Criticality, Reading
 from burnish.passes.resets import resettable
+from burnish.passes.sites import Keep
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
 
@@ -209,11 +210,30 @@ def test_what_cannot_be_reset_is_said() -> None:
         ("{ a = MatMul (x, w)  s = Softmax (a)  p = Mul (s, one)  y = Relu (x) }", "probabilities", "p"),
         ("{ y = Relu (x)  p = MatMul (x, w) }", "logits", "p"),
         ("{ a = MatMul (x, w)  p = Softmax <axis = 0> (a)  y = Tanh (x) }", "values", "y"),
-        ("{ y = Relu (x)  a = MatMul (x, w)  p = Sigmoid (a) }", "values", "y"),
+        ("{ y = Relu (x)  a = MatMul (x, w)  p = Sigmoid (a) }", "chances", "p"),
+        (
+            "{ y = Relu (x)  a = MatMul (x, w)  m = ReduceMax (a, last)  d = Sub (a, m)  e = Exp (d)"
+            "  s = ReduceSum (e, last)  p = Div (e, s) }",
+            "probabilities",
+            "p",
+        ),
+        (
+            "{ y = Relu (x)  a = MatMul (x, w)  e = Exp (a)  s = ReduceSum (e, first)  p = Div (e, s) }",
+            "values",
+            "y",
+        ),
+        (
+            "{ y = Relu (x)  a = MatMul (x, w)  s = ReduceSum (a)  c = Greater (s, one)"
+            "  p = If (c) <then_branch = t () => (float[N, 3] u) { u = Softmax (a) },"
+            " else_branch = e () => (float[N, 3] v) { v = Softmax (x) }> }",
+            "probabilities",
+            "p",
+        ),
     ],
 )
 def test_an_output_is_read_by_what_computes_it(graph: str, kind: str, output: str) -> None:
-    model = parsed(f"g (float[N, 3] x) => (float[N, 3] y, float[N, 3] p) {graph}", w=np.eye(3), one=np.ones(()))
+    axes = "<int64[1] last = {1}, int64[1] first = {0}>"
+    model = parsed(f"g (float[N, 3] x) => (float[N, 3] y, float[N, 3] p) {axes} {graph}", w=np.eye(3), one=np.ones(()))
     found = criticality.reading(model)
     assert (found.kind, found.output) == (kind, output)
     assert criticality.reading(model, "y", "logits") == Reading("y", "logits", "asked for")
@@ -226,6 +246,36 @@ def test_values_are_compared_row_by_row_as_they_are() -> None:
     swapped = np.array([[0, 1], [1, 0]], np.float32)
     change = measure.change({"w": swapped})
     assert change == Change(pytest.approx(100 / 3), pytest.approx(2 / 3), pytest.approx(2**0.5 / 3), None, 0)
+
+
+def test_a_chance_is_that_of_yes_against_no() -> None:
+    model = parsed("g (float[N, 1] x) => (float[N, 1] y) { a = MatMul (x, w)  y = Sigmoid (a) }", w=np.eye(1))
+    measure = measured(model, [Sample("one", {"x": np.array([[50], [-50]], np.float32)})])
+    assert measure.classes == 2 and measure.rows == 2
+    change = measure.change({"w": -np.eye(1, dtype=np.float32)})
+    assert change == Change(pytest.approx(100), pytest.approx(2), pytest.approx(2**0.5), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"), [("Softmax (m)", "probabilities"), ("Sigmoid (m)", "chances"), ("Tanh (m)", "values")]
+)
+def test_padding_does_not_count(ending: str, kind: str) -> None:
+    graph = f"g (float[b, s, 3] x, int64[b, s] k) => (float[b, s, 3] y) {{ m = MatMul (x, w)  y = {ending} }}"
+    model = parsed(graph, w=np.eye(3))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    mask = np.array([[1, 1, 0, 0], [0, 1, 1, 1]])
+    other = {"w": rng.standard_normal((3, 3)).astype(np.float32)}
+    found = []
+    for filled in (x, np.where(mask[..., None] == 1, x, 9)):
+        subject = resettable(model)
+        look = criticality.reading(model)
+        assert look.kind == kind
+        data = [Sample("one", {"x": filled.astype(np.float32), "k": mask})]
+        measure = Criticality(subject, executor()(subject.model), data, look, Keep("k", (0, 1)))
+        found.append(measure.change(other))
+        assert measure.rows == {"probabilities": 5, "chances": 15, "values": 2}[kind]
+    assert found[0] == found[1] and found[0].criticality > 0
 
 
 def test_outputs_that_are_no_longer_finite_count_as_wholly_changed() -> None:
@@ -244,5 +294,8 @@ def test_what_cannot_be_measured_is_refused() -> None:
         criticality.reading(parsed("g (float[2] x) => (int64[1] y) { y = Shape (x) }"))
     with pytest.raises(InputError, match="no rows"):
         measured(model, [Sample("empty", {"x": np.ones((0, 2), np.float32)})])
+    one = parsed("g (float[N, 2] x) => (float[N, 1] y) { m = MatMul (x, w)  y = Tanh (m) }", w=np.ones((2, 1)))
+    with pytest.raises(InputError, match="one number for each sample"):
+        measured(one, [Sample("one", {"x": np.ones((1, 2), np.float32)})])
     with pytest.raises(InputError, match="sample `wide`"):
         measured(model, [Sample("wide", {"x": np.ones((1, 3), np.float32)})])

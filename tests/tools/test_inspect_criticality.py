@@ -57,10 +57,28 @@ def test_a_model_that_classifies_nothing_says_so(tmp_path: Path, capsys: pytest.
       g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { m = MatMul (x, w) y = Tanh (m) }""")
     onnx.save(proto, tmp_path / "model.onnx")
     code, out, err = run(capsys, str(tmp_path / "model.onnx"), "--criticality", "--trials", "1")
-    assert code == 0 and "y: plain values, since it ends neither in a softmax nor in a linear layer" in out
+    assert code == 0 and "y: plain values, since it ends in no softmax, linear layer or sigmoid" in out
     assert "these are made samples" in err
     (row,) = [line.split() for line in out.splitlines() if "MatMul" in line]
     assert "%" not in row[-1]
+
+
+def test_a_layer_without_which_the_model_cannot_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+      g (float[2, 2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}, float[2, 2] v = {1, 1, 1, 1},
+        int64[1] whole = {-1}> {
+        m = MatMul (x, w)  y = Softmax (m)  a = MatMul (x, v)  s = ReduceSum <keepdims = 0> (a)  n = Floor (s)
+        i = Cast <to = 7> (n)  r = Reshape (i, whole)  z = Expand (x, r)  q = ReduceSum <keepdims = 0> (z)
+        u = Mul (q, q) }""")
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("u", onnx.TensorProto.FLOAT, []))
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.array([[1, 0], [0, 0]], np.float32))
+    found = document(capsys, str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"))
+    assert len(found["layers"]) == 1 and found["padding"] is None
+    (skipped,) = found["skipped"]
+    assert "the model cannot run with other weights" in skipped["reason"]
 
 
 def test_the_picture_is_drawn(tmp_path: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measure what observing costs, on trained models of the zoo: `python -m burnish.tools.research.observing`.
+"""Measure observing on trained models of the zoo: `OMP_NUM_THREADS=1 python -m burnish.tools.research.observing`.
 
 Writes `docs/results/observing.json` (the numbers) and `observing.md` (the tables). Times are CPU seconds of the
 process, one thread, plain inference and observing in turns on the same samples, sessions included; a ratio is the
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import subprocess
 import sys
 import time
@@ -22,12 +20,15 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.backends.ort.observe import OrtObserver
+from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
 from burnish.ir.samples import Sample
+from burnish.passes.criticality import Criticality, reading
 from burnish.passes.gram import Gram
 from burnish.passes.layers import Layer, gram_of, layers
 from burnish.passes.reducers import Histogram, Moments, Range, Reducer
 from burnish.passes.reservoirs import Reservoir
+from burnish.passes.resets import resettable
 from burnish.passes.sites import Site
 from burnish.tools.observe import keeps_of
 from burnish.tools.research import zoo
@@ -94,7 +95,7 @@ def inputs_of(model: oir.Model) -> tuple[dict[str, Layer], dict[str, Site]]:
     return found, {name: Site(layer.input, keeps[name]) for name, layer in found.items()}  # type: ignore[arg-type]
 
 
-def text_ratios(rounds: int) -> dict[str, Any]:
+def text_ratios(rounds: int = ROUNDS) -> dict[str, Any]:
     """Reducers on the inputs of every linear layer of A2, 128 samples of 128 tokens."""
     model = onnx_file.read(zoo.path("a2-minilm"))
     _, sites = inputs_of(model)
@@ -116,7 +117,7 @@ def text_ratios(rounds: int) -> dict[str, Any]:
     return found
 
 
-def image_ratios(rounds: int) -> dict[str, Any]:
+def image_ratios(rounds: int = ROUNDS) -> dict[str, Any]:
     """Gram matrices of every layer of A1, channels and patches, on its 20 pictures."""
     model = onnx_file.read(zoo.path("a1-efficientnet"))
     found, sites = inputs_of(model)
@@ -163,7 +164,9 @@ def peak(count: int, limit: int) -> dict[str, float]:
         runner = OrtObserver(model)
         for sample in Text(model, 64, 8):
             runner.run(sample.feeds)
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "statistics": held / 1e6}
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would start from the parent's
+    high = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return {"peak": int(high.split()[1]) / 1e3, "statistics": held / 1e6}
 
 
 def _widths(sites: dict[str, Site]) -> list[int]:
@@ -179,6 +182,61 @@ def memory() -> dict[str, Any]:
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[f"{count} samples, limit {limit}"] = json.loads(printed)
     return found
+
+
+def agreement() -> dict[str, float]:
+    """torch's Gram matrices against ONNX Runtime's: the largest difference over the largest element, worst layer."""
+    from burnish.backends.fx.observe import FxObserver
+
+    worst = {}
+    for name in ("a1-efficientnet", "a2-minilm"):
+        model = onnx_file.read(zoo.path(name))
+        found, sites = inputs_of(model)
+        reducers = {key: gram_of(layer) for key, layer in found.items()}
+        samples = [Sample(str(index), feeds) for index, feeds in enumerate(zoo.task(name).samples[:2])]
+        ours = OrtObserver(model).observe(sites, reducers, samples)
+        theirs = FxObserver(model).observe(sites, reducers, samples)
+        pairs = [(ours[key].matrix, theirs[key].matrix) for key in found]  # type: ignore[attr-defined]
+        worst[name] = max(float(np.abs(one - other).max() / np.abs(one).max()) for one, other in pairs)
+    return worst
+
+
+def critical() -> dict[str, Any]:
+    """The criticality of each layer of A6's classifier of turned text lines, for two seeds of three trials."""
+    model = onnx_file.read(zoo.path("a6-ppocr-cls"))
+    images = np.concatenate([feeds["x"] for feeds in zoo.task("a6-ppocr-cls").samples])
+    subject = resettable(model)
+    runner = executor()(subject.model)
+    samples = [Sample(str(start), {"x": images[start : start + 20]}) for start in range(0, len(images), 20)]
+    measure = Criticality(subject, runner, samples, reading(model))
+    seeds: list[list[float]] = [
+        [float(np.mean([measure.change(part.drawn(seed, n)).criticality for n in range(3)])) for part in subject.parts]
+        for seed in (0, 1)
+    ]
+    convolutions = [number for part, number in zip(subject.parts, seeds[0], strict=True) if part.operator == "Conv"]
+    return {
+        "rows": measure.rows,
+        "read_as": measure.look.kind,
+        "layers": len(subject.parts),
+        "convolutions": len(convolutions),
+        "mean_of_convolutions": float(np.mean(convolutions)),
+        "correlation": float(np.asarray(np.corrcoef(seeds))[0, 1]),
+        "same_weights": max(measure.change(part.trained()).criticality for part in subject.parts),
+        "parts": [
+            {"name": part.name, "operator": part.operator, "criticality": list(pair)}
+            for part, *pair in zip(subject.parts, *seeds, strict=True)
+        ],
+    }
+
+
+SECTIONS: dict[str, Callable[[], Any]] = {
+    "text": text_ratios,
+    "images": image_ratios,
+    "accuracy": accuracy,
+    "agreement": agreement,
+    "memory": memory,
+    "criticality": critical,
+}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -233,6 +291,25 @@ def page(found: dict[str, Any]) -> str:
         count, limit = name.split(" samples, limit ")
         said = "plain inference" if count == "0" else f"{count} samples, limit {int(limit) >> 20} MiB"
         lines.append(f"| {said} | {one['peak']:.0f} | {one['statistics'] if count != '0' else 0:.0f} |")
+    torch, critic = found["agreement"], found["criticality"]
+    lines += [
+        "",
+        "## torch against ONNX Runtime",
+        "",
+        "Gram matrices of all layers' inputs on real samples: the largest difference over the largest element, worst",
+        "layer.",
+        "",
+        "| model | difference |",
+        "| --- | --- |",
+        *(f"| {name} | {number:.1e} |" for name, number in torch.items()),
+        "",
+        "## Criticality",
+        "",
+        f"PP-OCR's classifier of turned text lines on {critic['rows']} drawn lines, three trials a layer: its",
+        f"{critic['convolutions']} convolutions have a mean criticality of {critic['mean_of_convolutions']:.1f}. Over",
+        f"all {critic['layers']} layers two seeds correlate by {critic['correlation']:.3f}, and resetting a layer to",
+        f"its own weights gives {critic['same_weights']:g}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -243,22 +320,18 @@ def _ratio(name: str, one: dict[str, float]) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", help="what to measure anew; everything by default")
     parser.add_argument("--peak", nargs=2, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     if given.peak:
         print(json.dumps(peak(*given.peak)))
         return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found = {
-        "text": text_ratios(given.rounds),
-        "images": image_ratios(given.rounds),
-        "accuracy": accuracy(),
-        "memory": memory(),
-    }
-    (RESULTS / "observing.json").write_text(json.dumps(found, indent=1) + "\n")
+    file = RESULTS / "observing.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for name in given.sections or SECTIONS:
+        found[name] = SECTIONS[name]()
+        file.write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "observing.md").write_text(page(found))
-    print(page(found))
 
 
 if __name__ == "__main__":
