@@ -137,6 +137,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     nodes = [*core.q.nodes, *core.k.nodes, *core.v.nodes, *core.nodes, *down.nodes, *tail]
     for trail in (core.q, core.k, core.v):
         nodes += _between(trail, facts) if trail.linear is not None else []
+    shared = _shared(core, set(nodes))
     return AttentionLayer(
         core.anchor, source, memory, end,
         core.q.linear, core.k.linear, core.v.linear, down.linear,
@@ -146,8 +147,29 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         core.q.turned, core.k.turned, core.q.norm, core.k.norm,
         cross, cache, core.spelling, context.ordered(nodes),
         core.product, tuple(find_factor(one, facts) for one in (*core.scales, *core.q.scales, *core.k.scales)),
+        shared,
         (found[0], found[1], found[2], output),
     )  # fmt: skip
+
+
+def _shared(core: Core, own: set[oir.Node]) -> tuple[oir.Node, ...]:
+    """Nodes that are none of the layer's and read its queries, keys or values, other than parts of packed ones."""
+    found: dict[oir.Node, None] = {}
+    for trail, climber in ((core.q, core.queries), (core.k, core.keys), (core.v, core.values)):
+        for value, axes in trail.places if trail.linear is not None else ():
+            packed = any(letter in climber.cuts for letters in axes for letter in letters)
+            for reader in match.readers(value):
+                part = packed and is_op(reader, "Split", "Slice", "Gather")
+                if reader not in own and not part and not _leads_out(reader, 0):
+                    found[reader] = None
+    return tuple(found)
+
+
+def _leads_out(node: oir.Node, depth: int) -> bool:
+    """Whether all that `node` gives becomes outputs of the model, after movement only, or is asked for its size."""
+    if depth > 8 or not is_op(node, "Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Concat"):
+        return False
+    return all(_leads_out(reader, depth + 1) for out in node.outputs for reader in match.readers(out))
 
 
 def own_heads(climber: Climber, trail: Trail) -> Dim:

@@ -8,11 +8,12 @@ Everything is found by data flow and proven shapes. A layer that nearly is one g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir import match
 from burnish.ir.inference import Inference
 from burnish.ir.views import projection
 from burnish.ir.views.attention import Miss
@@ -77,6 +78,8 @@ class AttentionLayer:
         nodes: all nodes from `source` and `memory` to `result`, without those that compute masks and rotary tables.
         product: the node that multiplies queries and keys, or the operator that is the whole attention.
         scales: the factors that make up the scale, an operator's own aside.
+        shared: nodes of other layers that read this one's queries, keys or values, as a layer without keys of its own
+            reads those of another; such a layer can be read only.
         projections: query, key, value and output, as `read` and `write` use them; key and value None for a cache only.
     """
 
@@ -107,6 +110,7 @@ class AttentionLayer:
     nodes: tuple[oir.Node, ...]
     product: oir.Node
     scales: tuple[Factor, ...]
+    shared: tuple[oir.Node, ...]
     projections: tuple[Projection, Projection | None, Projection | None, Projection]
 
     @property
@@ -130,9 +134,11 @@ class AttentionLayer:
         came or went; writing what `read` gave changes nothing.
 
         Raises:
-            ValueError: a weight has another shape than it had, or can only be read.
+            ValueError: a weight has another shape than it had, or can only be read, or other layers read the result.
         """
         q, k, v, o = self.projections
+        if self.shared and not _same(heads, self.read()):
+            raise ValueError(f"{match.describe(self.shared[0])} reads its queries, keys or values as well")
         changes = [(q, heads.query, heads.query_bias), (o, heads.output, heads.output_bias)]
         for one, weight, bias in ((k, heads.key, heads.key_bias), (v, heads.value, heads.value_bias)):
             if (one is None) != (weight is None):
@@ -150,6 +156,18 @@ class AttentionLayer:
         write_scale(model, self.product, self.scales, self.nodes, self.scale, scale)
 
 
+def _same(one: Heads, other: Heads) -> bool:
+    """Whether the weights and biases of queries, keys and values are equal."""
+    return all(
+        np.array_equal(left, right) if left is not None and right is not None else left is right
+        for left, right in (
+            (getattr(one, name), getattr(other, name))
+            for part in ("query", "key", "value")
+            for name in (part, f"{part}_bias")
+        )
+    )
+
+
 def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterator[AttentionLayer | Miss]:
     """The attention layers of all graphs of the model in order, and every near miss with its reason.
 
@@ -163,6 +181,7 @@ def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterat
     found_norms: dict[oir.Value, Norm] = {norm.output: norm for norm in norms(model)}
     order = {node: index for index, node in enumerate(walk(model))}
     context = Context(model, known, Turns(model, known), found_norms, order)
+    seen: set[object] = set()
     for node in order:
         if node.graph is None:
             continue
@@ -171,7 +190,13 @@ def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterat
             found = spelled_attention.read(node, context)
         elif node.op_type in attention_operators.OPERATORS:
             found = attention_operators.read(node, context)
-        if isinstance(found, AttentionLayer) or (isinstance(found, Miss) and found.near):
+        if isinstance(found, AttentionLayer):
+            keys = found.projections[1]
+            made = None if keys is None else (keys.holder, keys.places.tobytes())
+            twice = found.cache and made is not None and made in seen
+            seen.add(made)
+            yield replace(found, cache=replace(found.cache, kind="shared")) if twice else found
+        elif found is not None and found.near:
             yield found
 
 

@@ -29,14 +29,14 @@ class Port:
         present: the output of the model; None when nothing is given.
         past_axes, present_axes: what their axes are, "batch", "heads", "past", "total", "length", "size", "new",
             "packed", or several joined with "*"; empty where there is no tensor.
-        index: which of the packed tensors it is; None when nothing is packed.
+        index: which of the packed tensors it is, one number for each "packed" axis of the input or else the output.
     """
 
     past: oir.Value | None
     present: oir.Value | None
     past_axes: tuple[str, ...]
     present_axes: tuple[str, ...]
-    index: int | None = None
+    index: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Cache:
 
     Attributes:
         kind: "none"; "kv" (new keys and values join those kept); "kv-output" (they are given, none are taken); "shared"
-            (only keys and values of an earlier call, or of another layer, are read); "cross" (those of an encoder,
-            which do not grow).
+            (the keys and values are those of an earlier layer, or of an earlier call only); "cross" (those of an
+            encoder, which do not grow).
         form: "append", "update" (written into a buffer of full length), or "" where neither happens.
         key, value: the ports; None when there are none.
     """
@@ -102,14 +102,14 @@ def _port(climber: Climber, trail: Trail) -> Port | None:
             present = present or _result(climber, value, axes)
     if past is None and present is None:
         return None
-    letters = "".join((*(past[1] if past else ()), *(present[1] if present else ())))
+    letters = "".join(past[1] if past else present[1] if present else ())
     packed = [letter for letter in letters if letter in climber.cuts]
     return Port(
         past[0] if past is not None else None,
         present[0] if present is not None else None,
         _named(past[1]) if past is not None else (),
         _named(present[1]) if present is not None else (),
-        climber.cuts[packed[0]][1] if packed else None,
+        tuple(climber.cuts[letter][1] for letter in packed),
     )
 
 

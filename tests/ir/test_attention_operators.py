@@ -128,7 +128,7 @@ def test_what_operators_say_of_themselves() -> None:
     packed = found["contrib Attention"].cache
     assert packed.value is not None
     assert packed.value.past_axes == ("packed", "batch", "heads", "past", "size")
-    assert (packed.value.index, [one.name for one in packed.past]) == (1, ["past"])
+    assert (packed.value.index, [one.name for one in packed.past]) == ((1,), ["past"])
 
 
 def test_the_window_of_an_operator_counts_the_query_itself() -> None:

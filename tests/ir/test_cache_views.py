@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as oir
 import pytest
 from attention_laws import layer_of
@@ -30,21 +32,21 @@ CACHES = {
         "float[B, 2, P, 3] foo, float[B, 2, P, 3] bar",
         "float[B, 2, T, 3] keys, float[B, 2, T, 3] values",
         HEADS_FIRST + "  keys = Concat <axis = 2> (foo, kn)  values = Concat <axis = 2> (bar, vn)",
-        (("foo", "bar"), ("keys", "values"), ("batch", "heads", "past", "size"), None),
+        (("foo", "bar"), ("keys", "values"), ("batch", "heads", "past", "size"), ()),
     ),
     "positions before heads": (
         "float[B, P, 2, 3] foo, float[B, P, 2, 3] bar",
         "float[B, T, 2, 3] k1, float[B, T, 2, 3] v1",
         "k1 = Concat <axis = 1> (foo, ks)  v1 = Concat <axis = 1> (bar, vs)"
         "  keys = Transpose <perm = [0, 2, 1, 3]> (k1)  values = Transpose <perm = [0, 2, 1, 3]> (v1)",
-        (("foo", "bar"), ("k1", "v1"), ("batch", "past", "heads", "size"), None),
+        (("foo", "bar"), ("k1", "v1"), ("batch", "past", "heads", "size"), ()),
     ),
     "turned keys": (
         "float[B, 2, 3, P] foo, float[B, 2, P, 3] bar",
         "float[B, 2, 3, T] k1, float[B, 2, T, 3] values",
         HEADS_FIRST + "  old = Transpose <perm = [0, 1, 3, 2]> (foo)  keys = Concat <axis = 2> (old, kn)"
         "  k1 = Transpose <perm = [0, 1, 3, 2]> (keys)  values = Concat <axis = 2> (bar, vn)",
-        (("foo", "bar"), ("k1", "values"), ("batch", "heads", "size", "past"), None),
+        (("foo", "bar"), ("k1", "values"), ("batch", "heads", "size", "past"), ()),
     ),
     "packed": (
         "float[2, B, 2, P, 3] foo",
@@ -52,7 +54,7 @@ CACHES = {
         HEADS_FIRST + "  ko = Gather <axis = 0> (foo, zero)  vo = Gather <axis = 0> (foo, one)"
         "  keys = Concat <axis = 2> (ko, kn)  values = Concat <axis = 2> (vo, vn)"
         "  ku = Unsqueeze (keys, first)  vu = Unsqueeze (values, first)  both = Concat <axis = 0> (ku, vu)",
-        (("foo",), ("both",), ("packed", "batch", "heads", "past", "size"), 0),
+        (("foo",), ("both",), ("packed", "batch", "heads", "past", "size"), (0,)),
     ),
 }
 
@@ -74,7 +76,7 @@ def test_a_cache_is_found_by_data_flow(name: str) -> None:
     assert cache.key is not None
     assert cache.value is not None
     assert (cache.key.past_axes, cache.key.index) == (axes, index)
-    assert cache.value.index == (None if index is None else 1)
+    assert cache.value.index == tuple(1 for _ in index)
     assert tuple(axis.replace("past", "total") for axis in axes) == cache.key.present_axes
 
 
@@ -186,3 +188,26 @@ def test_near_misses_say_why() -> None:
         assert isinstance(found, Miss)
         assert found.reason == reason
         assert found.anchor.op_type == "Softmax"
+
+
+def test_a_layer_that_reads_the_keys_of_another() -> None:
+    """Both layers name the same ports, the second as shared, and neither is written alone."""
+    inputs, outputs, join, _ = CACHES["heads before positions"]
+    second = (
+        "  q2 = MatMul (y1, wq)  qs2 = Reshape (q2, heads)  qt2 = Transpose <perm = [0, 2, 1, 3]> (qs2)"
+        "  scores2 = MatMul (qt2, kt)  p2 = Softmax <axis = -1> (scores2)  a2 = MatMul (p2, values)"
+        "  at2 = Transpose <perm = [0, 2, 1, 3]> (a2)  flat2 = Reshape (at2, whole)  y = MatMul (flat2, wo)"
+    )
+    lines = LAYER.format(join=join).replace("y = MatMul", "y1 = MatMul") + second
+    model = oir.from_proto(
+        parse_graph(f"g (float[B, S, 6] x, {inputs}) => (float[B, S, 6] y, {outputs}) {WEIGHTS} {{ {lines} }}")
+    )
+    first, other = (one for one in attention_layers(model) if isinstance(one, AttentionLayer))
+    assert (first.cache.kind, other.cache.kind) == ("kv", "shared")
+    assert first.cache.past == other.cache.past
+    read = first.read()
+    first.write(model, read)
+    assert read.key is not None
+    with pytest.raises(ValueError, match="reads its queries, keys or values as well"):
+        first.write(model, replace(read, key=2 * read.key))
+    first.write(model, replace(read, output=2 * read.output))
