@@ -10,10 +10,10 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.views.affine import LAYOUT
+from burnish.ir.views.codebook import Search, find_search, lookups
 from burnish.ir.views.parameter import find_parameter, fits
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
-from burnish.passes.distance import Search, find_search
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def _write_search(model: oir.Model, node: oir.Node, search: Search, bias: np.nda
     rank = match.rank(search.query)
     stem = search.codes.source.name or "codebook"
     norms = edit.add_rounded(model, f"{stem}_norms", bias, search.dtype)
-    table = _table(node, search)
+    tables = [found.inputs[0] for found in lookups(node, search)]
+    table = tables[0] if tables else None
     like = [*search.nodes, node]
     new: list[oir.Node] = []
     if rank == 2:
@@ -110,25 +111,6 @@ def _write_search(model: oir.Model, node: oir.Node, search: Search, bias: np.nda
     attributes = {name: one for name, one in node.attributes.items()}
     best = edit.make("ArgMax", [new[-1].outputs[0]], attributes, like=like)
     edit.replace_node(node, [*new, best])
-
-
-def _table(node: oir.Node, search: Search) -> oir.Value | None:
-    """The initializer [codes, features] that the found index is looked up in, when it holds the codes of the search."""
-    pending, seen = [node.outputs[0]], set[int]()
-    codes = search.codes.read().T if search.codes_last else search.codes.read()
-    while pending:
-        value = pending.pop()
-        for user in match.consumers(value):
-            if id(user) in seen:
-                continue
-            seen.add(id(user))
-            if user.op_type == "Gather" and user.inputs[1] is value:
-                exact = weights.exact(user.inputs[0]) if user.inputs[0] is not None else None
-                if exact is not None and exact.shape == codes.shape and np.array_equal(exact, codes):
-                    return user.inputs[0]
-            elif user.op_type in LAYOUT:
-                pending.append(user.outputs[0])
-    return None
 
 
 def _drop_straight_through(model: oir.Model, outcome: Outcome) -> bool:

@@ -1,15 +1,17 @@
-"""Recognising the search for the nearest of constant codes."""
+"""The view of a codebook: constant codes, the search for the one nearest to each query, and where it is looked up."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import match, weights
-from burnish.ir.views.parameter import Parameter, find_parameter
-from burnish.ir.walk import is_op
+from burnish.ir import edit, match, weights
+from burnish.ir.views.affine import LAYOUT
+from burnish.ir.views.parameter import Parameter, find_parameter, write_input
+from burnish.ir.walk import is_op, walk
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Search:
         codes_last: how `codes` is stored.
         factor: negative.
         offset: float64 [codes].
-        nodes: the nodes that compute the distances.
+        nodes: the nodes that compute the distances, the product of queries and codes last.
         is_plain: there is nothing to simplify: one product, at most one constant added.
+        added: the values whose numbers, one a code, make up `offset`, each with its factor.
     """
 
     query: oir.Value
@@ -33,6 +36,7 @@ class Search:
     offset: np.ndarray
     nodes: tuple[oir.Node, ...]
     is_plain: bool
+    added: tuple[tuple[oir.Value, float], ...] = ()
 
     @property
     def dtype(self) -> oir.DataType:
@@ -43,6 +47,97 @@ class Search:
         """What to add to `query codes` so that the largest is the nearest: float64 [codes]."""
         count = self.codes.shape[-1] if self.codes_last else self.codes.shape[0]
         return np.broadcast_to(self.offset / self.factor, (count,)).copy()
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Constant codes of which the one nearest to each query is found.
+
+    Attributes:
+        anchor: the ArgMin or ArgMax that finds it.
+        search: what that minimizes.
+        lookups: the Gathers that look the found code up in a table of the same codes.
+    """
+
+    anchor: oir.Node
+    search: Search
+    lookups: tuple[oir.Node, ...]
+
+    @property
+    def indices(self) -> oir.Value:
+        """The number of the nearest code of each query."""
+        return self.anchor.outputs[0]
+
+    @property
+    def read_only(self) -> str | None:
+        """Why the codes cannot be written, in plain words; None when they can."""
+        search = self.search
+        if len(search.added) > 1:
+            return "the norms of its codes are added in several places"
+        norms = (self.codes() ** 2).sum(1) * (-search.factor / 2)
+        if search.added and not np.allclose(search.offset, norms, rtol=1e-4, atol=1e-6):
+            return "what is added to its products are not the norms of the codes"
+        return None
+
+    def codes(self) -> np.ndarray:
+        """The codes, float64 [codes, features]."""
+        array = self.search.codes.read()
+        return array.T if self.search.codes_last else array
+
+    def write(self, model: oir.Model, codes: np.ndarray) -> None:
+        """Search for the nearest of other codes, and look these up. The view is out of date afterwards.
+
+        Args:
+            model: the model the codebook is in.
+            codes: float64, of the shape that `codes` has.
+
+        Raises:
+            ValueError: `read_only`, or codes of another shape.
+        """
+        if self.read_only is not None:
+            raise ValueError(self.read_only)
+        if codes.shape != self.codes().shape:
+            raise ValueError(f"the codes are {list(self.codes().shape)}")
+        search, stem = self.search, self.search.codes.source.name or "codebook"
+        for value, factor in search.added:
+            norms = (codes**2).sum(1) * (-search.factor / 2) / factor
+            shape = match.static_shape(value) or norms.shape
+            new = edit.add_rounded(model, f"{stem}_norms", norms.reshape(shape), search.dtype)
+            for node in search.nodes:
+                for index, read in enumerate(node.inputs):
+                    if read is value:
+                        edit.set_input(node, index, new)
+        stored = codes.T if search.codes_last else codes
+        write_input(model, search.nodes[-1], 1, stored, search.dtype, stem)
+        for node in self.lookups:
+            write_input(model, node, 0, codes, search.dtype, stem)
+
+
+def codebooks(model: oir.Model) -> Iterator[Codebook]:
+    """The codebooks of all graphs of the model, in order."""
+    for node in walk(model, "ArgMin", "ArgMax"):
+        search = find_search(node)
+        if search is not None:
+            yield Codebook(node, search, tuple(lookups(node, search)))
+
+
+def lookups(anchor: oir.Node, search: Search) -> list[oir.Node]:
+    """The Gathers that look up what `anchor` found in an initializer [codes, features] with the codes of the search."""
+    pending, seen, found = [anchor.outputs[0]], set[int](), list[oir.Node]()
+    codes = search.codes.read().T if search.codes_last else search.codes.read()
+    while pending:
+        value = pending.pop()
+        for user in match.consumers(value):
+            if id(user) in seen:
+                continue
+            seen.add(id(user))
+            if user.op_type == "Gather" and user.inputs[1] is value:
+                exact = weights.exact(user.inputs[0]) if user.inputs[0] is not None else None
+                if exact is not None and exact.shape == codes.shape and np.array_equal(exact, codes):
+                    found.append(user)
+            elif user.op_type in LAYOUT:
+                pending.append(user.outputs[0])
+    return found
 
 
 def find_search(node: oir.Node) -> Search | None:
@@ -56,12 +151,14 @@ def find_search(node: oir.Node) -> Search | None:
     _terms(node.inputs[0], 1.0 if is_op(node, "ArgMin") else -1.0, terms, nodes, grows=True)
     product: tuple[float, oir.Node] | None = None
     offset = np.zeros(1)
+    added: list[tuple[oir.Value, float]] = []
     for factor, value in terms:
         if match.dim(value, -1) == 1 or (match.rank(value) == 0):
             continue
         constant = _code_norms(value)
         if constant is not None:
             offset = offset + factor * constant
+            added.append((value, factor))
         elif product is None and is_op(value.producer(), "MatMul", "Gemm", "Einsum"):
             product = factor, value.producer()  # type: ignore[assignment]
         else:
@@ -75,11 +172,13 @@ def find_search(node: oir.Node) -> Search | None:
         return None
     if is_op(inner, "Gemm"):
         extra = match.input_of(inner, 2)
-        added = find_parameter(extra)
-        if extra is not None and (added is None or len(added.shape) > 1 and added.shape[0] != 1):
+        bias = find_parameter(extra)
+        if extra is not None and (bias is None or len(bias.shape) > 1 and bias.shape[0] != 1):
             return None
-        if added is not None:
-            offset = offset + factor * float(match.attribute(inner, "beta", 1.0)) * added.read().reshape(-1)
+        if bias is not None and extra is not None:
+            times = factor * float(match.attribute(inner, "beta", 1.0))
+            offset = offset + times * bias.read().reshape(-1)
+            added.append((extra, times))
         factor *= float(match.attribute(inner, "alpha", 1.0))
     if factor >= 0:
         return None
@@ -89,7 +188,7 @@ def find_search(node: oir.Node) -> Search | None:
     if any(is_op(one, "Sqrt") for one in nodes) and not _are_distances(terms, query, codes, codes_last, factor, offset):
         return None
     plain = not any(is_op(one, "Pow", "Sqrt", "Sub", "Mul", "Div", "Neg") for one in nodes) and len(terms) <= 2
-    return Search(query, codes, codes_last, factor, offset, (*nodes, inner), plain)
+    return Search(query, codes, codes_last, factor, offset, (*nodes, inner), plain, tuple(added))
 
 
 def _are_distances(
