@@ -57,6 +57,23 @@ def check_versions(proto: onnx.ModelProto, place: str) -> None:
             raise InputError("sparse initializers are not supported", place=place, hint=hint)
 
 
+def add_opset(proto: onnx.ModelProto) -> bool:
+    """Say which version of com.microsoft a model uses that has its operators and does not say it.
+
+    ONNX Runtime's own optimizer writes such models, and ONNX Runtime runs them.
+
+    Returns:
+        Whether `proto` was changed.
+    """
+    domain = "com.microsoft"
+    known = {entry.domain for entry in proto.opset_import}
+    used = any(node.domain == domain for node in _nodes(proto.graph.node))
+    if domain in known or not used:
+        return False
+    proto.opset_import.add(domain=domain, version=1)
+    return True
+
+
 def check_text(proto: onnx.ModelProto, place: str) -> None:
     """Raise InputError when a name or a text is not valid UTF-8: protobuf then gives bytes in the place of a str."""
     for text in _texts(proto):

@@ -144,6 +144,8 @@ def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
         buffer = raised.SerializeToString()
         proto, spans = _parse(buffer, place)
         sorted_nodes = onnx_checks.check_structure(proto, place)
+    if onnx_checks.add_opset(proto):
+        notes.append("the model did not say which version of com.microsoft it uses, and was given 1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about external-data entries that onnx does not know
         model = oir.from_proto(proto)

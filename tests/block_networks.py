@@ -195,6 +195,39 @@ class UNet(nn.Module):
         return x
 
 
+class GridLayer(nn.Module):
+    """A transformer layer on a picture [batch, rows, columns, channels], whose mlp works on its flattened form."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.mlp = Attention(), Mlp()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+
+    def forward(self, x):
+        batch, rows, columns, channels = x.shape
+        x = x + self.attention(self.norms[0](x).reshape(batch, -1, channels)).reshape(x.shape)
+        x = x.reshape(batch, -1, channels)
+        return (x + self.mlp(self.norms[1](x))).reshape(batch, rows, columns, channels)
+
+
+class Grid(nn.Module):
+    """Layers between which a picture is reshaped, and behind the last of them the merging of its pixels by fours."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, WIDTH)
+        self.blocks = nn.ModuleList(GridLayer() for _ in range(3))
+        self.merge = nn.Linear(4 * WIDTH, 5)
+
+    def forward(self, x):
+        x = self.first(x.permute(0, 2, 3, 1))
+        for block in self.blocks:
+            x = block(x)
+        batch, rows, columns, channels = x.shape
+        x = x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        return self.merge(x.flatten(3))
+
+
 def built(module: nn.Module) -> nn.Module:
     """The module in evaluation mode with parameters drawn from seed 0, no two of them equal."""
     torch.manual_seed(0)

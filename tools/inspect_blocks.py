@@ -91,6 +91,15 @@ def _block(block: Block, group: str, known: set[str | None]) -> dict[str, Any]:
             }
             for layer in block.attention
         ],
+        "experts": [
+            {
+                "count": one.count,
+                "chosen": one.chosen,
+                "spelling": one.spelling,
+                "matrices": [[matrix.out_features, matrix.in_features] for matrix in one.matrices],
+            }
+            for one in block.experts
+        ],
         "inputs": [value.name for value in block.inputs],
         "outputs": [value.name for value in block.outputs],
         "parameters": block.parameters,
@@ -121,7 +130,19 @@ def show(found: dict[str, Any]) -> None:
     rows = [
         (str(number), *_row(blocks[index])) for number, stack in enumerate(found["stacks"]) for index in stack["blocks"]
     ]
-    columns = ["stack", "block", "like", "does", "form", "heads", "cache", ">parameters", ">nodes", "droppable"]
+    columns = [
+        "stack",
+        "block",
+        "like",
+        "does",
+        "form",
+        "heads",
+        "experts",
+        "cache",
+        ">parameters",
+        ">nodes",
+        "droppable",
+    ]
     terminal.show(terminal.table("Blocks", columns, rows), out)
     if found["missing"]:
         terminal.show(terminal.table("Not read", [""], [(reason,) for reason in found["missing"]]), out)
@@ -136,6 +157,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         _words(one["kinds"]) + (" in parallel" if one["parallel"] else ""),
         one["form"],
         ", ".join(sorted(heads)) or "-",
+        ", ".join(f"{mixture['chosen']} of {mixture['count']}" for mixture in one["experts"]) or "-",
         f"{ports[0]} in, {ports[1]} out" if any(ports) else "-",
         f"{one['parameters']:,}",
         str(len(one["nodes"])),

@@ -8,6 +8,7 @@ import onnx_ir as oir
 
 from burnish.ir.dims import Dim
 from burnish.ir.views.attention_layer import AttentionLayer
+from burnish.ir.views.experts import Experts
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Block:
         inputs, outputs: its own inputs and outputs of the graph: the old and new state of a cache.
         read_outside: inner values that nodes outside read, with one such node; removal depends on them.
         attention: its attention layers, in the order of the graph.
+        experts: its mixtures of experts.
         adders: skip-normalizations that add up `entry` and `exit`, None where these are plain values.
         refusal: why it cannot be dropped, in plain words; None when it can.
     """
@@ -75,6 +77,7 @@ class Block:
     outputs: tuple[oir.Value, ...]
     read_outside: tuple[tuple[oir.Value, oir.Node], ...]
     attention: tuple[AttentionLayer, ...]
+    experts: tuple[Experts, ...]
     adders: tuple[oir.Node | None, oir.Node | None]
     refusal: str | None
 

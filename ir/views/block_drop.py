@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
+from burnish.ir.inference import reshape_target
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.flow import SKIP_NORMS
 from burnish.ir.views.norm import find_norm
+from burnish.ir.views.parameter import same_shape
 from burnish.ir.walk import is_op
 
 _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
@@ -111,7 +114,7 @@ def _bridge(model: oir.Model, first: Block, last: Block) -> None:
     before, behind = first.adders[0], last.adders[1]
     if behind is None:
         source = first.entry if before is None else _sum_of(model, before)
-        edit.replace_value(last.exit, source)
+        edit.replace_value(last.exit, _in_shape(model, source, first, last))
     elif before is not None:
         old = [match.input_of(behind, index) for index in _terms(behind)]
         behind.resize_inputs(max(len(behind.inputs), _terms(behind)[-1] + 1))
@@ -122,6 +125,17 @@ def _bridge(model: oir.Model, first: Block, last: Block) -> None:
                 edit.drop_if_unused(value)
     else:
         _write_plain_norm(model, first, behind)
+
+
+def _in_shape(model: oir.Model, source: oir.Value, first: Block, last: Block) -> oir.Value:
+    """`source` in the shape that the stream has behind `last`."""
+    target, node = reshape_target(first.entry_shape, last.exit_shape), last.exit.producer()
+    if first.entry_shape == last.exit_shape or target is None or node is None:
+        return source
+    sizes = edit.add_constant(model, f"{last.exit.name}_shape", np.array(target, np.int64))
+    step = edit.make("Reshape", [source, sizes], like=node)
+    edit.insert_before(node, [step])
+    return same_shape(step, last.exit)
 
 
 def _terms(node: oir.Node) -> tuple[int, int, int]:

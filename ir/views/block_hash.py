@@ -52,6 +52,8 @@ class BlockHash:
         if node is None:
             (value,) = step.outputs
             return _hash("input", str(value.dtype), match.rank(value))
+        if step.op == "Add":
+            return _hash("sum", sorted(self._value(value, known, entry) for value in self._summands(step, known)))
         if step.part or node.op_type in _NORMS:
             return self._normalized(step, node, known, entry)
         keys = [self._value(value, known, entry) for value in node.inputs]
@@ -59,11 +61,26 @@ class BlockHash:
             keys.sort()
         return _hash(node.domain, node.op_type, keys, _attributes(node, self._facts.opset))
 
+    def _summands(self, step: Step, known: dict[int, str]) -> list[oir.Value]:
+        """The terms of a sum, those of the sums among them in their place: fused operators group them differently."""
+        node = step.node
+        if node is None:
+            return []
+        given = list(node.inputs)
+        if step.part:
+            given = [*node.inputs[:2], match.input_of(node, 4 if node.op_type == SKIP_NORMS[0] else 3)]
+        found: list[oir.Value] = []
+        for value in given:
+            if value is None:
+                continue
+            inner = self._flow.step(value)
+            if inner is not None and inner.op == "Add" and self._flow.source[value] in known and match.used_once(value):
+                found += self._summands(inner, known)
+            else:
+                found.append(value)
+        return found
+
     def _normalized(self, step: Step, node: oir.Node, known: dict[int, str], entry: oir.Value | None) -> str:
-        if step.part == "sum":
-            bias = match.input_of(node, 4 if node.op_type == SKIP_NORMS[0] else 3)
-            terms = [self._value(value, known, entry) for value in (*node.inputs[:2], bias) if value is not None]
-            return _hash("", "Add", sorted(terms), [])
         first = 2 if step.part else 1
         parameters = [self._value(value, known, entry) for value in node.inputs[first : first + 2]]
         if node.op_type in ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as oir
 
-from burnish.ir import match, weights
+from burnish.ir import dims, match, weights
 from burnish.ir.dims import Dim
-from burnish.ir.inference import Inference
+from burnish.ir.inference import Inference, reshape_target
 from burnish.ir.views import grouping, residual
+from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.block import Block, Part, Stack, Structure
 from burnish.ir.views.block_hash import BlockHash
+from burnish.ir.views.experts import Experts, find_experts
 from burnish.ir.views.flow import Flow
 from burnish.ir.views.kinds import cores, kinds, owned
 from burnish.ir.views.norm import norms
@@ -30,14 +34,12 @@ def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
     known = facts if facts is not None else Inference(model)
     found: list[list[Block]] = []
     missing: list[str] = []
-    layers: list[AttentionLayer] = []
-    for layer in attention_layers(model, known):
-        if isinstance(layer, AttentionLayer):
-            layers.append(layer)
-        else:
-            missing.append(f"the attention layer at {match.describe(layer.anchor)}: {layer.reason}")
+    layers, mixtures = list(attention_layers(model, known)), list(find_experts(model, known))
+    for what, views in (("attention layer", layers), ("mixture of experts", mixtures)):
+        misses = (one for one in views if isinstance(one, Miss))
+        missing += [f"the {what} at {match.describe(one.anchor)}: {one.reason}" for one in misses]
     for graph in main_graphs(model):
-        reader = _Reader(model, graph, known, layers, sum(map(len, found)))
+        reader = _Reader(model, graph, known, layers, mixtures, sum(map(len, found)))
         found += reader.runs
         missing += reader.missing
     if not any(found):
@@ -67,13 +69,21 @@ def _stacked(run: list[Block]) -> list[list[Block]]:
         same = (
             previous is not None
             and _roles(previous) == _roles(block)
-            and (previous.hash == block.hash or previous.entry_shape == previous.exit_shape == block.exit_shape)
+            and (previous.hash == block.hash or len({_size(one) for one in _shapes(previous, block)}) == 1)
         )
         if not same:
             result.append([])
         result[-1].append(block)
         previous = block
     return result
+
+
+def _shapes(previous: Block, block: Block) -> list[tuple[Dim, ...] | None]:
+    return [previous.entry_shape, previous.exit_shape, block.exit_shape]
+
+
+def _size(shape: tuple[Dim, ...] | None) -> Dim | None:
+    return None if shape is None else dims.product(shape)
 
 
 def _roles(block: Block) -> list[str]:
@@ -84,9 +94,17 @@ class _Reader:
     """Reads one graph."""
 
     def __init__(
-        self, model: oir.Model, graph: oir.Graph, facts: Inference, layers: list[AttentionLayer], first: int
+        self,
+        model: oir.Model,
+        graph: oir.Graph,
+        facts: Inference,
+        layers: list[AttentionLayer | Miss],
+        mixtures: list[Experts | Miss],
+        first: int,
     ) -> None:
-        self.flow, self.facts, self.graph, self.layers = Flow(graph), facts, graph, layers
+        self.flow, self.facts, self.graph = Flow(graph), facts, graph
+        self.layers, self.mixtures = layers, mixtures
+        self.routers = {one.anchor for one in mixtures}
         self.missing: list[str] = []
         self._shapes: dict[oir.Value, tuple[Dim, ...]] = {}
         self.cores = cores(self.flow)
@@ -111,7 +129,7 @@ class _Reader:
     def _kinds(self, one: Residual) -> tuple[str, ...]:
         nodes = owned(self.flow, one.region, one.entry, self.joins)
         inputs, outputs = self._ports(nodes, one.entry, one.exit)
-        return kinds(self.flow, one, self.cores, bool(inputs and outputs))
+        return kinds(self.flow, one, self.cores, self.routers, bool(inputs and outputs))
 
     def _ports(
         self, nodes: dict[oir.Node, None], entry: oir.Value, exit: oir.Value
@@ -121,15 +139,13 @@ class _Reader:
         types = {(v.dtype, match.rank(v)) for v in outputs}
         inputs = []
         for value in (one for one in self.graph.inputs if one is not entry):
-            readers = [one for one in match.consumers(value) if not is_op(one, "Shape", "Size")]
+            readers = list(_computing(value))
             if readers and all(one in nodes for one in readers) and (value.dtype, match.rank(value)) in types:
                 inputs.append(value)
         return tuple(inputs), outputs
 
     def _block(self, run: list[Residual], parts: list[tuple[str, ...]]) -> Block:
-        flow, exit = self.flow, run[-1].exit
-        run = [residual.starting(flow, run[0], self._of_shape(run[0].entry, self._shape_behind(run))), *run[1:]]
-        entry = run[0].entry
+        flow, entry, exit = self.flow, run[0].entry, run[-1].exit
         region = flow.between(entry, exit)
         nodes = owned(flow, region, entry, self.joins & ~region)
         inputs, outputs = self._ports(nodes, entry, exit)
@@ -156,7 +172,8 @@ class _Reader:
             inputs,
             outputs,
             outside,
-            tuple(layer for layer in self.layers if layer.anchor in nodes),
+            tuple(one for one in self.layers if isinstance(one, AttentionLayer) and one.anchor in nodes),
+            tuple(one for one in self.mixtures if isinstance(one, Experts) and one.anchor in nodes),
             adders,
             self._refusal(run, shapes, inputs, outputs, outside),
         )
@@ -237,16 +254,6 @@ class _Reader:
                 return self.hashes.of(region, entry, exit)
             entry = readers[0].outputs[0]
 
-    def _of_shape(self, value: oir.Value, shape: tuple[Dim, ...] | None) -> oir.Value:
-        """`value`, or what it is a rearrangement of when that has the wanted shape."""
-        current = value
-        while self._shape(current) != shape:
-            above = self.flow.step(current)
-            if above is None or above.op not in residual.MOVES or not above.data:
-                return value
-            current = above.data[0]
-        return current
-
     def _read_outside(
         self, nodes: dict[oir.Node, None], adder: oir.Node | None, exit: oir.Value
     ) -> tuple[tuple[oir.Value, oir.Node], ...]:
@@ -271,8 +278,10 @@ class _Reader:
         before, after = shapes
         if before is None or after is None:
             return "the shape of the stream is not known"
-        if before != after:
+        if before != after and not (_reshaped(run) and reshape_target(before, after) is not None):
             return f"{self._why_shapes_differ(run)}: {_spelled(before)} becomes {_spelled(after)}"
+        if any(one.projected for one in run):
+            return "its shortcut computes something of its own"
         if len({self._dtype(entry), self._dtype(exit), None}) > 2:
             return "the stream has another dtype behind it"
         if len(outputs) != len(inputs):
@@ -300,6 +309,21 @@ class _Reader:
                 node = self.flow.steps[core.end].node
                 if node is not None:
                     self.missing.append(f"the attention at {match.describe(node)} adds to no residual stream")
+
+
+def _reshaped(run: list[Residual]) -> bool:
+    """Whether the stream may come out in another shape because it was reshaped, and for no other reason."""
+    moves = {op for one in run for op in one.tail if op in residual.MOVES}
+    return bool(moves) and moves <= set(residual.RESHAPES) and not any(one.projected for one in run)
+
+
+def _computing(value: oir.Value) -> Iterator[oir.Node]:
+    """The nodes that compute with `value`, those left out that only pass it on or ask for its shape."""
+    for node in match.consumers(value):
+        if is_op(node, "Identity") or (is_op(node, "Concat") and len(node.inputs) == 1):
+            yield from _computing(node.outputs[0])
+        elif not is_op(node, "Shape", "Size"):
+            yield node
 
 
 def _spelled(shape: tuple[Dim, ...]) -> str:

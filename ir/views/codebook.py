@@ -69,13 +69,17 @@ class Codebook:
         return self.anchor.outputs[0]
 
     @property
+    def by_distance(self) -> bool:
+        """Whether what is added to the products are the norms of the codes, so that the nearest code is found."""
+        norms = (self.codes() ** 2).sum(1) * (-self.search.factor / 2)
+        return bool(self.search.added) and np.allclose(self.search.offset, norms, rtol=1e-4, atol=1e-6)
+
+    @property
     def read_only(self) -> str | None:
         """Why the codes cannot be written, in plain words; None when they can."""
-        search = self.search
-        if len(search.added) > 1:
+        if len(self.search.added) > 1:
             return "the norms of its codes are added in several places"
-        norms = (self.codes() ** 2).sum(1) * (-search.factor / 2)
-        if search.added and not np.allclose(search.offset, norms, rtol=1e-4, atol=1e-6):
+        if self.search.added and not self.by_distance:
             return "what is added to its products are not the norms of the codes"
         return None
 
@@ -114,11 +118,17 @@ class Codebook:
 
 
 def codebooks(model: oir.Model) -> Iterator[Codebook]:
-    """The codebooks of all graphs of the model, in order."""
+    """The codebooks of all graphs of the model, in order.
+
+    The largest product is that of a code only when it is looked up or belongs to the nearest: else it may be the class
+    that a linear layer finds.
+    """
     for node in walk(model, "ArgMin", "ArgMax"):
         search = find_search(node)
         if search is not None:
-            yield Codebook(node, search, tuple(lookups(node, search)))
+            found = Codebook(node, search, tuple(lookups(node, search)))
+            if found.lookups or found.by_distance:
+                yield found
 
 
 def lookups(anchor: oir.Node, search: Search) -> list[oir.Node]:

@@ -7,7 +7,7 @@ has matrices of its own and gathers its tokens; com.microsoft MoE.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as oir
@@ -232,30 +232,47 @@ def _gathered(gathers: list[oir.Node], count: int) -> tuple[ExpertMatrix, ...] |
     stacks: dict[oir.Value, list[oir.Node]] = {}
     for node in gathers:
         stacks.setdefault(node.inputs[0], []).append(node)  # type: ignore[arg-type]
-    order = sorted(stacks, key=lambda value: _position(stacks[value][0]))
-    found: list[ExpertMatrix] = []
-    for value in order:
+    found: dict[oir.Node, ExpertMatrix] = {}
+    for value in sorted(stacks, key=lambda value: _position(stacks[value][0])):
         parameter = find_parameter(value)
-        readers = tuple((node, 0) for node in stacks[value])
-        if parameter is None:
-            return "its matrices are no constants"
-        if len(parameter.shape) == 2 and found and found[-1].out_features == parameter.shape[1]:
-            old = found.pop()
-            found.append(
-                ExpertMatrix(count, old.out_features, old.in_features, old.readers, old.transposed, (), readers)
-            )
+        if parameter is None or len(parameter.shape) != 3:
             continue
-        if len(parameter.shape) != 3:
-            return "a constant that it gathers is neither a stack of matrices nor of biases"
-        transposed = {_transposed(node) for node in stacks[value]}
-        if len(transposed) != 1 or None in transposed:
+        products = [_product(node) for node in stacks[value]]
+        known = [one for one in products if one is not None]
+        if len(known) < len(products) or len({turned for _, turned in known}) != 1:
             return "how its matrices are multiplied is not known"
-        (turned,) = transposed
+        turned = known[0][1]
         rows, columns = parameter.shape[1:]
         out, features = (columns, rows) if turned else (rows, columns)
         reason = "its matrices are quantized" if parameter.quantized else None
-        found.append(ExpertMatrix(count, out, features, readers, bool(turned), read_only=reason))
-    return tuple(found) if found else "no matrices are gathered"
+        readers = tuple((node, 0) for node in stacks[value])
+        found[known[0][0]] = ExpertMatrix(count, out, features, readers, turned, read_only=reason)
+        for product, _ in known[1:]:
+            found[product] = found[known[0][0]]
+    for value, nodes in stacks.items():
+        parameter = find_parameter(value)
+        if parameter is not None and len(parameter.shape) == 3:
+            continue
+        matrix = found.get(_biased(nodes[0]))  # type: ignore[arg-type]
+        if parameter is None or len(parameter.shape) != 2 or matrix is None:
+            return "a constant that it gathers is neither a stack of matrices nor of biases"
+        biases = tuple((node, 0) for node in nodes)
+        found = {node: replace(one, biases=biases) if one is matrix else one for node, one in found.items()}
+    return tuple(dict.fromkeys(found.values())) if found else "no matrices are gathered"
+
+
+def _biased(gather: oir.Node) -> oir.Node | None:
+    """The product to which a gathered bias is added."""
+    add = match.sole_consumer(gather.outputs[0], "Add")
+    value = next((one for one in add.inputs if one is not gather.outputs[0]), None) if add is not None else None
+    for _ in range(_LONGEST):
+        node = value.producer() if value is not None else None
+        if node is None or is_op(node, "MatMul", "Gemm"):
+            return node
+        if not is_op(node, *_MOVES, "Gather"):
+            return None
+        value = node.inputs[0]
+    return None
 
 
 def _position(node: oir.Node) -> int:
@@ -263,19 +280,19 @@ def _position(node: oir.Node) -> int:
     return next((index for index, one in enumerate(graph) if one is node), 0) if graph is not None else 0
 
 
-def _transposed(gather: oir.Node) -> bool | None:
-    """Whether gathered matrices are [..., in, out]: the second factor of a product, as often turned as not."""
+def _product(gather: oir.Node) -> tuple[oir.Node, bool] | None:
+    """The product that gathered matrices are a factor of, and whether they are [..., in, out] there."""
     value, turned = gather.outputs[0], False
     for _ in range(_LONGEST):
         node = match.sole_consumer(value)
         if node is None:
             return None
         if is_op(node, "MatMul"):
-            return (node.inputs[1] is value) != turned
+            return node, (node.inputs[1] is value) != turned
         if is_op(node, "Gemm"):
             second = node.inputs[1] is value
             flipped = bool(match.attribute(node, "transB" if second else "transA", 0))
-            return second != (turned != flipped)
+            return node, second != (turned != flipped)
         if is_op(node, "Transpose"):
             perm = match.attribute(node, "perm")
             axes = list(perm) if perm is not None else []

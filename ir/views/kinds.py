@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import onnx_ir as oir
@@ -75,7 +75,8 @@ def _product(flow: Flow, index: int, *, up: bool) -> int | None:
                     continue
                 seen.add(other)
                 if flow.contractions >> other & 1:
-                    if flow.steps[other].op in _PRODUCTS and len(flow.steps[other].data) > 1:
+                    factors = [value for value in flow.steps[other].data if flow.varies(value)]
+                    if flow.steps[other].op in _PRODUCTS and len(factors) > 1:
                         return other
                     continue
                 following.append(other)
@@ -83,19 +84,22 @@ def _product(flow: Flow, index: int, *, up: bool) -> int | None:
     return None
 
 
-def kinds(flow: Flow, one: Residual, known: Iterable[Core], ports: bool) -> tuple[str, ...]:
+def kinds(
+    flow: Flow, one: Residual, known: Iterable[Core], routers: Container[oir.Node | None], ports: bool
+) -> tuple[str, ...]:
     """The kinds of the branches of a residual sum, those of sums inside it included, in the order of `KINDS`.
 
     Args:
         flow: the flow of the graph.
         one: the residual sum.
         known: the attentions of the graph.
+        routers: the nodes that choose experts.
         ports: whether the region has inputs and outputs of the graph of its own, the old and new state of a cache.
     """
     found: set[str] = set()
     own = one.region
     for inner in one.inner:
-        found |= set(kinds(flow, inner, known, ports))
+        found |= set(kinds(flow, inner, known, routers, ports))
         own &= ~inner.region
     linear, convolutions = 0, 0
     around = 0
@@ -115,7 +119,7 @@ def kinds(flow: Flow, one: Residual, known: Iterable[Core], ports: bool) -> tupl
             linear += 1
     if operators & _RECURRENT or (ports and not found):
         found.add("state")
-    elif operators & {"TopK", "MoE", "QMoE"}:
+    elif any(step.node in routers for step in flow.members(own)):
         found.add("moe")
     elif convolutions and not found:
         found.add("conv")

@@ -9,18 +9,24 @@ import onnx_ir as oir
 
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
-from burnish.ir.views.flow import Flow, Step
+from burnish.ir.views.flow import CONTRACTIONS, Flow, Step
 from burnish.ir.views.norm import Norm
 
 _ADDS = ("Add", "Sum")
 _SAME = ("Identity", "Cast", "CastLike", "Dropout", "Mul", "Div", "Add", "Sub", "DequantizeLinear", "QuantizeLinear")
 _ON_SCORES = ("Add", "Mul", "Div", "Sub", "Cast", "Where", "Max", "Clip", "Tanh", "Reshape", "Identity", "Squeeze")
-MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+MOVES = (*RESHAPES, "Transpose")
 _UNARY = (
     *MOVES,
     *_SAME,
     *"Relu Clip LeakyRelu PRelu Elu Selu Celu Gelu Sigmoid HardSigmoid HardSwish Tanh Mish BatchNormalization".split(),
 )
+_ARITHMETIC = frozenset(
+    (*_SAME, *MOVES, "Pow", "Sqrt", "Reciprocal", "Neg", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2")
+)
+"""What a norm is spelled with."""
+
 _LONGEST = 10
 """Steps on the shortcut of a residual sum, or behind it before the next one begins."""
 
@@ -56,7 +62,10 @@ def residuals(flow: Flow) -> list[Residual]:
     for step in flow.steps:
         if step.op in _ADDS:
             one = _residual(flow, step.outputs[0], _terms(flow, step))
-            if one is not None and one.region & flow.contractions and not _are_scores(one.join):
+            if one is None or not one.region & flow.contractions or _are_scores(one.join):
+                continue
+            dtype = match.tensor_dtype(one.entry)
+            if dtype is None or dtype.is_floating_point():
                 found.append(one)
     return found
 
@@ -106,13 +115,15 @@ def _shortcut(flow: Flow, terms: list[oir.Value]) -> tuple[oir.Value, oir.Value,
     """(term, value, projected): a short chain of steps makes the term from a value on which all other terms depend."""
     best: tuple[int, oir.Value, oir.Value, bool] | None = None
     for term in terms:
-        value, projected = term, False
+        value, projected, matrices = term, False, 0
         for length in range(1, _LONGEST):
             step = flow.step(value)
-            if step is None or step.node is None or len(step.data) != 1:
+            above = _terms(flow, step) if step is not None and step.node is not None else []
+            matrices += step is not None and step.op in CONTRACTIONS
+            if step is None or len(above) != 1 or matrices > 1:
                 break
             projected |= step.op not in _SAME
-            value = step.data[0]
+            value = above[0]
             if all(flow.depends(one, value) for one in terms if one is not term):
                 if best is None or length < best[0]:
                     best = length, term, value, projected
@@ -168,12 +179,18 @@ def outermost(flow: Flow, found: list[Residual]) -> list[Residual]:
 
 
 def _only_holds(flow: Flow, one: Residual, inner: list[Residual]) -> bool:
-    if any(other.projected for other in inner) or (one.projected and inner):
+    if one.projected and inner:
+        return True
+    if any(other.projected and _convolves(flow, other) for other in inner):
         return True
     keys = [skeleton(flow, other.region) for other in inner]
     return any(
         keys[i] == keys[j] and flow.depends(inner[j].entry, inner[i].entry) for j in range(len(inner)) for i in range(j)
     )
+
+
+def _convolves(flow: Flow, one: Residual) -> bool:
+    return any("Conv" in step.op for step in flow.members(one.region & flow.contractions))
 
 
 def skeleton(flow: Flow, region: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -202,12 +219,16 @@ def runs(
         of its kind before it, where the same operators stand there too, and give the same shape.
     """
     by_join = {one.join: one for one in found}
+    joins = sum(1 << flow.source[join] for join in by_join)
     open_runs: dict[oir.Value, list[Residual]] = {}
     result: list[list[Residual]] = []
     for one in found:
         value, tail = one.entry, list[str]()
         while value not in by_join and value in light and len(tail) < _LONGEST:
             value, op = light[value]
+            tail.insert(0, op)
+        if value not in by_join and (above := _made_of(flow, value, joins)) is not None:
+            value, op = above, "norm"
             tail.insert(0, op)
         run = open_runs.pop(value, None)
         if run is None:
@@ -235,6 +256,20 @@ def runs(
     return result
 
 
+def _made_of(flow: Flow, value: oir.Value, joins: int) -> oir.Value | None:
+    """The nearest residual sum, when `value` is made of it alone by arithmetic: a norm in a spelling no view knows."""
+    before = flow.before[flow.source[value]] & joins
+    if not before:
+        return None
+    join = flow.steps[before.bit_length() - 1].outputs[0]
+    between = flow.between(join, value)
+    if not {step.op for step in flow.members(between)} <= _ARITHMETIC:
+        return None
+    inner = {out for step in flow.members(between) for out in step.outputs}
+    read = {one for step in flow.members(between) for one in _terms(flow, step)}
+    return None if read - inner - {join} else join
+
+
 def _behind(
     readers: Mapping[oir.Value, list[tuple[oir.Value, str]]], value: oir.Value, tail: list[str]
 ) -> oir.Value | None:
@@ -245,11 +280,6 @@ def _behind(
             return None
         value = after[0]
     return value
-
-
-def starting(flow: Flow, one: Residual, entry: oir.Value) -> Residual:
-    """The residual sum with `entry`, of which the old one is a rearrangement, in its place."""
-    return one if entry is one.entry else replace(one, entry=entry, region=flow.between(entry, one.exit))
 
 
 def _ending(flow: Flow, one: Residual, exit: oir.Value, tail: tuple[str, ...]) -> Residual:

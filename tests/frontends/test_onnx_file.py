@@ -168,6 +168,16 @@ def test_wrong_declared_shapes_are_dropped(tmp_path):
     assert len(origin.notes(loaded)) == 2
 
 
+def test_fused_operators_need_no_opset_of_their_domain(tmp_path):
+    model = parsed("g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu (x) }")
+    kept = [entry for entry in model.opset_import if entry.domain != "com.microsoft"]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    loaded = onnx_file.read(saved(model, tmp_path))
+    assert loaded.opset_imports["com.microsoft"] == 1
+    assert origin.notes(loaded) == ("the model did not say which version of com.microsoft it uses, and was given 1",)
+
+
 def test_nodes_out_of_order_are_sorted(tmp_path):
     model = parsed("g (float[2] x) => (float[2] y) { a = Relu (x) y = Neg (a) }")
     model.graph.node.insert(0, model.graph.node.pop())

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as oir
 import onnxruntime
 import pytest
-from block_networks import Cached, ConvNet, Encoder, Translator, UNet, built, exported, torch
+from block_networks import Cached, ConvNet, Encoder, Grid, Translator, UNet, built, exported, torch
 from golden import parse_graph
 
 from burnish.ir.views.block_drop import drop, obstacle
@@ -211,6 +211,21 @@ def test_the_way_up_of_a_unet_says_why_it_stays() -> None:
     left.blocks[2] = torch.nn.Identity()
     with torch.no_grad():
         assert_close(y, left(*inputs))
+
+
+@pytest.mark.parametrize("chosen", [[0], [2], [0, 1], [1, 2], [0, 2]], ids=str)
+def test_a_stream_that_is_reshaped_on_the_way_goes_on_in_the_shape_it_had(chosen: list[int]) -> None:
+    module, inputs, model = image(Grid)
+    given = feeds(model, inputs)
+    model = normal(model)
+    found = stacks(model)
+    assert summary(found) == [("AAA", LAYER)]
+    assert found.blocks[2].entry_shape != found.blocks[2].exit_shape and found.blocks[2].droppable
+    drop(model, found, [found.blocks[index] for index in chosen])
+    (y,) = outputs(model, given)
+    with torch.no_grad():
+        assert_close(y, without(module, chosen)(*inputs))
+    assert len(stacks(model).blocks) == 3 - len(chosen)
 
 
 def test_the_places_of_a_layer() -> None:
