@@ -113,18 +113,19 @@ def compute(case: Case) -> list[Any]:
     module = to_graph_module(oir.from_proto(case.model), fallback=False)
     held = {tensor.name for tensor in case.model.graph.initializer}
     fed = [value for value in case.model.graph.input if value.name not in held]
-    arguments = [_given(array) for array, _ in zip(case.inputs, fed, strict=False)]
+    arguments = [given(array) for array, _ in zip(case.inputs, fed, strict=False)]
     with torch.no_grad():
         return [_array(value) for value in module(*arguments)]
 
 
-def _given(array: Any) -> Any:
+def given(array: Any) -> Any:
+    """An input as the bridge takes it."""
     from burnish.backends.fx.bridge import to_torch
 
     if array is None:
         return None
     if isinstance(array, list):
-        return tuple(_given(one) for one in array)
+        return tuple(given(one) for one in array)
     array = _plain(array)
     if array.dtype.kind in "OSU":
         return array
@@ -307,9 +308,16 @@ def excuse(name: str, verdict: Verdict) -> tuple[str, str | None]:
 
 
 def page(rows: dict[tuple[str, str], Row]) -> str:
-    """The page of results."""
+    """The page of results; the gradients are compared for it."""
     import torch
 
+    from burnish.tools.research import fx_gradients
+
+    slopes: dict[str, Counter[bool]] = defaultdict(Counter)
+    for name, _, found in fx_gradients.measure():
+        if found.error is not None:
+            slopes[name][found.agrees] += 1
+    agree, differ = (sum(one[word] for one in slopes.values()) for word in (True, False))
     left: dict[tuple[str, str], int] = Counter()
     for (_, name), row in rows.items():
         for _, form, verdict in row.others:
@@ -317,19 +325,27 @@ def page(rows: dict[tuple[str, str], Row]) -> str:
                 culprit, why = excuse(name, verdict)
                 left[culprit, why or f"**{verdict.word}**"] += 1
     each = [
-        f"| {name} | {row.cases} | {row.run} | {row.fed[RIGHT]} | {row.held[RIGHT]} |"
+        f"| {name} | {row.cases} | {row.run} | {row.fed[RIGHT]} | {row.held[RIGHT]} | {_agreeing(slopes[name])} |"
         for (group, name), row in rows.items() if group == "node"
     ]  # fmt: skip
     preface = _PREFACE.format(onnx=onnx.__version__, ort=session.runtime().__version__, torch=torch.__version__)
     return "\n".join([
         preface, *_groups(rows), "", "## Not computed", "", "| operator | cases | why |", "| --- | --- | --- |",
         *(f"| {name} | {count} | {why} |" for (name, why), count in sorted(left.items())), "",
-        "## By operator", "", "The cases of the group `node`.", "",
-        "| operator | cases | ONNX Runtime runs | right | right as constants |", "| --- | --- | --- | --- | --- |",
+        "## By operator", "", _OPERATORS.format(agree=agree, differ=differ),
+        "| operator | cases | ONNX Runtime runs | right | right as constants | gradients |", "| --- " * 6 + "|",
         *each, "",
     ])  # fmt: skip
 
 
+def _agreeing(found: Counter[bool]) -> str:
+    return f"{found[True]} of {found.total()}" if found else ""
+
+
+_OPERATORS = """The cases of the group `node`. The last column says in how many cases of all groups the gradients agree
+with finite differences, along a random direction of all float inputs, in float64: {agree} agree, {differ} do not. Where
+nothing stands, no float output depends on a float input, the function has a kink there, or the dtype is fixed.
+"""
 _PREFACE = """# The onnx package's own tests in torch
 
 Made by `python -m burnish.tools.research.fx_nodes`, with onnx {onnx}, ONNX Runtime {ort} and torch {torch} on CPU.

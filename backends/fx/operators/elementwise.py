@@ -126,6 +126,8 @@ def power(a: Value, b: Value) -> Value:
     if isinstance(b, list) and any(isinstance(item, float) for item in b):
         b = torch.tensor(b, device=tensor(a).device, dtype=torch.float32)
     a, b = together(a, b)
+    if b.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        b = b.to(a.dtype if a.is_floating_point() else torch.int64)
     return torch.pow(a, b).to(a.dtype)
 
 

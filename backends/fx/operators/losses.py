@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from burnish.backends.fx.registry import operator
 from burnish.backends.fx.values import Tensor, Value, on_device, tensor
-
-_NOTHING = -100
-"""A class that no target names."""
 
 
 @operator("NegativeLogLikelihoodLoss", fixed=(2,))
@@ -18,12 +14,13 @@ def negative_log_likelihood(
 ) -> Tensor:
     """The weighted loss of log-probabilities x [N, C, *d] at the classes `target` [N, *d]."""
     target = on_device(tensor(target), x).long()
-    ignored = _NOTHING if ignore_index is None else ignore_index
-    shape = target.shape
-    if x.dim() not in (2, 4):
-        x, target = x.reshape(*x.shape[:2], 1, -1), target.reshape(shape[0], 1, -1)
-    y = F.nll_loss(x, target, weight, ignore_index=ignored, reduction=reduction)
-    return y.reshape(shape) if reduction == "none" else y
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    target = torch.where(counted, target, torch.zeros_like(target))
+    share = counted.to(x.dtype) if weight is None else weight[target] * counted
+    y = -x.gather(1, target.unsqueeze(1)).squeeze(1) * share
+    if reduction == "none":
+        return y
+    return y.sum() / share.sum() if reduction == "mean" else y.sum()
 
 
 @operator("SoftmaxCrossEntropyLoss", fixed=(2,), several=True)

@@ -185,6 +185,7 @@ def trilu(x: Value, k: Value = None, upper: int = 1) -> Tensor:
 def one_hot(indices: Value, depth: Value, values: Value, axis: int = -1) -> Tensor:
     """`values[1]` at the index along a new axis of length `depth`, `values[0]` elsewhere."""
     indices, values = together(indices, values)
+    indices = indices.long()
     count = int(integer(depth))
     rank = indices.dim() + 1
     places = torch.arange(count, device=indices.device)
@@ -226,6 +227,9 @@ def pad(x: Value, pads: Value, value: Value = None, axes: Value = None, mode: st
     widths: list[tuple[Any, Any]] = [(0, 0)] * x.dim()
     for i, axis in enumerate(along):
         widths[axis] = (amounts[i], amounts[i + len(along)])
+    if mode == "constant" and isinstance(value, torch.Tensor) and x.dtype != torch.bool:
+        inside = F.pad(torch.ones(x.shape, dtype=torch.bool, device=x.device), _reversed_pairs(widths))
+        return torch.where(inside, F.pad(x, _reversed_pairs(widths)), on_device(value.reshape(()), x))
     if mode == "constant":
         fill = value[0] if isinstance(value, list) else 0 if value is None else host(value)
         fill = fill[0] if isinstance(fill, list) else fill

@@ -234,6 +234,9 @@ def batch_normalization(
     """Normalized by the given statistics; in training mode by those of the batch, which come out averaged too."""
     if not spatial:
         raise ValueError("spatial=0 is not supported")
+    if not training_mode and (mean.requires_grad or variance.requires_grad):
+        y = (x - per_channel(mean, x)) * per_channel((variance + epsilon).rsqrt() * scale, x)
+        return (y + per_channel(bias, x),)
     if not training_mode:
         return (F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon),)
     axes = [0, *range(2, x.dim())]
@@ -284,7 +287,8 @@ def layer_normalization(
     shape = list(x.shape[axis:])
     if outputs == 1 and list(scale.shape) == shape and (bias is None or list(bias.shape) == shape):
         return (F.layer_norm(x, shape, scale, bias, epsilon),)
-    y, mean, inverse = standardize(x.float(), list(range(axis, x.dim())), epsilon)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    y, mean, inverse = standardize(wide, list(range(axis, x.dim())), epsilon)
     y = y.to(x.dtype) * scale
     return (y if bias is None else y + bias), mean, inverse
 

@@ -21,7 +21,7 @@ def _sum(x: Tensor, axes: Axes, keep: bool) -> Tensor:
 def _mean(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keep)
-    return torch.div(_sum(x, axes, keep), product([x.shape[a] for a in axes]), rounding_mode="floor")
+    return torch.div(_sum(x, axes, keep), product([x.shape[a] for a in axes]), rounding_mode="trunc")
 
 
 def _product(x: Tensor, axes: Axes, keep: bool) -> Tensor:
@@ -153,15 +153,15 @@ def unique(x: Value, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, 
     x = tensor(x)
     rows = x.reshape(-1) if axis is None else x
     along = axis or 0
-    y, which, counts = torch.unique(rows, return_inverse=True, return_counts=True, dim=along)
+    _, which, counts = torch.unique(rows.detach(), return_inverse=True, return_counts=True, dim=along)
     which = which.reshape(-1)
     places = torch.arange(len(which) - 1, -1, -1, device=x.device)
     first = places.new_zeros(len(counts)).scatter_reduce(0, which.flip(0), places, "amin", include_self=False)
     if not sorted:
         order = torch.argsort(first)
-        y, first, counts = y.index_select(along, order), first[order], counts[order]
+        first, counts = first[order], counts[order]
         which = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=x.device))[which]
-    return y, first, which, counts
+    return rows.index_select(along, first), first, which, counts
 
 
 @operator("TopK", static=(1,), several=True)

@@ -44,7 +44,9 @@ def _kernel(mode: str, a: float, x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def _nearest(how: str, x: Tensor) -> Tensor:
+def _nearest(how: str, x: Tensor, scale: float) -> Tensor:
+    if how == "simple":
+        how = "ceil" if scale < 1.0 else "floor"
     if how == "floor":
         return torch.floor(x)
     if how == "ceil":
@@ -57,7 +59,7 @@ def _taps(
 ) -> tuple[Tensor, Tensor]:
     """Which slices to take [taps, out], and their weights, likewise."""
     if mode == "nearest":
-        index, weight = _nearest(nearest_mode, centre)[None], torch.ones((1, len(centre)), dtype=torch.float64)
+        index, weight = _nearest(nearest_mode, centre, scale)[None], torch.ones((1, len(centre)), dtype=torch.float64)
     else:
         reach = 1 if mode == "linear" else 2
         stretch = min(scale, 1.0) if antialias else 1.0
@@ -100,7 +102,7 @@ def resize(
     outs, factors = _outputs(x, along, factors or None, lengths, keep_aspect_ratio_policy)
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     real, outside = x.is_floating_point(), None
-    y = x if real else x.double()
+    y = x if real or mode == "nearest" else x.double()
     for i, (axis, out, factor) in enumerate(zip(along, outs, factors, strict=True)):
         size = x.shape[axis]
         if factor == 1.0 and out == size and not crop:
@@ -115,7 +117,16 @@ def resize(
             outside = beyond if outside is None else outside | beyond
     if outside is not None:
         y = torch.where(outside, torch.full_like(y, extrapolation_value), y)
-    return y if real else torch.round(y).to(x.dtype)
+    return y if y.dtype == x.dtype else _whole(y, bool(antialias)).to(x.dtype)
+
+
+def _whole(y: Tensor, rounded: bool) -> Tensor:
+    """Interpolated integers: cut off, rounded only with antialiasing, as ONNX Runtime does."""
+    return torch.round(y) if rounded else torch.trunc(y + torch.copysign(torch.full_like(y, _SLACK), y))
+
+
+_SLACK = 1e-6
+"""What rounding may take from a number that is an integer."""
 
 
 def _mixed(x: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor:
@@ -129,7 +140,7 @@ def _mixed(x: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor:
 
 @operator("Resize", "Upsample", since=9, static=(1,), fixed=(1,))
 def resize_by_scales(x: Tensor, scales: Value, mode: str = "nearest") -> Tensor:
-    """Before opset 11: by factors, corners aligned at the first element."""
+    """Before opset 11: by factors, the first elements aligned, the nearest one before, or behind in smaller sizes."""
     return resize(
-        x, scales=scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        x, scales=scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="simple"
     )  # fmt: skip

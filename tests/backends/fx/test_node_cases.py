@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from burnish.tools.research import fx_nodes, node_tests
+from burnish.tools.research import fx_gradients, fx_nodes, node_tests
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,13 @@ def cases() -> list[tuple[str, node_tests.Case]]:
         return [(name, case) for name, case in fx_nodes.grouped(node_tests.cases()) if case.group != "light"]
 
 
-@pytest.mark.parametrize("constant", [False, True], ids=["fed", "constant"])
-def test_every_case_is_right_or_has_a_reason(cases: list[tuple[str, node_tests.Case]], constant: bool) -> None:
+def _judged(cases: list[tuple[str, node_tests.Case]]) -> tuple[int, set[str]]:
+    """How many are right, and the operators because of which others are not; nothing is wrong or without a reason."""
     right, excused, wrong = 0, set(), []
     for name, case in cases:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            verdict = fx_nodes.judge(node_tests.with_constants(case) if constant else case, None)
+            verdict = fx_nodes.judge(case, None)
         if verdict.word == fx_nodes.RIGHT:
             right += 1
             continue
@@ -31,6 +31,45 @@ def test_every_case_is_right_or_has_a_reason(cases: list[tuple[str, node_tests.C
         if why is None:
             wrong.append((case.name, verdict))
         excused.add(culprit)
-    assert not wrong
+    assert wrong == []
+    return right, excused
+
+
+def _held(cases: list[tuple[str, node_tests.Case]]) -> list[tuple[str, node_tests.Case]]:
+    return [(name, node_tests.with_constants(case)) for name, case in cases]
+
+
+def test_every_case_is_right_or_has_a_reason(cases: list[tuple[str, node_tests.Case]]) -> None:
+    right, excused = _judged(cases)
     assert right >= 1944
     assert set(fx_nodes.REASONS) <= excused
+
+
+def test_so_is_a_sample_with_its_inputs_as_constants(cases: list[tuple[str, node_tests.Case]]) -> None:
+    right, _ = _judged(_held(cases[::4]))
+    assert right > 450
+
+
+@pytest.mark.slow
+def test_so_is_every_case_with_its_inputs_as_constants(cases: list[tuple[str, node_tests.Case]]) -> None:
+    right, _ = _judged(_held(cases))
+    assert right >= 1944
+
+
+def _disagreeing(cases: list[tuple[str, node_tests.Case]]) -> tuple[int, list[tuple[str, fx_gradients.Slope]]]:
+    found = list(fx_gradients.slopes(cases))
+    compared = [(case.name, slope) for _, case, slope in found if slope.error is not None]
+    return len(compared), [(name, slope) for name, slope in compared if not slope.agrees]
+
+
+def test_gradients_agree_with_finite_differences_in_a_sample(cases: list[tuple[str, node_tests.Case]]) -> None:
+    compared, wrong = _disagreeing(cases[::10])
+    assert wrong == []
+    assert compared > 100
+
+
+@pytest.mark.slow
+def test_gradients_agree_with_finite_differences(cases: list[tuple[str, node_tests.Case]]) -> None:
+    compared, wrong = _disagreeing(cases)
+    assert wrong == []
+    assert compared > 1250
