@@ -1,4 +1,4 @@
-"""The fused operators of `com.microsoft`: the float64 interpreter means what ONNX Runtime computes."""
+"""The fused operators of `com.microsoft`: the float64 interpreter and torch mean what ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import onnx_ir as oir
 import pytest
 from onnx import helper
 
+from burnish.backends.fx.runner import executor as torch_executor
 from burnish.backends.ort.session import executor
 from burnish.backends.reference.runner import ReferenceRunner
 from burnish.passes.verify import relative_error
 
 Feeds = Mapping[str, np.ndarray | None]
+BOTH = (ReferenceRunner, torch_executor(fallback=False))
 
 
 def single(op: str, feeds: Feeds, outputs: int, domain: str = "com.microsoft", **attributes: Any) -> oir.Model:
@@ -34,13 +36,15 @@ def single(op: str, feeds: Feeds, outputs: int, domain: str = "com.microsoft", *
 
 
 def assert_agrees(op: str, feeds: Feeds, outputs: int = 1, *, tolerance: float = 2e-6, **attributes: Any) -> None:
-    """Both runners give the same to float32 rounding."""
+    """All runners give the same to float32 rounding."""
     model = single(op, feeds, outputs, **attributes)
     given = {n: x for n, x in feeds.items() if x is not None}
-    found, expected = ReferenceRunner(model).run(given), executor()(model).run(given)
-    for name, wanted in expected.items():
-        assert found[name].shape == wanted.shape
-        assert relative_error(found[name], wanted) < tolerance, name
+    expected = executor()(model).run(given)
+    for load in BOTH:
+        found = load(model).run(given)
+        for name, wanted in expected.items():
+            assert found[name].shape == wanted.shape
+            assert relative_error(found[name], wanted) < tolerance, name
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -78,8 +82,10 @@ def test_skip_norms(skip_shape: tuple[int, ...], biased: bool) -> None:
         model = single(op, feeds, 4, epsilon=1e-5)
         given = {n: x for n, x in feeds.items() if x is not None}
         model.graph.outputs[:] = [model.graph.outputs[0], model.graph.outputs[3]]
-        found, expected = ReferenceRunner(model).run(given), executor()(model).run(given)
-        assert all(relative_error(found[n], expected[n]) < 2e-6 for n in expected)
+        expected = executor()(model).run(given)
+        for load in BOTH:
+            found = load(model).run(given)
+            assert all(relative_error(found[n], expected[n]) < 2e-6 for n in expected)
 
 
 @pytest.mark.parametrize("trans", [{}, {"transA": 1}, {"transB": 1}, {"transA": 1, "transB": 1, "alpha": 0.3}])
@@ -229,12 +235,13 @@ def test_group_query_attention(past: int, s: int, attributes: dict[str, Any], ra
     if ragged:
         model = single("GroupQueryAttention", feeds, 3, num_heads=heads, kv_num_heads=groups, **attributes)
         given = {n: x for n, x in feeds.items() if x is not None}
-        found, expected = ReferenceRunner(model).run(given), executor()(model).run(given)
-        for b, length in enumerate(lengths):
-            used = length if not past else s
-            assert relative_error(found["y0"][b, :used], expected["y0"][b, :used]) < 2e-6
-            for name in ("y1", "y2"):
-                assert relative_error(found[name][b, :, :length], expected[name][b, :, :length]) < 2e-6
+        expected = executor()(model).run(given)
+        for found in (load(model).run(given) for load in BOTH):
+            for b, length in enumerate(lengths):
+                used = length if not past else s
+                assert relative_error(found["y0"][b, :used], expected["y0"][b, :used]) < 2e-6
+                for name in ("y1", "y2"):
+                    assert relative_error(found[name][b, :, :length], expected[name][b, :, :length]) < 2e-6
         return
     assert_agrees("GroupQueryAttention", feeds, 3, num_heads=heads, kv_num_heads=groups, **attributes)
 
@@ -256,3 +263,45 @@ def test_group_query_attention_packed_with_bias_and_positions() -> None:
         "extra": random(1, 1, s, 5, seed=8),
     }
     assert_agrees("GroupQueryAttention", feeds, 3, num_heads=heads, kv_num_heads=groups, do_rotary=1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", ["none", "packed", "floats", "order"])
+@pytest.mark.parametrize("width", [64, 40])
+def test_a_packed_weight_of_few_bits_in_torch(bits: int, zeros: str, width: int) -> None:
+    if zeros in ("floats", "order") and bits == 8:
+        pytest.skip("ONNX Runtime has no such kernel")
+    rows, block = 6, 16
+    blocks, draw = -(-width // block), np.random.default_rng(0)
+    feeds: dict[str, np.ndarray | None] = {
+        "a": random(2, 3, width),
+        "b": draw.integers(0, 256, (rows, blocks, block * bits // 8)).astype(np.uint8),
+        "s": draw.uniform(0.01, 0.1, (rows, blocks)).astype(np.float32),
+    }
+    if zeros == "packed":
+        feeds["z"] = draw.integers(0, 256, (rows, -(-blocks * bits // 8))).astype(np.uint8)
+    elif zeros == "order":
+        feeds |= {"z": None, "g": draw.integers(0, blocks, width).astype(np.int32)}
+    elif zeros == "floats":
+        feeds["z"] = draw.uniform(0, 15, (rows, blocks)).astype(np.float32)
+    given = {n: x for n, x in feeds.items() if x is not None}
+    model = single("MatMulNBits", feeds, 1, K=width, N=rows, bits=bits, block_size=block)
+    expected, found = executor()(model).run(given), BOTH[1](model).run(given)
+    assert relative_error(found["y0"], expected["y0"]) < 2e-6
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "identity"])
+@pytest.mark.parametrize("normalized", [0, 1])
+def test_experts_in_torch(activation: str, normalized: int) -> None:
+    feeds = {
+        "x": random(2, 5, 16),
+        "router": random(10, 4, seed=1),
+        "w1": random(4, 24, 16, seed=2),
+        "b1": random(4, 24, seed=3),
+        "w2": random(4, 16, 24, seed=4),
+        "b2": random(4, 16, seed=5),
+    }
+    options = {"activation_type": activation, "k": 2, "normalize_routing_weights": normalized}
+    model = single("MoE", feeds, 1, **options)
+    expected, found = executor()(model).run(feeds), BOTH[1](model).run(feeds)
+    assert relative_error(found["y0"], expected["y0"]) < 2e-6

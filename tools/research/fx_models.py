@@ -261,7 +261,8 @@ def main(arguments: Sequence[str]) -> int:
         except BurnishError as error:
             row = {"model": name, "unreadable": str(error).splitlines()[0][:200]}
         rows[name] = row
-        RESULTS.write_text(json.dumps([rows[n] for n in sorted(rows)], indent=1) + "\n")
+        lines = ",\n".join(json.dumps(rows[n]) for n in sorted(rows))
+        RESULTS.write_text(f"[\n{lines}\n]\n")
         shown = {k: v for k, v in row.items() if k not in ("model", "onnx2torch")}
         print(f"{name} ({time.perf_counter() - start:.1f} s): {shown}", flush=True)
     return 0

@@ -6,7 +6,9 @@ leaves open (masks over whole rows, positions of padded prompts) the CPU kernels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,19 +119,20 @@ def matmul_n_bits(
     a: Tensor, b: Tensor, scales: Tensor, zero_points: Value = None, groups: Value = None, bias: Value = None, *,
     K: int, N: int, bits: int = 4, block_size: int, accuracy_level: int = 0,
 ) -> Tensor:  # fmt: skip
-    """a times a weight [N, K] stored in blocks of packed unsigned integers, each with a scale."""
-    if groups is not None:
-        raise ValueError("a permuted weight (g_idx) is not supported")
+    """a times a weight [N, K] stored in blocks of packed unsigned integers, each with a scale.
+
+    `groups` gives the block of every column where they are not in order.
+    """
     blocks = -(-K // block_size)
-    weight = unpacked(b.reshape(N, blocks, -1), bits)[..., :block_size].to(a.dtype)
+    weight = unpacked(b.reshape(N, blocks, -1), bits)[..., :block_size].to(a.dtype).reshape(N, -1)[:, :K]
     if zero_points is None:
-        offset = float(2 ** (bits - 1))
-        centred = weight - offset
+        offset = a.new_full((N, blocks), float(2 ** (bits - 1)))
     elif zero_points.is_floating_point():
-        centred = weight - zero_points.reshape(N, blocks, 1).to(a.dtype)
+        offset = zero_points.reshape(N, blocks).to(a.dtype)
     else:
-        centred = weight - unpacked(zero_points.reshape(N, -1), bits)[:, :blocks, None].to(a.dtype)
-    weight = (centred * scales.reshape(N, blocks, 1).to(a.dtype)).reshape(N, -1)[:, :K]
+        offset = unpacked(zero_points.reshape(N, -1), bits)[:, :blocks].to(a.dtype)
+    block = torch.arange(K, device=a.device) // block_size if groups is None else groups.long()
+    weight = (weight - offset[:, block]) * scales.reshape(N, blocks).to(a.dtype)[:, block]
     return F.linear(a, weight, bias)
 
 
@@ -142,14 +145,20 @@ def unpacked(packed: Tensor, bits: int) -> Tensor:
     return torch.bitwise_and(parts, 2**bits - 1).flatten(-2)
 
 
-@operator("GatherBlockQuantized", domain=DOMAIN, fixed=(2, 3))
+def _other_axes(attributes: Mapping[str, Any]) -> str | None:
+    if attributes.get("gather_axis", 0) != 0 or attributes.get("quantize_axis", 1) not in (1, -1):
+        return "only rows of a table that is quantized along its last axis"
+    return None
+
+
+@operator("GatherBlockQuantized", domain=DOMAIN, fixed=(2, 3), refuses=_other_axes)
 def gather_block_quantized(
     data: Tensor, indices: Tensor, scales: Tensor, zero_points: Value = None, bits: int = 4, block_size: int = 128,
     gather_axis: int = 0, quantize_axis: int = 1,
 ) -> Tensor:  # fmt: skip
     """Rows of a table stored in blocks of packed unsigned integers along its last axis, each with a scale."""
-    if data.dtype != torch.uint8 or gather_axis != 0 or quantize_axis % data.dim() != data.dim() - 1:
-        raise ValueError("only rows of a table of bytes, quantized along its last axis, are supported")
+    if data.dtype != torch.uint8 or data.dim() != 2:
+        raise ValueError("only tables of bytes are supported")
     rows = unpacked(data[indices.long()], bits).to(scales.dtype)
     factors = scales[indices.long()].repeat_interleave(block_size, -1)[..., : rows.shape[-1]]
     offset: Tensor | float = float(2 ** (bits - 1))
@@ -159,21 +168,32 @@ def gather_block_quantized(
     return (rows - offset) * factors
 
 
-@operator("MoE", domain=DOMAIN)
+# ONNX Runtime's "gelu" here is the approximation by tanh.
+_EXPERTS = {
+    "relu": torch.relu, "gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu, "identity": torch.clone,
+}  # fmt: skip
+
+
+def _unknown_experts(attributes: Mapping[str, Any]) -> str | None:
+    activation = attributes.get("activation_type", "relu")
+    if activation not in _EXPERTS or attributes.get("use_sparse_mixer"):
+        return f"experts with activation {activation} or a sparse mixer"
+    return None
+
+
+@operator("MoE", domain=DOMAIN, refuses=_unknown_experts)
 def mixture_of_experts(
     x: Tensor, router: Tensor, first: Tensor, first_bias: Value, second: Tensor, second_bias: Value = None,
     third: Value = None, third_bias: Value = None, activation_type: str = "relu", k: int = 1,
     normalize_routing_weights: int = 0, use_sparse_mixer: int = 0,
 ) -> Tensor:  # fmt: skip
     """The `k` experts with the largest probability, mixed; expert weights are [experts, out, in]."""
-    if use_sparse_mixer or activation_type not in _EXPERT_ACTIVATIONS:
-        raise ValueError(f"experts with {activation_type} and use_sparse_mixer={use_sparse_mixer} are not supported")
     rows = x.reshape(-1, x.shape[-1])
     weights, chosen = torch.topk(torch.softmax(router, -1), k, -1)
     if normalize_routing_weights:
         weights = weights / weights.sum(-1, True)
     share = torch.zeros_like(router).scatter(-1, chosen, weights)
-    act = _EXPERT_ACTIVATIONS[activation_type]
+    act = _EXPERTS[activation_type]
     total = torch.zeros_like(rows)
     for expert in range(first.shape[0]):
         hidden = act(F.linear(rows, first[expert], None if first_bias is None else first_bias[expert]))
@@ -182,6 +202,3 @@ def mixture_of_experts(
         made = F.linear(hidden, second[expert], None if second_bias is None else second_bias[expert])
         total = total + share[:, expert, None] * made
     return total.reshape(x.shape)
-
-
-_EXPERT_ACTIVATIONS = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu, "identity": torch.clone}

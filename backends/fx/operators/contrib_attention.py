@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -94,14 +96,17 @@ def attention_from_hidden(
     return y, torch.stack((k, v)) if k.shape == v.shape else k
 
 
-@operator("RotaryEmbedding", domain=DOMAIN, fixed=(2, 3))
+def _packed_or_scaled(attributes: Mapping[str, Any]) -> str | None:
+    packed = attributes.get("is_packed_batching") or attributes.get("scale", 1.0) != 1.0
+    return "packed batches and scaled angles" if packed else None
+
+
+@operator("RotaryEmbedding", domain=DOMAIN, fixed=(2, 3), refuses=_packed_or_scaled)
 def rotary_embedding_from_positions(
     x: Tensor, positions: Value, cos: Tensor, sin: Tensor, interleaved: int = 0, num_heads: int = 0,
     rotary_embedding_dim: int = 0, is_packed_batching: int = 0, scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Pairs of elements turned by the angles of their positions, or of consecutive ones from a first position."""
-    if is_packed_batching or scale != 1.0:
-        raise ValueError("packed batches and scaled angles are not supported")
     positions = tensor(positions)
     heads = num_heads or (x.shape[2] // (2 * cos.shape[1]) if x.dim() == 3 else x.shape[1])
     whole = split_heads(x, heads) if x.dim() == 3 else x
