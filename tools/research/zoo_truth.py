@@ -136,7 +136,7 @@ _T5_SELF = Attend(4, 4, 16, scale=1.0, bias=True)
 _UNET_LOW = (Attend(4, 4, 8), Attend(4, 4, 8, cross=True))
 _UNET_HIGH = (Attend(4, 4, 16), Attend(4, 4, 16, cross=True))
 _UNET_CONV = Blocks(1, ("conv",), "pre")
-_UNET_TRANSFORMER = Blocks(1, ("attention", "attention", "mlp"), "pre")
+_UNET_TRANSFORMER = Blocks(1, ("attention", "cross-attention", "mlp"), "pre")
 _UNET_FIXED = replace(_UNET_CONV, fixed="skip")
 _GENAI = replace(_decoder(3, 48, Attend(4, 2, 16, rotary=16)), cache=_ports(3), cached="attention")
 
@@ -192,7 +192,7 @@ FAMILIES: dict[str, Truth] = {
     "phi": replace(_decoder(4, 48, Attend(3, 3, 16, rotary=8)), blocks=(Blocks(4, ("attention+mlp",), "pre"),)),
     "t5": Truth(
         attention=(_T5_SELF,) * 3 + (replace(_T5_SELF, causal=True), Attend(4, 4, 16, scale=1.0, cross=True)) * 3,
-        blocks=(Blocks(3, LAYER, "pre"), Blocks(3, ("attention", "attention", "mlp"), "pre")),
+        blocks=(Blocks(3, LAYER, "pre"), Blocks(3, ("attention", "cross-attention", "mlp"), "pre")),
         embedding=(500, 48),
         head=(500, 48),
         tied=True,

@@ -1,0 +1,197 @@
+"""What the views say of a model, held against the truth about it.
+
+Every check gives a `Cell`: `right` when all that there is was found as it is; `refused` when something was not read, or
+is called unknown, with what the view says was missing; `wrong` when anything was found that is not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir.inference import Inference
+from burnish.ir.views.attention import Miss
+from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
+from burnish.ir.views.block import Block, Structure
+from burnish.ir.views.blocks import stacks
+from burnish.tools.research.zoo_truth import Attend, Blocks, Truth
+
+RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The verdict on one view of one file; `reason` says what was refused or is wrong, and is empty when it is right.
+
+    `empty`: there is nothing of this kind in the model, and nothing was found.
+    """
+
+    verdict: str
+    reason: str = ""
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the views find in one model."""
+
+    layers: tuple[AttentionLayer, ...]
+    misses: tuple[Miss, ...]
+    structure: Structure
+
+
+def see(model: oir.Model) -> Seen:
+    """Read all views of `model`."""
+    facts = Inference(model)
+    found = list(attention_layers(model, facts))
+    layers = tuple(one for one in found if isinstance(one, AttentionLayer))
+    return Seen(layers, tuple(one for one in found if isinstance(one, Miss)), stacks(model, facts))
+
+
+def check(seen: Seen, truth: Truth) -> dict[str, Cell]:
+    """The cells of one file by view."""
+    return {view: one(seen, truth) for view, one in CHECKS.items()}
+
+
+def _cell(wrong: Sequence[str], refused: Sequence[str], empty: bool) -> Cell:
+    for verdict, reasons in ((WRONG, wrong), (REFUSED, refused)):
+        if reasons:
+            return Cell(verdict, "; ".join(dict.fromkeys(reasons)))
+    return Cell(RIGHT, empty=empty)
+
+
+def _attention(seen: Seen, truth: Truth) -> Cell:
+    wrong: list[str] = []
+    refused: list[str] = []
+    expected = list(truth.attention)
+    pairs = _align([_shape_of(one) for one in seen.layers], [_shape(one) for one in expected])
+    for number, layer in enumerate(seen.layers):
+        if number not in pairs:
+            shape = "heads {}, kv heads {}, head size {}, cross {}".format(*_shape_of(layer))
+            wrong.append(f"layer {number} ({shape}) is none of the model")
+            continue
+        for field, has, should in _fields(layer, expected[pairs[number]]):
+            if has is None and should is not None:
+                refused.append(f"{field} not known")
+            elif has != should:
+                wrong.append(f"layer {number}: {field} {has}, not {should}")
+    if len(pairs) < len(expected):
+        reasons = dict.fromkeys(miss.reason for miss in seen.misses) or ["no reason given"]
+        refused.append(f"{len(expected) - len(pairs)} of {len(expected)} layers: {', '.join(reasons)}")
+    return _cell(wrong, refused, not expected)
+
+
+def _shape_of(layer: AttentionLayer) -> tuple[int, int, int, bool]:
+    return layer.heads, layer.kv_heads, layer.head_size, layer.cross
+
+
+def _shape(one: Attend) -> tuple[int, int, int, bool]:
+    return one.heads, one.kv_heads, one.head_size, one.cross
+
+
+def _fields(layer: AttentionLayer, one: Attend) -> Iterator[tuple[str, object, object]]:
+    """What is found and what there is, by name; None is unknown."""
+    scale = one.head_size**-0.5 if one.scale is None else one.scale
+    yield "value size", layer.value_size, one.head_size
+    yield "scale", round(layer.scale / scale, 3), 1.0
+    yield "causal", layer.causal, one.causal
+    yield "window", layer.window, one.window
+    yield "softcap", layer.softcap, one.softcap or 0.0
+    yield "rotary", layer.rotary.dims if layer.rotary is not None else 0, one.rotary
+    yield "rotary of keys", layer.key_rotary.dims if layer.key_rotary is not None else 0, one.rotary
+    yield "interleaved", layer.rotary.interleaved if layer.rotary is not None else False, False
+    yield "query norm", layer.query_norm is not None, one.norms
+    yield "key norm", layer.key_norm is not None, one.norms
+
+
+def _align(found: Sequence[object], expected: Sequence[object]) -> dict[int, int]:
+    """The longest common subsequence: positions in `found` to positions in `expected`."""
+    table = [[0] * (len(expected) + 1) for _ in range(len(found) + 1)]
+    for i in reversed(range(len(found))):
+        for j in reversed(range(len(expected))):
+            same = table[i + 1][j + 1] + 1 if found[i] == expected[j] else 0
+            table[i][j] = max(same, table[i + 1][j], table[i][j + 1])
+    pairs, i, j = {}, 0, 0
+    while i < len(found) and j < len(expected):
+        if found[i] == expected[j] and table[i][j] == table[i + 1][j + 1] + 1:
+            pairs[i], i, j = j, i + 1, j + 1
+        elif table[i + 1][j] >= table[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _cache(seen: Seen, truth: Truth) -> Cell:
+    """Every past and present port at the layer that it belongs to; a state at its block."""
+    attention = [
+        (tuple(v.name for v in one.cache.past), tuple(v.name for v in one.cache.present))
+        for one in seen.layers
+        if one.cache
+    ]
+    states = [
+        (tuple(v.name for v in block.inputs), tuple(v.name for v in block.outputs))
+        for block in seen.structure.blocks
+        if block.inputs or block.outputs
+    ]
+    wrong: list[str] = []
+    refused: list[str] = []
+    expected = [(tuple(past), tuple(present)) for past, present in truth.cache]
+    for what, found in (("layers", attention), ("blocks", states)):
+        wrong += [f"{what} with {ports}" for ports in found if ports not in expected]
+        missing = sum(ports not in found for ports in expected)
+        if missing and (truth.cached == "attention" or what == "blocks"):
+            refused.append(f"ports of {missing} of {len(expected)} {what} not found")
+    if truth.cached == "state":
+        wrong += [f"attention cache {ports}" for ports in attention]
+    return _cell(wrong, refused, not expected)
+
+
+def _blocks(seen: Seen, truth: Truth) -> Cell:
+    wrong: list[str] = []
+    refused: list[str] = []
+    expected = [run for run in truth.blocks for _ in range(run.count)]
+    found = seen.structure.blocks
+    pairs = _align([_parts(block) for block in found], [run.parts for run in expected])
+    for number, block in enumerate(found):
+        if number not in pairs:
+            wrong.append(f"block {number} of {', '.join(_parts(block))} is none of the model")
+            continue
+        run = expected[pairs[number]]
+        if block.form not in _FORMS[run.form]:
+            wrong.append(f"block {number}: {block.form}, not {run.form}")
+        if block.droppable and run.fixed:
+            wrong.append(f"block {number}: can be dropped, though its {run.fixed} forbids it")
+        elif not block.droppable and not run.fixed:
+            refused.append(f"block {number} cannot be dropped: {block.refusal}")
+    if len(pairs) < len(expected):
+        reasons = seen.structure.missing or ("no reason given",)
+        refused.append(f"{len(expected) - len(pairs)} of {len(expected)} blocks: {', '.join(reasons)}")
+    return _cell(wrong, refused, not expected)
+
+
+_FORMS = {
+    "pre": ("plain", "skip-fused", "cnn"),
+    "post": ("post-norm",),
+    "both": ("plain", "skip-fused"),
+    "cnn": ("cnn",),
+}
+
+
+def _parts(block: Block) -> tuple[str, ...]:
+    simple = [inner for part in block.parts for inner in (part.inner or (part,))]
+    return tuple("+".join(part.kinds) for part in simple)
+
+
+def runs_of(blocks: Sequence[Blocks]) -> str:
+    """Blocks in short: `4 x attention, mlp (pre)`."""
+    return "; ".join(f"{run.count} x {', '.join(run.parts)} ({run.form})" for run in blocks)
+
+
+CHECKS: dict[str, Callable[[Seen, Truth], Cell]] = {
+    "attention": _attention,
+    "cache": _cache,
+    "blocks": _blocks,
+}
