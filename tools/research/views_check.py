@@ -65,9 +65,11 @@ def _cell(wrong: Sequence[str], refused: Sequence[str], empty: bool) -> Cell:
 def _attention(seen: Seen, truth: Truth) -> Cell:
     wrong: list[str] = []
     refused: list[str] = []
-    expected = list(truth.attention)
-    pairs = _align([_shape_of(one) for one in seen.layers], [_shape(one) for one in expected])
-    for number, layer in enumerate(seen.layers):
+    # An encoder and the decoder's layers that do not read it run in any order.
+    expected = sorted(truth.attention, key=lambda one: (one.cross, one.causal))
+    found = sorted(seen.layers, key=lambda one: (one.cross, bool(one.causal)))
+    pairs = _align([_shape_of(one) for one in found], [_shape(one) for one in expected])
+    for number, layer in enumerate(found):
         if number not in pairs:
             shape = "heads {}, kv heads {}, head size {}, cross {}".format(*_shape_of(layer))
             wrong.append(f"layer {number} ({shape}) is none of the model")

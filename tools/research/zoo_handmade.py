@@ -199,11 +199,13 @@ class Builder:
 
 
 def _causal_bias(graph: Graph) -> str:
-    """[batch, 1, seq, total]: 0 where a token of position p sees a key (index <= p, mask 1), else -3e4."""
-    total = graph.op("Gather", [graph.op("Shape", ["attention_mask"]), graph.constant(1)], axis=0)
-    keys = graph.op("Range", [graph.constant(0), total, graph.constant(1)])
-    positions = graph.op("Unsqueeze", ["position_ids", graph.constant([1, 3])])
-    seen = graph.op("LessOrEqual", [keys, positions])
+    """[batch, 1, seq, total]: 0 where a token sees a key (no later one, mask 1), else -3e4."""
+    sizes = [("attention_mask", 1), ("input_ids", 1), ("past_key_values.0.key", 2)]
+    total, new, past = (graph.op("Gather", [graph.op("Shape", [x]), graph.constant(i)], axis=0) for x, i in sizes)
+    zero, one = graph.constant(0), graph.constant(1)
+    keys = graph.op("Range", [zero, total, one])
+    queries = graph.op("Unsqueeze", [graph.op("Range", [zero, new, one]), graph.constant([1])])
+    seen = graph.op("LessOrEqual", [keys, graph.op("Add", [queries, past])])
     kept = graph.op("Cast", [graph.op("Unsqueeze", ["attention_mask", graph.constant([1, 2])])], to=TensorProto.BOOL)
     seen = graph.op("And", [seen, kept])
     return graph.op("Where", [seen, graph.constant(0.0, np.float32), graph.constant(-3e4, np.float32)])
