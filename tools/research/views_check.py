@@ -16,7 +16,7 @@ from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.blocks import stacks
-from burnish.tools.research.zoo_truth import Attend, Blocks, Truth
+from burnish.tools.research.zoo_truth import Attend, Truth
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 
@@ -156,10 +156,10 @@ def _blocks(seen: Seen, truth: Truth) -> Cell:
     refused: list[str] = []
     expected = [run for run in truth.blocks for _ in range(run.count)]
     found = seen.structure.blocks
-    pairs = _align([_parts(block) for block in found], [run.parts for run in expected])
+    pairs = _align([parts_of(block) for block in found], [run.parts for run in expected])
     for number, block in enumerate(found):
         if number not in pairs:
-            wrong.append(f"block {number} of {', '.join(_parts(block))} is none of the model")
+            wrong.append(f"block {number} of {', '.join(parts_of(block))} is none of the model")
             continue
         run = expected[pairs[number]]
         if block.form not in _FORMS[run.form]:
@@ -182,14 +182,10 @@ _FORMS = {
 }
 
 
-def _parts(block: Block) -> tuple[str, ...]:
+def parts_of(block: Block) -> tuple[str, ...]:
+    """What a block adds to its stream, in order, inner sums one by one; a "+" joins what adds in parallel."""
     simple = [inner for part in block.parts for inner in (part.inner or (part,))]
     return tuple("+".join(part.kinds) for part in simple)
-
-
-def runs_of(blocks: Sequence[Blocks]) -> str:
-    """Blocks in short: `4 x attention, mlp (pre)`."""
-    return "; ".join(f"{run.count} x {', '.join(run.parts)} ({run.form})" for run in blocks)
 
 
 CHECKS: dict[str, Callable[[Seen, Truth], Cell]] = {
