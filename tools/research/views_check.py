@@ -16,6 +16,8 @@ from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.blocks import stacks
+from burnish.ir.views.embedding import Embedding, Head, heads, token_embedding
+from burnish.ir.views.state import State, states
 from burnish.tools.research.zoo_truth import Attend, Truth
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
@@ -40,6 +42,9 @@ class Seen:
     layers: tuple[AttentionLayer, ...]
     misses: tuple[Miss, ...]
     structure: Structure
+    states: tuple[State, ...]
+    embedding: Embedding | None
+    heads: tuple[Head | Miss, ...]
 
 
 def see(model: oir.Model) -> Seen:
@@ -47,7 +52,15 @@ def see(model: oir.Model) -> Seen:
     facts = Inference(model)
     found = list(attention_layers(model, facts))
     layers = tuple(one for one in found if isinstance(one, AttentionLayer))
-    return Seen(layers, tuple(one for one in found if isinstance(one, Miss)), stacks(model, facts))
+    ports = frozenset(port for one in layers for port in (*one.cache.past, *one.cache.present))
+    return Seen(
+        layers,
+        tuple(one for one in found if isinstance(one, Miss)),
+        stacks(model, facts),
+        tuple(states(model, facts, ports)),
+        token_embedding(model, facts),
+        tuple(heads(model, facts)),
+    )
 
 
 def check(seen: Seen, truth: Truth) -> dict[str, Cell]:
@@ -127,28 +140,31 @@ def _align(found: Sequence[object], expected: Sequence[object]) -> dict[int, int
 
 
 def _cache(seen: Seen, truth: Truth) -> Cell:
-    """Every past and present port at the layer that it belongs to; a state at its block."""
-    attention = [
-        (tuple(v.name for v in one.cache.past), tuple(v.name for v in one.cache.present))
-        for one in seen.layers
-        if one.cache
-    ]
-    states = [
-        (tuple(v.name for v in block.inputs), tuple(v.name for v in block.outputs))
-        for block in seen.structure.blocks
-        if block.inputs or block.outputs
-    ]
+    """Every past and present port at the layer that it belongs to, and at its block; a state's two ends together."""
     wrong: list[str] = []
     refused: list[str] = []
-    expected = [(tuple(past), tuple(present)) for past, present in truth.cache]
-    for what, found in (("layers", attention), ("blocks", states)):
-        wrong += [f"{what} with {ports}" for ports in found if ports not in expected]
-        missing = sum(ports not in found for ports in expected)
-        if missing and (truth.cached == "attention" or what == "blocks"):
-            refused.append(f"ports of {missing} of {len(expected)} {what} not found")
-    if truth.cached == "state":
-        wrong += [f"attention cache {ports}" for ports in attention]
+    expected = list(truth.cache)
+    layers = [(_names(one.cache.past), _names(one.cache.present)) for one in seen.layers if one.cache]
+    blocks = [(_names(one.inputs), _names(one.outputs)) for one in seen.structure.blocks if one.inputs or one.outputs]
+    pairs = [((one.past.name,), (one.present.name,)) for one in seen.states]
+    ends = [((past,), (present,)) for ports in expected for past, present in zip(*ports, strict=True)]
+    attends = truth.cached == "attention"
+    if attends:  # of a layer that is not read, the cache is a state like any other
+        pairs = [pair for pair in pairs if pair not in ends]
+    for what, found, right in (
+        ("layers", layers, expected if attends else []),
+        ("states", pairs, [] if attends else ends),
+        ("blocks", blocks, expected if truth.blocks else []),
+    ):
+        wrong += [f"{what} with {ports}" for ports in found if ports not in right]
+        missing = sum(ports not in found for ports in right)
+        if missing:
+            refused.append(f"ports of {missing} of {len(right)} {what} not found")
     return _cell(wrong, refused, not expected)
+
+
+def _names(values: Sequence[oir.Value]) -> tuple[str | None, ...]:
+    return tuple(value.name for value in values)
 
 
 def _blocks(seen: Seen, truth: Truth) -> Cell:
@@ -188,8 +204,29 @@ def parts_of(block: Block) -> tuple[str, ...]:
     return tuple("+".join(part.kinds) for part in simple)
 
 
+def _embedding(seen: Seen, truth: Truth) -> Cell:
+    """The table that the model's ids pick from."""
+    one = seen.embedding
+    found = (one.rows, one.width) if one is not None else None
+    wrong = [f"a table of {found}, not {truth.embedding}"] if found not in (None, truth.embedding) else []
+    refused = ["no table found"] if found is None and truth.embedding else []
+    return _cell(wrong, refused, truth.embedding is None)
+
+
+def _head(seen: Seen, truth: Truth) -> Cell:
+    """The last linear layer, what caps its result, and whether its matrix is the embedding's."""
+    found = [(one.classes, one.width, one.softcap, bool(one.tie)) for one in seen.heads if isinstance(one, Head)]
+    right = (*truth.head, truth.softcap, truth.tied) if truth.head else None
+    wrong = [f"a head of {one}, not {right}" for one in found if one != right]
+    reasons = [one.reason for one in seen.heads if isinstance(one, Miss)] or ["no reason given"]
+    refused = [", ".join(dict.fromkeys(reasons))] if right and not found else []
+    return _cell(wrong, refused, right is None)
+
+
 CHECKS: dict[str, Callable[[Seen, Truth], Cell]] = {
     "attention": _attention,
     "cache": _cache,
     "blocks": _blocks,
+    "embedding": _embedding,
+    "head": _head,
 }

@@ -83,6 +83,7 @@ class Truth:
         embedding: rows and width of the table that ids are looked up in.
         head: classes and width of the last linear layer, whose result is an output but for elementwise operators.
         tied: the head's matrix is the embedding.
+        softcap: the bound of the tanh behind the head; 0 for none.
     """
 
     attention: tuple[Attend, ...] = ()
@@ -93,6 +94,7 @@ class Truth:
     embedding: tuple[int, int] | None = None
     head: tuple[int, int] | None = None
     tied: bool = False
+    softcap: float = 0.0
 
 
 LAYER = ("attention", "mlp")
@@ -178,6 +180,7 @@ FAMILIES: dict[str, Truth] = {
         embedding=(500, 48),
         head=(500, 48),
         tied=True,
+        softcap=30.0,
     ),
     "gemma-kv": Truth(
         attention=(_GEMMA3_LOCAL, _GEMMA3_LOCAL, replace(_GEMMA3_LOCAL, window=None)) * 2,
