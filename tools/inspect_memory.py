@@ -124,6 +124,10 @@ def _node(node: oir.Node | None) -> dict[str, Any]:
     return {"node": node.name or str(node.outputs[0].name), "operator": operator_name(node)}
 
 
+def _spelled(at: dict[str, Any]) -> str:
+    return f"{at['operator']} {at['node']}" if at["node"] else ""
+
+
 def _from_weights(model: oir.Model) -> set[oir.Value]:
     """What is computed from weights alone, whatever the inputs are: a runtime may compute it before the run."""
     from burnish.ir.network import reads
@@ -156,12 +160,12 @@ def _life(one: Any, nodes: list[dict[str, Any]], derived: set[oir.Value]) -> dic
 def show(found: dict[str, Any]) -> None:
     """Print the report as tables."""
     out = terminal.out()
-    at = found["peak_at"]
+    place = _spelled(found["peak_at"])
     peak = terminal.size(found["peak_bytes_at_least"])
     rows = {
         "shapes": ", ".join(f"{name} {terminal.shape(sizes)}" for name, sizes in found["shapes"].items()),
         "weights": terminal.size(found["weights_bytes"]),
-        "peak": f"{'' if found['peak_bytes'] is not None else 'at least '}{peak} at {at['operator']} {at['node']}",
+        "peak": f"{'' if found['peak_bytes'] is not None else 'at least '}{peak}" + (f" at {place}" if place else ""),
         "largest node": terminal.size(found["largest_node_bytes"]),
     }
     for name, text in rows.items():
@@ -212,7 +216,7 @@ def plot(found: dict[str, Any]) -> Any:
     above.plot([worst + 0.5], [moments[worst] / unit], plots.MARKS[3], color=plots.COLORS[1])
     peak = found["peak_at"]
     above.annotate(
-        f"peak {terminal.size(moments[worst])}\n{terminal.short(peak['operator'] + ' ' + peak['node'])}",
+        f"peak {terminal.size(moments[worst])}\n{terminal.short(_spelled(peak))}",
         (worst + 0.5, moments[worst] / unit),
         xytext=(8 if worst < len(moments) / 2 else -8, 6),
         textcoords="offset points",
@@ -220,7 +224,7 @@ def plot(found: dict[str, Any]) -> Any:
     )
     bound = found["largest_node_bytes"] / unit
     above.axhline(bound, color=plots.GREY, linestyle="--", label="largest node: no order of nodes needs less")
-    above.set(ylabel=f"activations alive ({name})", title="Memory over time", ylim=(0, max(heights) * 1.25))
+    above.set(ylabel=f"activations alive ({name})", title="Memory over time", ylim=(0, max(heights) * 1.25 or 1))
     above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
     for one in found["arena"]:
         below.broken_barh(

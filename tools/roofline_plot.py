@@ -31,7 +31,7 @@ def draw(found: dict[str, Any]) -> Any:
     bandwidth, peaks = machine["bandwidth_bytes_per_second"], machine["peak_operations_per_second"]
     ridges = [peak / bandwidth for peak in peaks.values()] or [1.0]
     left, right = min(*xs, *ridges) / 2, max(*xs, *ridges) * 4
-    top = max([*peaks.values(), *(row["operations_per_second"] for row in nodes)])
+    top = max([*peaks.values(), *(row["operations_per_second"] for row in nodes)], default=bandwidth)
     for name, peak in peaks.items():
         axes.plot([left, peak / bandwidth, right], [left * bandwidth, peak, peak], color="black", linewidth=1.4)
         label = f"peak in {name}: {terminal.quantity(peak)}op/s"
@@ -73,9 +73,10 @@ def draw(found: dict[str, Any]) -> Any:
         ylim=(None, top * 3),
     )
     plots.plain_ticks(axes)
-    legend = axes.legend(loc="lower right", title="limited by", markerscale=1, alignment="left")
-    for handle in legend.legend_handles:
-        handle.set_sizes([36])
+    if nodes:
+        legend = axes.legend(loc="lower right", title="limited by", markerscale=1, alignment="left")
+        for handle in legend.legend_handles:
+            handle.set_sizes([36])
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import signal
 import sys
@@ -202,10 +201,10 @@ def quantity(number: float | None) -> str:
     """A number in powers of 1000, three digits: 385 M; `?` for an unknown one."""
     if number is None:
         return "?"
-    if abs(number) < 1000:
-        return f"{number:.3g}"
-    power = min(int(math.log10(abs(number)) / 3 + 1e-9), 5)
-    return f"{number / 1000**power:.3g} {' kMGTP'[power]}"
+    power, rest = 0, float(f"{number:.3g}")
+    while abs(rest) >= 1000 and power < 5:
+        power, rest = power + 1, rest / 1000
+    return f"{rest:.3g} {' kMGTP'[power]}".rstrip()
 
 
 def shape(sizes: Sequence[int | str | None] | None) -> str:

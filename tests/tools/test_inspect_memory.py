@@ -143,3 +143,20 @@ def test_without_matplotlib_the_error_gives_the_pip_line(folder: Path) -> None:
     found = subprocess.run(words, cwd=folder, env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert found.returncode == 2 and "pip install 'burnish[plot]'" in found.stderr, found.stderr
     assert not (folder / "out.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "graph"),
+    [
+        ("--memory", "g (float[N, 4] x) => (float[N, 4] x) { }"),
+        ("--memory", "g (string[N] x) => (string[N] y) { y = Identity (x) }"),
+        ("--utilization", "g () => (float[2] y) <float[2] w = {1, 2}> { y = Neg (w) }"),
+        ("--utilization", "g (float[N, 4] x) => (int64[2] y) { y = Shape (x) }"),
+    ],
+)
+def test_graphs_with_next_to_nothing_in_them(
+    section: str, graph: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{graph}'), folder / "model.onnx")
+    code, out, err = run(capsys, "model.onnx", section, "--plot", "out.svg")
+    assert code == 0 and out and "defect" not in err, err

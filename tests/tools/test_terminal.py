@@ -70,3 +70,9 @@ def test_every_option_of_a_pass_is_documented(run: Callable[..., Said]) -> None:
 def test_why_of_an_unknown_pass_is_refused_before_any_work(run: Callable[..., Said]) -> None:
     code, _, err = run("optimize", "no-such-file.onnx", "--dry-run", "--why", "fuse-atention")
     assert code == 2 and "did you mean `fuse-attention`?" in err
+
+
+def test_quantities_have_three_digits_and_a_letter() -> None:
+    numbers = (0, 0.084, 5, 999, 999.6, 385_187_552, 999_999, 6.4e17, -2500, None)
+    spelled = ["0", "0.084", "5", "999", "1 k", "385 M", "1 M", "640 P", "-2.5 k", "?"]
+    assert [terminal.quantity(number) for number in numbers] == spelled
