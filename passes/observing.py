@@ -59,7 +59,7 @@ def observe(
         with load(group) as run:
             for sample in samples:
                 _compute(run, sample, wanted)
-    return wanted.found
+    return wanted.results()
 
 
 def _compute(run: Run, sample: Sample, wanted: _Wanted) -> None:
@@ -85,7 +85,7 @@ class _Wanted:
     """What is reduced of each value: one reducer for all sites that ask for the same."""
 
     def __init__(self, model: oir.Model, sites: Mapping[str, Site], reducers: Reducer | Mapping[str, Reducer]) -> None:
-        self.found: dict[str, Reducer] = {}
+        self._found: dict[str, Reducer] = {}
         self.by_value: dict[oir.Value, dict[tuple[Keep | None, str], Reducer]] = {}
         for name, site in sites.items():
             why = places.refusal(model, site.value)
@@ -95,8 +95,17 @@ class _Wanted:
             if reducer is None:
                 raise InputError("there is no reducer for it", place=f"site `{name}`")
             held = self.by_value.setdefault(site.value, {})
-            self.found[name] = held.setdefault((site.keep, reducer.options), reducer.fresh())
+            self._found[name] = held.setdefault((site.keep, reducer.options), reducer.fresh())
         self.stored = [value for value in self.by_value if places.stored(value) is not None]
+
+    def results(self) -> dict[str, Reducer]:
+        """A reducer for each site; those that saw the same share memory, but may be merged and go on apart."""
+        seen: set[int] = set()
+        found = {}
+        for name, reducer in self._found.items():
+            found[name] = reducer.twin() if id(reducer) in seen else reducer
+            seen.add(id(reducer))
+        return found
 
     def add(self, value: oir.Value, array: Any, sample: Sample) -> None:
         """Reduce one array of a value."""

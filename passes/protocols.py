@@ -44,7 +44,7 @@ class Observer(Runner, Protocol):
         """Run the model on all samples and reduce what passes through its values.
 
         A value that is the same for every sample (a weight) is reduced once. Sites of one value that are reduced in the
-        same way share one reducer.
+        same way share the computation and the memory.
 
         Args:
             sites: values of the model, under names of the caller's.

@@ -11,6 +11,7 @@ of size 1 along the axis of the features.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,10 @@ class Reducer(ABC):
     def fresh(self) -> Self:
         """A reducer of the same options that has seen nothing."""
         return dataclasses.replace(self)
+
+    def twin(self) -> Self:
+        """A reducer that has seen the same and goes its own way; the two share memory while neither takes more."""
+        return copy.copy(self)
 
     def merge(self, other: Self) -> None:
         """Take what `other` has seen; `other` is left as it is.

@@ -151,6 +151,9 @@ class Several(Reducer):
     def fresh(self) -> Self:
         return type(self)(tuple(part.fresh() for part in self.parts))
 
+    def twin(self) -> Self:
+        return type(self)(tuple(part.twin() for part in self.parts))
+
     @property
     def options(self) -> str:
         """The reducers with their options, as text."""

@@ -11,6 +11,7 @@ from burnish.ir.errors import InputError
 from burnish.passes import observing
 from burnish.passes import sites as places
 from burnish.passes.layers import gram_of, layers, unobservable
+from burnish.passes.protocols import Observer
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import LIMIT, Keep, Site
 
@@ -55,7 +56,7 @@ def observe(
     chosen, reducers = _resolved(model, sites, reducer)
     chosen = with_mask(model, chosen, reducers, mask)
     samples = samples_for(model, data)
-    observer = OrtObserver(model, threads=threads)
+    observer: Observer = OrtObserver(model, threads=threads)
     if data is None:
         samples, _ = synthesis.usable(samples, observer)
         observer.close()

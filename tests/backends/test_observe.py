@@ -221,13 +221,22 @@ def test_an_additive_mask_of_rank_4_masks_keys() -> None:
     assert isinstance(found, Range) and found.absmax is not None and found.absmax.tolist() == [9, 0, 11]
 
 
-def test_sites_of_one_value_share_one_reducer_and_one_computation() -> None:
+def test_sites_of_one_value_share_computation_and_memory_and_can_be_merged_apart() -> None:
     model, data = masked()
     x = Site(named(model, "x"))
     wanted = {"q": x, "k": x, "wide": x, "other": Site(named(model, "y"))}
     reducers = {"q": Gram(), "k": Gram(), "wide": Gram(exact=True), "other": Gram()}
-    found = OrtObserver(model).observe(wanted, reducers, data)
-    assert found["q"] is found["k"] and len({id(reducer) for reducer in found.values()}) == 3
+    observer = OrtObserver(model)
+    found, more = (observer.observe(wanted, reducers, part) for part in (data[:1], data[1:]))
+    assert isinstance(found["q"], Gram) and isinstance(found["k"], Gram)
+    assert found["q"].matrix is found["k"].matrix and found["q"] is not found["k"]
+    for name, reducer in found.items():
+        reducer.merge(more[name])
+    whole = observer.observe(wanted, reducers, data)
+    for name, reducer in whole.items():
+        merged = found[name]
+        assert isinstance(reducer, Gram) and isinstance(merged, Gram) and merged.rows == reducer.rows
+        np.testing.assert_allclose(merged.matrix, reducer.matrix, rtol=1e-5)
 
 
 def test_a_mask_that_covers_a_past_counts_from_its_end() -> None:

@@ -88,6 +88,21 @@ def test_an_empty_part_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REDUCERS)
+def test_twins_go_their_own_way(name: str) -> None:
+    arrays = stream()
+    one = reduced(REDUCERS[name], arrays[:3])
+    other = one.twin()
+    third = other.twin()
+    same(other, one)
+    for array in arrays[3:]:
+        one.add(array)
+    other.merge(reduced(REDUCERS[name], arrays[3:5]))
+    same(one, reduced(REDUCERS[name], arrays))
+    same(other, reduced(REDUCERS[name], arrays[:5]))
+    same(third, reduced(REDUCERS[name], arrays[:3]))
+
+
+@pytest.mark.parametrize("name", REDUCERS)
 def test_the_order_of_the_arrays_does_not_matter(name: str) -> None:
     arrays = stream()
     same(reduced(REDUCERS[name], arrays[::-1]), reduced(REDUCERS[name], arrays))
