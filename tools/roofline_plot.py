@@ -17,16 +17,22 @@ _NAMED = 4
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """The nodes of the first batch by operations per byte and by operations a second; areas are shares of the time.
+    """The nodes of the first batch under the roofline; with several batches, utilization and latency of each beside it.
 
-    Nodes without operations, and those whose sizes are not known, are not drawn.
+    Nodes are drawn by operations per byte and operations a second, with areas as large as their shares of the time.
+    Those without operations, and those whose sizes are not known, are not drawn.
 
     Args:
         found: the document of the section.
     """
     machine, run = found["machine"], found["batches"][0]
     nodes = [row for row in run["nodes"] if row["operations_per_byte"] and row["operations_per_second"]]
-    figure, axes = plots.figure(8.5, 5.6)
+    used = [one for one in found["batches"] if one["utilization"] is not None]
+    if len(used) > 1:
+        figure, (axes, beside) = plots.figure(12.0, 5.6, ncols=2, width_ratios=(2.6, 1))
+        _batches(beside, sorted(used, key=lambda one: one["batch"]))
+    else:
+        figure, axes = plots.figure(8.5, 5.6)
     xs = [row["operations_per_byte"] for row in nodes] or [1.0]
     bandwidth, peaks = machine["bandwidth_bytes_per_second"], machine["peak_operations_per_second"]
     ridges = [peak / bandwidth for peak in peaks.values()] or [1.0]
@@ -78,6 +84,21 @@ def draw(found: dict[str, Any]) -> Any:
         for handle in legend.legend_handles:
             handle.set_sizes([36])
     return figure
+
+
+def _batches(axes: Any, runs: list[dict[str, Any]]) -> None:
+    """Utilization over the batch, with the latency at each point."""
+    sizes = [one["batch"] for one in runs]
+    shares = [100 * one["utilization"] for one in runs]
+    axes.plot(sizes, shares, "-" + plots.MARKS[0], color=plots.COLORS[0])
+    for one, share in zip(runs, shares, strict=True):
+        label = f"{1e3 * one['latency_seconds']:.3g} ms"
+        axes.annotate(label, (one["batch"], share), (0, -16), textcoords="offset points", ha="center")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="batch (rows)", ylabel="utilization (% of the peak)", title="Utilization and latency")
+    axes.set(xlim=(min(sizes) / 1.6, max(sizes) * 1.6), ylim=(0, max(*shares, 100) * 1.12))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
 
 
 def _numbered(nodes: list[dict[str, Any]]) -> dict[tuple[float, float], list[int]]:

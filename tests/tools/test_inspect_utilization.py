@@ -141,10 +141,11 @@ def test_the_command_prints_tables_or_a_document_and_draws(folder: Path, capsys:
     assert (code, err) == (0, "drawn: roof.png\n")
     assert "as given" in out and "Slowest nodes" in out and "Softmax" in out
     assert (folder / "roof.png").read_bytes().startswith(b"\x89PNG")
-    code, out, _ = run(capsys, "model.onnx", "--utilization", "--batch", "3,1", "--json")
+    simple_net(folder / "model.onnx")
+    code, out, _ = run(capsys, "model.onnx", "--utilization", "--batch", "3,1", "--json", "--plot", "roof.svg")
     found = json.loads(out)["utilization"]
     assert code == 0 and [one["batch"] for one in found["batches"]] == [3, 1]
-    assert found["batches"][0]["utilization"] is None  # it multiplies nothing
+    assert b"utilization (% of the peak)" in (folder / "roof.svg").read_bytes()
 
 
 def test_without_a_runtime_the_error_gives_the_pip_line(folder: Path) -> None:
