@@ -19,7 +19,9 @@ def report(subject: Subject) -> dict[str, Any]:
 
     A name is None where the normal form has no value of that name in the model, or where there is no such place.
     """
+    from burnish.ir.edit import sources
     from burnish.ir.views.blocks import stacks
+    from burnish.ir.views.codebook import codebooks
     from burnish.ir.walk import walk
     from burnish.passes.pipeline import Pipeline
     from burnish.passes.recipes import NORMAL_FORM
@@ -40,6 +42,11 @@ def report(subject: Subject) -> dict[str, Any]:
             for stack in found.stacks
         ],
         "blocks": [_block(block, letters[block.hash], known) for block in found.blocks],
+        "codebooks": [
+            {"codes": codes, "features": features, "node": sources(book.anchor)[0]}
+            for book in codebooks(model)
+            for codes, features in [book.codes().shape]
+        ],
         "missing": list(found.missing),
     }
 
@@ -86,6 +93,8 @@ def _block(block: Block, group: str, known: set[str | None]) -> dict[str, Any]:
                 "kv_heads": layer.kv_heads,
                 "head_size": layer.head_size,
                 "value_size": layer.value_size,
+                "causal": layer.causal,
+                "window": layer.window,
                 "cross": layer.cross,
                 "cache": layer.cache.kind,
             }
@@ -144,6 +153,9 @@ def show(found: dict[str, Any]) -> None:
         "droppable",
     ]
     terminal.show(terminal.table("Blocks", columns, rows), out)
+    if found["codebooks"]:
+        books = [(one["node"], str(one["codes"]), str(one["features"])) for one in found["codebooks"]]
+        terminal.show(terminal.table("Codebooks", ["search", ">codes", ">features"], books), out)
     if found["missing"]:
         terminal.show(terminal.table("Not read", [""], [(reason,) for reason in found["missing"]]), out)
 
@@ -158,7 +170,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         one["form"],
         ", ".join(sorted(heads)) or "-",
         ", ".join(f"{mixture['chosen']} of {mixture['count']}" for mixture in one["experts"]) or "-",
-        f"{ports[0]} in, {ports[1]} out" if any(ports) else "-",
+        f"{_memory(one)}: {ports[0]} in, {ports[1]} out" if any(ports) else "-",
         f"{one['parameters']:,}",
         str(len(one["nodes"])),
         "yes" if one["droppable"] else f"no: {one['refusal']}",
@@ -169,6 +181,12 @@ def _heads(layer: dict[str, Any]) -> str:
     """Heads, key heads where there are fewer, and elements of a head: `32/8 x 64`."""
     shared = f"/{layer['kv_heads']}" if layer["kv_heads"] != layer["heads"] else ""
     return f"{layer['heads']}{shared} x {layer['head_size']}"
+
+
+def _memory(one: dict[str, Any]) -> str:
+    """What the inputs and outputs of a block hold: the caches of its attentions, else a state."""
+    kinds = [layer["cache"] for layer in one["attention"] if layer["cache"] != "none"]
+    return ", ".join(dict.fromkeys(kinds)) or "state"
 
 
 def _words(kinds: list[str]) -> str:

@@ -55,7 +55,7 @@ class Block:
         form: `plain`, `skip-fused`, `post-norm` or `cnn`.
         hash: equal for blocks that differ in the numbers of their weights only.
         nodes: what it consists of, sizes and masks that only it needs included.
-        parameters: elements of the constants that its nodes read, each constant once.
+        parameters: elements of the weights that its nodes read, each weight once; single numbers and int64 are none.
         entry_shape, exit_shape: proven shapes of the stream; None when unknown.
         inputs, outputs: its own inputs and outputs of the graph: the old and new state of a cache.
         read_outside: inner values that nodes outside read, with one such node; removal depends on them.

@@ -12,7 +12,7 @@ import onnx_ir as oir
 
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
-from burnish.ir.views.flow import SKIP_NORMS, Flow, Step
+from burnish.ir.views.flow import Flow, Step
 from burnish.ir.walk import STANDARD_DOMAINS, bodies
 
 _COMMUTATIVE = frozenset(("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum"))
@@ -63,14 +63,8 @@ class BlockHash:
 
     def _summands(self, step: Step, known: dict[int, str]) -> list[oir.Value]:
         """The terms of a sum, those of the sums among them in their place: fused operators group them differently."""
-        node = step.node
-        if node is None:
-            return []
-        given = list(node.inputs)
-        if step.part:
-            given = [*node.inputs[:2], match.input_of(node, 4 if node.op_type == SKIP_NORMS[0] else 3)]
         found: list[oir.Value] = []
-        for value in given:
+        for value in step.inputs:
             if value is None:
                 continue
             inner = self._flow.step(value)
@@ -81,12 +75,9 @@ class BlockHash:
         return found
 
     def _normalized(self, step: Step, node: oir.Node, known: dict[int, str], entry: oir.Value | None) -> str:
-        first = 2 if step.part else 1
-        parameters = [self._value(value, known, entry) for value in node.inputs[first : first + 2]]
-        if node.op_type in ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
-            parameters = parameters[:1]
         kind = _NORMS.get(node.op_type.removeprefix("Skip"), "layer")
-        source = step.data[0] if step.data else node.inputs[0]
+        source, *given = step.inputs
+        parameters = [self._value(value, known, entry) for value in given[: 1 if kind == "rms" else 2]]
         epsilon = match.attribute(node, "epsilon", 1e-12 if step.part else 1e-5)
         return _hash(kind, self._value(source, known, entry), parameters, f"{float(epsilon):.3g}")
 

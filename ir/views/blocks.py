@@ -24,6 +24,10 @@ from burnish.ir.walk import is_op, main_graphs
 __all__ = ["Block", "Part", "Stack", "Structure", "stacks"]
 
 
+_SIZES = (oir.DataType.INT64, oir.DataType.BOOL)
+"""What sizes and masks are made of, not weights."""
+
+
 def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
     """The blocks and stacks of a model, those in the branches of an If or the body of a loop included.
 
@@ -109,8 +113,10 @@ class _Reader:
         self._shapes: dict[oir.Value, tuple[Dim, ...]] = {}
         self.cores = cores(self.flow)
         found = residual.outermost(self.flow, residual.residuals(self.flow))
-        self.joins = sum(1 << self.flow.source[one.join] for one in found)
-        self.hashes = BlockHash(self.flow, facts, self.joins)
+        self.taken = 0
+        for one in found:
+            self.taken |= one.region
+        self.hashes = BlockHash(self.flow, facts, sum(1 << self.flow.source[one.join] for one in found))
         own_norms = (one for one in norms(model) if one.nodes[0].graph is graph) if found else ()
         light = residual.lights(self.flow, own_norms)
         self.runs: list[list[Block]] = []
@@ -127,7 +133,7 @@ class _Reader:
         return [self._block(run[begin:end], parts[begin:end]) for begin, end in grouping.group(keys, roles, weight)]
 
     def _kinds(self, one: Residual) -> tuple[str, ...]:
-        nodes = owned(self.flow, one.region, one.entry, self.joins)
+        nodes = owned(self.flow, one.region, one.entry, self.taken)
         inputs, outputs = self._ports(nodes, one.entry, one.exit)
         return kinds(self.flow, one, self.cores, self.routers, bool(inputs and outputs))
 
@@ -147,11 +153,12 @@ class _Reader:
     def _block(self, run: list[Residual], parts: list[tuple[str, ...]]) -> Block:
         flow, entry, exit = self.flow, run[0].entry, run[-1].exit
         region = flow.between(entry, exit)
-        nodes = owned(flow, region, entry, self.joins & ~region)
+        nodes = owned(flow, region, entry, self.taken)
         inputs, outputs = self._ports(nodes, entry, exit)
         adders = self._adder(entry), self._adder(exit)
         outside = self._read_outside(nodes, adders[1], exit)
-        read = {id(t): t for node in nodes for v in node.inputs if (t := weights.tensor_of(v)) is not None}
+        own = [step for step in flow.steps if step.node in nodes and not step.part] + list(flow.members(region))
+        read = {id(t): t for step in own for v in step.inputs if (t := weights.tensor_of(v)) is not None}
         form = "plain"
         if any("norm" in op for one in run for op in one.tail):
             form = "post-norm"
@@ -167,7 +174,7 @@ class _Reader:
             form,
             self._hash(entry, exit),
             tuple(node for node in self.graph if node in nodes),
-            sum(tensor.size for tensor in read.values()),
+            sum(tensor.size for tensor in read.values() if tensor.size > 1 and tensor.dtype not in _SIZES),
             *shapes,
             inputs,
             outputs,

@@ -190,6 +190,10 @@ def find_search(node: oir.Node) -> Search | None:
             offset = offset + times * bias.read().reshape(-1)
             added.append((extra, times))
         factor *= float(match.attribute(inner, "alpha", 1.0))
+    scaled = match.with_scalar(query.producer()) if is_op(query.producer(), "Mul") else None  # type: ignore[arg-type]
+    if scaled is not None and scaled[1] != 0 and match.rank(scaled[0]) == match.rank(query):
+        nodes.append(query.producer())  # type: ignore[arg-type]
+        query, factor = scaled[0], factor * scaled[1]
     if factor >= 0:
         return None
     count = codes.shape[-1] if codes_last else codes.shape[0]

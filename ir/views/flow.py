@@ -32,12 +32,14 @@ class Step:
         node: the node; None for an input of the graph, and for a value of a graph around it.
         part: `sum` and `norm` for the halves of a skip-normalization, else empty.
         data: the values it computes with, constants and sizes left out.
+        inputs: all the values it reads, None where one is absent.
         outputs: the values it computes. A sum that its skip-normalization does not put out is a value of no node.
     """
 
     node: oir.Node | None
     part: str
     data: tuple[oir.Value, ...]
+    inputs: tuple[oir.Value | None, ...]
     outputs: tuple[oir.Value, ...]
 
     @property
@@ -70,13 +72,13 @@ class Flow:
         self._known_sums: dict[frozenset[oir.Value], oir.Value] = {}
         for value in graph.inputs:
             if not value.is_initializer():
-                self._append(Step(None, "", (), (value,)))
+                self._append(Step(None, "", (), (), (value,)))
         for node in graph:
             if is_op(node, *SKIP_NORMS, domain="com.microsoft"):
                 self._append_skip_norm(node)
             else:
                 outputs = tuple(node.outputs)
-                self._append(Step(node, "", _data(node), outputs))
+                self._append(Step(node, "", _data(node), tuple(node.inputs), outputs))
                 if is_op(node, "Add"):
                     self._known_sums.setdefault(frozenset(v for v in node.inputs if v is not None), outputs[0])
         self.behind = [0] * len(self.steps)
@@ -91,7 +93,7 @@ class Flow:
     def _append(self, step: Step) -> None:
         for value in step.data:
             if value not in self.source:
-                self._append(Step(None, "", (), (value,)))
+                self._append(Step(None, "", (), (), (value,)))
         index, before = len(self.steps), 0
         for value in step.data:
             above = self.source[value]
@@ -113,9 +115,11 @@ class Flow:
             total = oir.Value(name=None, type=first.type if first is not None else None)
         self._known_sums.setdefault(key, total)
         if total not in self.source:
-            self._append(Step(node, "sum", tuple(v for v in terms if not weights.is_constant(v)), (total,)))
+            computed = tuple(value for value in terms if not weights.is_constant(value))
+            self._append(Step(node, "sum", computed, tuple(terms), (total,)))
         self.sums.setdefault(total, node)
-        self._append(Step(node, "norm", (total,), tuple(node.outputs[:3])))
+        parameters = (node.inputs[2], match.input_of(node, 3) if node.op_type == SKIP_NORMS[0] else None)
+        self._append(Step(node, "norm", (total,), (total, *parameters), tuple(node.outputs[:3])))
 
     def step(self, value: oir.Value) -> Step | None:
         """The step that computes `value`; None for a constant and for a value of another graph."""

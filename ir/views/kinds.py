@@ -128,29 +128,28 @@ def kinds(
     return tuple(kind for kind in KINDS if kind in found)
 
 
-def owned(flow: Flow, region: int, entry: oir.Value, joins: int) -> dict[oir.Node, None]:
-    """The nodes of a region, and those that only they need: sizes, masks and tables of its own.
+def owned(flow: Flow, region: int, entry: oir.Value, taken: int) -> dict[oir.Node, None]:
+    """The nodes of a region, and those that only they need: sizes, masks, tables, projections of another stream.
 
     Args:
         flow: the flow of the graph.
         region: steps, as bits.
         entry: what the region begins with; nodes before it are never counted.
-        joins: the steps of all residual sums, as bits; what depends on another one is not counted either.
+        taken: the steps of all residual sums, as bits; they are their own blocks'.
     """
     nodes = {step.node: None for step in flow.members(region) if step.node is not None and step.part != "sum"}
     start = flow.source[entry]
-    fixed = flow.before[start] | 1 << start
+    fixed = (flow.before[start] | 1 << start | taken) & ~region
     pending = [value for node in nodes for value in reads(node)]
     while pending:
         value = pending.pop()
         node, index = value.producer(), flow.source.get(value)
-        if node is None or node in nodes or index is None or node.graph is not flow.graph:
-            continue
-        others = (flow.before[index] | 1 << index) & joins and not flow.behind[start] >> index & 1
-        if fixed >> index & 1 or others:
+        if node is None or node in nodes or index is None or node.graph is not flow.graph or fixed >> index & 1:
             continue
         uses = [use.node for out in node.outputs for use in out.uses()]
         if all(user in nodes for user in uses) and not any(out.is_graph_output() for out in node.outputs):
             nodes[node] = None
-            pending += reads(node)
+            other = flow.before[index] & taken and not flow.behind[start] >> index & 1
+            last = other and flow.contractions >> index & 1  # above it is the other stream, such as an encoder's result
+            pending += [one for one in reads(node) if not last or not flow.varies(one)]
     return nodes

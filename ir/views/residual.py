@@ -14,6 +14,7 @@ from burnish.ir.views.norm import Norm
 
 _ADDS = ("Add", "Sum")
 _SAME = ("Identity", "Cast", "CastLike", "Dropout", "Mul", "Div", "Add", "Sub", "DequantizeLinear", "QuantizeLinear")
+_CHOICES = ("ArgMax", "ArgMin")
 _ON_SCORES = ("Add", "Mul", "Div", "Sub", "Cast", "Where", "Max", "Clip", "Tanh", "Reshape", "Identity", "Squeeze")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 MOVES = (*RESHAPES, "Transpose")
@@ -65,9 +66,20 @@ def residuals(flow: Flow) -> list[Residual]:
             if one is None or not one.region & flow.contractions or _are_scores(one.join):
                 continue
             dtype = match.tensor_dtype(one.entry)
-            if dtype is None or dtype.is_floating_point():
+            if (dtype is None or dtype.is_floating_point()) and _reaches(flow, one):
                 found.append(one)
     return found
+
+
+def _reaches(flow: Flow, one: Residual) -> bool:
+    """Whether every branch computes with `entry` itself, and not only with a code that was chosen by it."""
+    if not any(step.op in _CHOICES for step in flow.members(one.region)):
+        return True
+    reached = {one.entry}
+    for step in flow.members(one.region):
+        if step.op not in _CHOICES and not reached.isdisjoint(step.data):
+            reached.update(step.outputs)
+    return all(term in reached for term in one.terms)
 
 
 def _are_scores(value: oir.Value) -> bool:

@@ -287,6 +287,13 @@ def test_what_cannot_be_dropped(case: str) -> None:
     assert block.refusal is not None and reason in block.refusal
 
 
+def test_a_code_added_to_another_is_no_block() -> None:
+    graph = """g (float[N, 4] z) => (float[N, 4] y) <float[9, 4] a, float[9, 4] b> {
+      m = Gemm <transB = 1> (z, a)  i = ArgMax <axis = 1, keepdims = 0> (m)  q = Gather (a, i)  r = Sub (z, q)
+      n = Gemm <transB = 1> (r, b)  j = ArgMax <axis = 1, keepdims = 0> (n)  s = Gather (b, j)  y = Add (q, s) }"""
+    assert stacks(oir.from_proto(parse_graph(graph))).blocks == []
+
+
 def test_what_is_no_residual_stream_is_said() -> None:
     graph = "g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] a> { h = MatMul (x, a) y = Relu (h) }"
     found = stacks(oir.from_proto(parse_graph(graph)))

@@ -32,7 +32,8 @@ def test_the_document_names_values_and_nodes_of_the_model() -> None:
         assert {block[place] for place in places} <= values
         assert block["nodes"] and set(block["nodes"]) <= nodes
         assert block["attention"] == [
-            {"heads": 4, "kv_heads": 4, "head_size": 12, "value_size": 12, "cross": False, "cache": "none"}
+            {"heads": 4, "kv_heads": 4, "head_size": 12, "value_size": 12}
+            | {"causal": False, "window": None, "cross": False, "cache": "none"}
         ]
     ends = [(block["entry"], block["exit"]) for block in found["blocks"]]
     assert [exit for _, exit in ends[:-1]] == [entry for entry, _ in ends[1:]]
@@ -45,3 +46,16 @@ def test_a_model_without_blocks_says_so(tmp_path: Path) -> None:
     found = json.loads(run(str(file), "--json"))["blocks"]
     assert found["stacks"] == found["blocks"] == []
     assert len(found["missing"]) == 1
+
+
+def test_codebooks_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "codes.onnx"
+    graph = """g (float[N, 8] z) => (float[N, 8] y) <float[16, 8] e> {
+      m = Gemm <transB = 1> (z, e)  i = ArgMax <axis = 1, keepdims = 0> (m)  y = Gather (e, i) }"""
+    proto = parse_graph(graph)
+    proto.graph.node[1].name = "search"
+    onnx.save(proto, file)
+    assert json.loads(run(str(file), "--json"))["blocks"]["codebooks"] == [
+        {"codes": 16, "features": 8, "node": "search"}
+    ]
+    assert "search     16         8" in run(str(file))
