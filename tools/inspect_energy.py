@@ -44,9 +44,11 @@ def report(
         MissingPackageError: ONNX Runtime, or its CUDA, is not installed.
     """
     from burnish.backends import energy
+    from burnish.backends.ort.machine import disturbance
     from burnish.backends.ort.session import from_path
     from burnish.ir.errors import InputError
 
+    disturbed = disturbance(subject.threads)
     counts = parse_uses(uses)
     made = _joules(make_energy)
     where = target or "ort-cpu"
@@ -85,6 +87,7 @@ def report(
         "estimated": meter is None,
         "no_meter": why,
         "idle_watts": idle,
+        "disturbed": disturbed,
         "models": [
             _model(path, use, joules, estimated=meter is None)
             for path, use, joules in zip(files, found, making, strict=False)
@@ -197,6 +200,8 @@ def show(found: dict[str, Any]) -> None:
             out.print(f"\n{files[0]} does not pay for its making: {found['no_break_even']}")
         else:
             out.print(f"\n{files[0]} has paid for its making after {terminal.quantity(number)} uses{mark}")
+    if found["disturbed"]:
+        terminal.talk().print(f"disturbed: {found['disturbed']}")
 
 
 def _range(low: float, high: float, mark: str) -> str:

@@ -41,6 +41,7 @@ def report(subject: Subject, batch: str | None = None) -> dict[str, Any]:
     from burnish.frontends import batch as batches
     from burnish.tools import advice
 
+    disturbed = machine.disturbance(subject.threads)
     counts = None if batch is None else parse_counts(batch, "--batch", "batch sizes")
     axes = {} if counts is None else batches.batch_axes(subject.model)
     _check_free(subject, axes)
@@ -71,6 +72,7 @@ def report(subject: Subject, batch: str | None = None) -> dict[str, Any]:
             "empty_node_seconds": ceilings.call,
             "profiler_seconds_per_empty_node": ceilings.probe,
         },
+        "disturbed": disturbed,
         "batches": runs,
         "advice": [
             one | {"text": replaced.restored(one["text"], names)}
@@ -278,6 +280,8 @@ def show(found: dict[str, Any]) -> None:
     for one in found["advice"]:
         out.print(f"- {one['text']}")
     terminal.unknown(first["unknown"])
+    if found["disturbed"]:
+        terminal.talk().print(f"disturbed: {found['disturbed']}")
 
 
 def _show_nodes(run: dict[str, Any], top: int, out: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -49,6 +50,16 @@ def measure(dtypes: Iterable[str], *, threads: int = 1, seconds: float = 0.4) ->
     call = max(chain - alone, 0.0) / (_EMPTY_NODES - 1)
     watched = profile(*_chain(_EMPTY_NODES, 1), threads=threads, seconds=seconds / 2)
     return Machine(flops, 8 * size / moved, call, max(watched.total / _EMPTY_NODES - call, 0.0))
+
+
+def disturbance(threads: int) -> str:
+    """What else runs on the machine, where that leaves too little for so many threads; empty if all is well."""
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= max(processors - threads, 1) + 0.5:
+        return ""
+    return f"other work runs here (load {load:.1f} on {processors} processors), which makes all times longer"
 
 
 def _best(model: tuple[oir.Model, Mapping[str, np.ndarray]], seconds: float, *, threads: int) -> float:

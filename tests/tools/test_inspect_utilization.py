@@ -138,7 +138,7 @@ def test_what_cannot_be_measured(
 
 def test_the_command_prints_tables_or_a_document_and_draws(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "fixed.onnx", "--utilization", "--plot", "roof.png")
-    assert (code, err) == (0, "drawn: roof.png\n")
+    assert code == 0 and err.startswith("drawn: roof.png\n")
     assert "as given" in out and "Slowest nodes" in out and "Softmax" in out
     assert (folder / "roof.png").read_bytes().startswith(b"\x89PNG")
     simple_net(folder / "model.onnx")
