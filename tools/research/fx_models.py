@@ -71,18 +71,19 @@ def read(path: Path) -> oir.Model:
     import onnx
 
     proto = onnx.load(path, load_external_data=False)
-    if "com.microsoft" not in [entry.domain for entry in proto.opset_import]:
-        proto.opset_import.add(domain="com.microsoft", version=1)
-        model = onnx_file.read_bytes(proto.SerializeToString()) if not _external(proto) else onnx_file.read(path)
-    else:
-        model = onnx_file.read(path)
+    mended = _declare(proto) and not any(tensor.external_data for tensor in proto.graph.initializer)
+    model = onnx_file.read_bytes(proto.SerializeToString()) if mended else onnx_file.read(path)
     for node in walk(model, "MatMulNBits", domain="com.microsoft"):
         node.attributes.pop("accuracy_level", None)
     return model
 
 
-def _external(proto: Any) -> bool:
-    return any(tensor.external_data for tensor in proto.graph.initializer)
+def _declare(proto: Any) -> bool:
+    """Declare ONNX Runtime's domain where it is not; whether that changed anything."""
+    lacks = "com.microsoft" not in [entry.domain for entry in proto.opset_import]
+    if lacks:
+        proto.opset_import.add(domain="com.microsoft", version=1)
+    return lacks
 
 
 def _bridge(model: oir.Model, path: Path, kept: list[tuple[Sample, dict[str, np.ndarray]]]) -> dict[str, Any]:
@@ -216,7 +217,9 @@ def _other(path: Path, kept: Sequence[Any]) -> dict[str, Any] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = convert(onnx.load(path)).eval()
+            proto = onnx.load(path)
+            _declare(proto)
+            module = convert(proto).eval()
             row: dict[str, Any] = {"parameters": sum(1 for _ in module.parameters()), "error": None}
             worst = 0.0
             for sample, wanted in kept:

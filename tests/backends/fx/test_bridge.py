@@ -261,3 +261,83 @@ def test_watchers_see_values_as_they_are_computed() -> None:
     np.testing.assert_array_equal(outputs["y"], runner.run({"x": floats(2, 4)})["y"])
     with pytest.raises(InputError, match="no value `nope`"):
         runner.watch({"x": floats(2, 4)}, {"nope": lambda value: None})
+
+
+def test_compilation_sees_one_graph_for_all_sizes() -> None:
+    module = to_graph_module(model_of(SHAPES))
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=count, dynamic=True, fullgraph=True)
+    for batch, length in ((2, 3), (4, 7), (3, 5)):
+        x = torch.from_numpy(floats(batch, length, 6))
+        for found, wanted in zip(compiled(x), module(x), strict=True):
+            assert torch.equal(found, wanted)
+    assert len(graphs) == 1
+
+
+DEVICES = """
+g (float[N, S, 4] x, int64[N, S] ids, bool[N, S] keep) => (float[N, S, 4] y)
+    <float[9, 4] table, float[4] gain, int64[1] last = {-1}, int64[1] two = {2}, float low = {-9}, float zero = {0}> {
+    e = Gather (table, ids)
+    h = Add (x, e)
+    n = LayerNormalization (h, gain)
+    s = Shape (ids)
+    d = Gather (s, last)
+    k = Squeeze (d)
+    origin = Constant <value = int64 {0}> ()
+    step = Constant <value = int64 {1}> ()
+    r = Range (origin, k, step)
+    c = Unsqueeze (r, last)
+    f = Cast <to = 1> (c)
+    b = Where (keep, zero, low)
+    w = Unsqueeze (b, two)
+    p = Add (n, f)
+    y = Add (p, w)
+}
+"""
+
+
+def test_what_is_made_on_the_way_follows_the_device_of_the_inputs() -> None:
+    model, ids = model_of(DEVICES), np.array([[0, 8, -1], [3, 4, 5]])
+    feeds = {"x": floats(2, 3, 4), "ids": ids, "keep": ids > 0}
+    check(model, feeds)
+    module = to_graph_module(model).to("meta")
+    (y,) = module(*(torch.from_numpy(array).to("meta") for array in feeds.values()))
+    assert y.device.type == "meta" and y.shape == (2, 3, 4)
+
+
+def test_a_device_that_is_missing_is_an_input_error() -> None:
+    if torch.cuda.is_available():
+        check(model_of(DEVICES), {"x": floats(1, 1, 4), "ids": np.zeros((1, 1), int), "keep": np.ones((1, 1), bool)})
+        return
+    with pytest.raises(InputError, match="cannot use the device `cuda`"):
+        executor(device="cuda")(model_of(MLP))
+    with pytest.raises(InputError, match="cannot use the device `toaster`"):
+        executor(device="toaster")(model_of(MLP))
+
+
+def test_the_caller_decides_what_is_trained() -> None:
+    wanted = {"fc1.weight": False, "b": True}
+    module = to_graph_module(model_of(MLP), trainable=lambda value: wanted.get(str(value.name)))
+    assert {name for name, _ in module.named_parameters()} == {"fc1.bias", "fc2.weight", "b"}
+    assert "fc1.weight" in dict(module.named_buffers())
+
+
+def test_bounds_and_scales_are_no_parameters_even_behind_other_nodes() -> None:
+    model = model_of(
+        """
+        g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y) <float[2] ones = {1.0, 1.0}, float[2] twos = {2.0, 2.0}> {
+            scales = Concat <axis = 0> (ones, twos)
+            top = Constant <value_float = 0.5> ()
+            c = Clip (x, , top)
+            y = Resize (c, , scales)
+        }
+        """
+    )
+    runner = check(model, {"x": floats(1, 1, 2, 2)})
+    assert runner.module is not None and not list(runner.module.parameters())
