@@ -23,6 +23,7 @@ FLAVOURS: dict[str, tuple[str, ...]] = {
     "mobilenet": _PLAIN,
     "efficientnet": _PLAIN,
     "mamba": _PLAIN,
+    "codec": _PLAIN,
     "bert-s": _BOTH,
     "gpt2": _BOTH,
     "vit-timm": _BOTH,
@@ -92,7 +93,14 @@ def export(name: str, target: Path, source: Callable[[str], Path]) -> None:
 
 
 def _builders() -> dict[str, Callable[[str], Network]]:
-    from burnish.tools.research import zoo_convolutional, zoo_diffusion, zoo_language, zoo_state, zoo_windows
+    from burnish.tools.research import (
+        zoo_codebook,
+        zoo_convolutional,
+        zoo_diffusion,
+        zoo_language,
+        zoo_state,
+        zoo_windows,
+    )
 
     return {
         "resnet": lambda attention: zoo_convolutional.resnet(bottleneck=True),
@@ -114,4 +122,5 @@ def _builders() -> dict[str, Callable[[str], Network]]:
         "mixtral": lambda attention: zoo_language.mixtral(attention, "batched_mm"),
         "mixtral-loop": lambda attention: zoo_language.mixtral(attention, "eager"),
         "mamba": lambda attention: zoo_state.mamba(),
+        "codec": lambda attention: zoo_codebook.codec(),
     }

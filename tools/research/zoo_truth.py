@@ -80,6 +80,7 @@ class Truth:
         cache: for each layer that has one, its inputs' names and its outputs' names.
         cached: what they hold, "attention" or "state".
         experts: the layers of experts.
+        codebooks: codes and features of each codebook.
         embedding: rows and width of the table that ids are looked up in.
         head: classes and width of the last linear layer, whose result is an output but for elementwise operators.
         tied: the head's matrix is the embedding.
@@ -91,6 +92,7 @@ class Truth:
     cache: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     cached: str = ""
     experts: tuple[Experts, ...] = ()
+    codebooks: tuple[tuple[int, int], ...] = ()
     embedding: tuple[int, int] | None = None
     head: tuple[int, int] | None = None
     tied: bool = False
@@ -215,6 +217,7 @@ FAMILIES: dict[str, Truth] = {
         head=(500, 32),
         tied=True,
     ),
+    "codec": Truth(blocks=_residual_stages((2, ""), (2, "")), codebooks=((40, 24), (40, 24))),
     "genai-llama": _GENAI,
     "genai-window": replace(
         _GENAI,
