@@ -236,10 +236,11 @@ def _terms(
 ) -> None:
     """Split a sum into terms and their factors; `grows`: a function that keeps order may be dropped from the whole."""
     node = value.producer()
-    if node is None or node.inputs[0] is None:
+    if node is None or match.input_of(node, 0) is None:
         terms.append((factor, value))
         return
     left = node.inputs[0]
+    assert left is not None
     scaled = match.with_scalar(node) if is_op(node, "Mul", "Div") else None
     if grows and is_op(node, "Sqrt", "Identity"):
         nodes.append(node)

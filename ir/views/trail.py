@@ -197,6 +197,9 @@ class Climber(Walk):
         norm = self.norms.get(trail.value)
         if norm is not None:
             return trail.norm is None and self._normalize(trail, norm)
+        if is_op(node, "Concat") and len(node.inputs) == 1 and node.inputs[0] is not None:
+            self._go(trail, node.inputs[0], trail.axes, node)
+            return True
         if is_op(node, "Concat", "TensorScatter", "ScatterND", "ScatterElements"):
             return trail.store is None and self._join(trail, node)
         if is_op(node, "Mul", "Div"):

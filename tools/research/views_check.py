@@ -16,7 +16,9 @@ from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.blocks import stacks
+from burnish.ir.views.codebook import Codebook, codebooks
 from burnish.ir.views.embedding import Embedding, Head, heads, token_embedding
+from burnish.ir.views.experts import Experts, find_experts
 from burnish.ir.views.state import State, states
 from burnish.tools.research.zoo_truth import Attend, Truth
 
@@ -43,6 +45,8 @@ class Seen:
     misses: tuple[Miss, ...]
     structure: Structure
     states: tuple[State, ...]
+    experts: tuple[Experts | Miss, ...]
+    codebooks: tuple[Codebook, ...]
     embedding: Embedding | None
     heads: tuple[Head | Miss, ...]
 
@@ -58,6 +62,8 @@ def see(model: oir.Model) -> Seen:
         tuple(one for one in found if isinstance(one, Miss)),
         stacks(model, facts),
         tuple(states(model, facts, ports)),
+        tuple(find_experts(model, facts)),
+        tuple(codebooks(model)),
         token_embedding(model, facts),
         tuple(heads(model, facts)),
     )
@@ -204,6 +210,25 @@ def parts_of(block: Block) -> tuple[str, ...]:
     return tuple("+".join(part.kinds) for part in simple)
 
 
+def _experts(seen: Seen, truth: Truth) -> Cell:
+    """How many experts each layer has, how many a token takes, and that matrices and router are there."""
+    found = [(one.count, one.chosen) for one in seen.experts if isinstance(one, Experts)]
+    right = [(one.number, one.top) for one in truth.experts]
+    wrong = [f"layers of {found}, not {right}"] if found[: len(right)] != right[: len(found)] else []
+    reasons = [one.reason for one in seen.experts if isinstance(one, Miss)] or ["no reason given"]
+    refused = [", ".join(dict.fromkeys(reasons))] if len(found) < len(right) else []
+    return _cell(wrong, refused, not right)
+
+
+def _codebook(seen: Seen, truth: Truth) -> Cell:
+    """Codes and features of every codebook, and that its codes are looked up."""
+    found = [one.codes().shape for one in seen.codebooks]
+    wrong = [f"codebooks of {found}, not {truth.codebooks}"] if found != list(truth.codebooks)[: len(found)] else []
+    wrong += ["a codebook whose codes are looked up nowhere" for one in seen.codebooks if not one.lookups]
+    missing = len(truth.codebooks) - len(found)
+    return _cell(wrong, [f"{missing} of {len(truth.codebooks)} not found"] if missing > 0 else [], not truth.codebooks)
+
+
 def _embedding(seen: Seen, truth: Truth) -> Cell:
     """The table that the model's ids pick from."""
     one = seen.embedding
@@ -227,6 +252,8 @@ CHECKS: dict[str, Callable[[Seen, Truth], Cell]] = {
     "attention": _attention,
     "cache": _cache,
     "blocks": _blocks,
+    "experts": _experts,
+    "codebook": _codebook,
     "embedding": _embedding,
     "head": _head,
 }
