@@ -231,7 +231,7 @@ class Walk:
 
 def keeps(node: oir.Node, facts: Inference) -> bool:
     """Whether `node` passes its first input on unchanged: Identity, a Cast to the same dtype, Dropout at inference."""
-    if is_op(node, "Identity"):
+    if is_op(node, "Identity") or (is_op(node, "Concat") and len(node.inputs) == 1):
         return True
     if is_op(node, "Cast", "CastLike"):
         return facts.dtype(node.inputs[0]) is not None and facts.dtype(node.inputs[0]) == facts.dtype(node.outputs[0])

@@ -197,10 +197,7 @@ class Climber(Walk):
         norm = self.norms.get(trail.value)
         if norm is not None:
             return trail.norm is None and self._normalize(trail, norm)
-        if is_op(node, "Concat") and len(node.inputs) == 1 and node.inputs[0] is not None:
-            self._go(trail, node.inputs[0], trail.axes, node)
-            return True
-        if is_op(node, "Concat", "TensorScatter", "ScatterND", "ScatterElements"):
+        if is_op(node, "Concat", "TensorScatter", "ScatterND", "ScatterElements") and not heads.keeps(node, self.facts):
             return trail.store is None and self._join(trail, node)
         if is_op(node, "Mul", "Div"):
             return self._scale(trail, node)
