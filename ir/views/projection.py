@@ -79,15 +79,17 @@ def write(model: oir.Model, changes: Sequence[tuple[Projection, np.ndarray, np.n
     What stays as it is, is not touched, so writing what was read changes nothing.
 
     Raises:
-        ValueError: a projection is read-only, or a shape is another.
+        ValueError: a projection is read-only, a shape is another, or two that share rows get different ones.
     """
     by_holder: dict[oir.Node, list[tuple[Projection, np.ndarray, np.ndarray | None]]] = {}
+    changed = set[oir.Node]()
     for projection, weight, bias in changes:
         if not (_equal(weight, projection.weight()) and _equal(bias, projection.bias())):
             _check(projection, weight, bias)
-            by_holder.setdefault(projection.holder, []).append((projection, weight, bias))
-    for group in by_holder.values():
-        _write_matrix(model, group)
+            changed.add(projection.holder)
+        by_holder.setdefault(projection.holder, []).append((projection, weight, bias))
+    for holder in changed:
+        _write_matrix(model, by_holder[holder])
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
@@ -109,7 +111,7 @@ def _write_matrix(model: oir.Model, group: list[tuple[Projection, np.ndarray, np
     first = group[0][0]
     matrix, own = first.matrix().copy(), first._own_bias()
     shift = np.zeros(matrix.shape[0]) if own is None else own.copy()
-    moved = False
+    moved, added = False, list[tuple[Projection, np.ndarray]]()
     for projection, weight, bias in group:
         if projection.columns:
             matrix[:, projection.places] = weight.reshape(matrix.shape[0], -1)
@@ -117,14 +119,23 @@ def _write_matrix(model: oir.Model, group: list[tuple[Projection, np.ndarray, np
             matrix[projection.places] = weight.reshape(projection.places.size, -1)
         if _equal(bias, projection.bias()):
             continue
-        wanted = np.zeros(projection.weight().shape[:1] if projection.columns else projection.places.size)
+        wanted = np.zeros(matrix.shape[0] if projection.columns else projection.places.size)
         wanted = wanted if bias is None else bias.reshape(-1).astype(np.float64)
         if projection.biases:
-            _write_added(model, projection, wanted)
+            added.append((projection, wanted))
         elif projection.columns:
             shift, moved = wanted, True
         else:
             shift[projection.places], moved = wanted, True
+    for projection, weight, bias in group:
+        kept = matrix[:, projection.places] if projection.columns else matrix[projection.places]
+        same = np.array_equal(kept.reshape(weight.shape), weight)
+        if bias is not None and not projection.columns and not projection.biases:
+            same = same and np.array_equal(shift[projection.places], bias.reshape(-1))
+        if not same:
+            raise ValueError(f"queries, keys and values share rows of {match.describe(projection.holder)}")
+    for projection, wanted in added:
+        _write_added(model, projection, wanted)
     if np.array_equal(matrix, first.matrix()) and not moved:
         return
     new_bias = shift if moved or own is not None else None

@@ -38,7 +38,8 @@ def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) ->
     if plain:
         return False, None
     ahead = dims.subtract(queries, keys)
-    causal = _at_least(seen.low, ahead)
+    # Where a query may not even see its own key, it may see none, and a softmax over nothing but -1e9 sees all.
+    causal = seen.low is not None and dims.compare(seen.low, ahead) == 0
     return (True if causal else None), _window(seen)
 
 
@@ -51,10 +52,6 @@ def _parts(mask: Mask, bands: Bands) -> list[tuple[oir.Value, Runs, float]]:
             runs = tuple(Run(1 - run.high, 1 - run.low, run.band) for run in runs)
         found.append((mask.keep, runs, 0.5))
     return found
-
-
-def _at_least(low: Dim | None, bound: Dim) -> bool:
-    return low is not None and dims.compare(low, bound) in (0, 1)
 
 
 def _window(seen: Band) -> int | None:
