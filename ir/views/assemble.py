@@ -80,7 +80,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     """The layer around `core`, or why it is none."""
     facts = context.facts
     for trail, name in ((core.q, "queries"), (core.k, "keys"), (core.v, "values")):
-        stored = name != "queries" and trail.value.is_graph_input()
+        stored = name != "queries" and trail.is_stored(facts.model)
         if trail.linear is None and not stored and not core.held:
             return Miss(core.anchor, f"the {name} come from {trail.stopped_by}, not from a linear layer")
         if trail.linear is not None and trail.linear.input_axis != -1:

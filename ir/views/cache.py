@@ -13,7 +13,7 @@ import onnx_ir as oir
 from burnish.ir import match
 from burnish.ir.views.heads import Axes
 from burnish.ir.views.trail import Climber, Store, Trail
-from burnish.ir.walk import is_op
+from burnish.ir.walk import bodies, is_op, walk
 
 _MEANING = {"b": "batch", "h": "heads", "g": "heads", "s": "new", "t": "total", "u": "new", "p": "past"} | {
     "d": "size", "e": "size", "w": "batch", "m": "length"
@@ -96,7 +96,7 @@ def _port(climber: Climber, trail: Trail) -> Port | None:
     if store is not None:
         past = _source(climber, store)
         present = _result(climber, store.present, store.axes) if store.present is not None else None
-    elif trail.linear is None and trail.value.is_graph_input():
+    elif trail.linear is None and trail.is_stored(climber.facts.model):
         past = trail.value, trail.axes
     if present is None:
         for value, axes in trail.places:
@@ -134,7 +134,7 @@ def _source(climber: Climber, store: Store) -> tuple[oir.Value, Axes] | None:
     climber.sizes[letter] = shape[store.axes.index("t")]
     axes = tuple(letters.replace("t", letter) for letters in store.axes)
     trail = climber.climb(store.past, axes)
-    if not trail.value.is_graph_input() or trail.scales or trail.turned is not None or trail.norm is not None:
+    if not trail.is_stored(climber.facts.model) or trail.scales or trail.turned is not None or trail.norm is not None:
         return None
     return trail.value, trail.axes
 
@@ -142,7 +142,10 @@ def _source(climber: Climber, store: Store) -> tuple[oir.Value, Axes] | None:
 def _result(climber: Climber, value: oir.Value, axes: Axes) -> tuple[oir.Value, Axes] | None:
     """The output of the model that `value` or a rearrangement of it is, and its axes."""
     if value.is_graph_output():
-        return value, axes
+        outer = _outside(climber, value)
+        if outer is None:
+            return None
+        return (value, axes) if outer is value else _result(climber, outer, axes)
     for node in match.consumers(value):
         if node.inputs[0] is not value and not is_op(node, "Concat"):
             continue
@@ -160,6 +163,18 @@ def _result(climber: Climber, value: oir.Value, axes: Axes) -> tuple[oir.Value, 
         found = _result(climber, out, after) if after is not None else None
         if found is not None:
             return found
+    return None
+
+
+def _outside(climber: Climber, value: oir.Value) -> oir.Value | None:
+    """`value` when it is an output of the model, or the output of the If whose branch gives it; None for a loop's."""
+    model = climber.facts.model
+    if value.graph is model.graph:
+        return value
+    for node in walk(model, "If"):
+        for body in bodies(node):
+            if body is value.graph:
+                return node.outputs[list(body.outputs).index(value)]
     return None
 
 

@@ -122,11 +122,11 @@ def _picked(
         return
     if table.dtype is None or not table.dtype.is_floating_point():
         return
-    source, given = ("positions", None) if ids is None else _source(ids)
+    source, given = ("positions", None) if ids is None else _source(ids, facts.model)
     yield Embedding(node, index, table, ids, source, given, node.outputs[0])
 
 
-def _source(ids: oir.Value) -> tuple[str, oir.Value | None]:
+def _source(ids: oir.Value, model: oir.Model) -> tuple[str, oir.Value | None]:
     """Where integers come from: as `Embedding.source`, and the input of the model."""
     value = ids
     while True:
@@ -135,7 +135,7 @@ def _source(ids: oir.Value) -> tuple[str, oir.Value | None]:
             break
         value = node.inputs[0]
     if value.is_graph_input():
-        return "input", value
+        return ("input", value) if value.graph is model.graph else ("computed", None)
     pending, seen = [value], set[oir.Value]()
     while pending:
         value = pending.pop()

@@ -111,6 +111,10 @@ class Trail:
     nodes: list[oir.Node] = field(default_factory=list)
     places: list[tuple[oir.Value, Axes]] = field(default_factory=list)
 
+    def is_stored(self, model: oir.Model) -> bool:
+        """Whether the trail ends at an input of the model."""
+        return self.value.is_graph_input() and self.value.graph is model.graph
+
     @property
     def stopped_by(self) -> str:
         """What made `value`, for messages."""

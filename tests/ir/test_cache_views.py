@@ -211,3 +211,27 @@ def test_a_layer_that_reads_the_keys_of_another() -> None:
     with pytest.raises(ValueError, match="reads its queries, keys or values as well"):
         first.write(model, replace(read, key=2 * read.key))
     first.write(model, replace(read, output=2 * read.output))
+
+
+def test_branches_with_and_without_a_cache() -> None:
+    """A decoder whose first call has no past: both branches give the outputs of the model."""
+    joins = {
+        "some": "  keys = Concat <axis = 2> (foo, kn)  values = Concat <axis = 2> (bar, vn)",
+        "none": "  keys = Identity (kn)  values = Identity (vn)",
+    }
+    some, none = (
+        f"{name} () => (float[B, S, 6] y, float[B, 2, T, 3] keys, float[B, 2, T, 3] values)"
+        f" {{ {LAYER.format(join=HEADS_FIRST + join)} }}"
+        for name, join in joins.items()
+    )
+    text = (
+        "g (float[B, S, 6] x, bool again, float[B, 2, P, 3] foo, float[B, 2, P, 3] bar)"
+        f" => (float[B, S, 6] z, float[B, 2, T, 3] k1, float[B, 2, T, 3] v1) {WEIGHTS} {{"
+        f" z, k1, v1 = If (again) <then_branch = {some}, else_branch = {none}> }}"
+    )
+    found = [one for one in attention_layers(oir.from_proto(parse_graph(text))) if isinstance(one, AttentionLayer)]
+    caches = {one.cache.kind: one.cache for one in found}
+    assert set(caches) == {"kv", "kv-output"}
+    assert [one.name for one in caches["kv"].past] == ["foo", "bar"]
+    assert caches["kv"].present == caches["kv-output"].present
+    assert [one.name for one in caches["kv"].present] == ["k1", "v1"]
