@@ -160,7 +160,9 @@ def plot(found: dict[str, Any]) -> Any:
             color=color,
             label=operator,
             markersize=4,
+            clip_on=False,
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="layer, in the order of the graph", ylabel="criticality (mean and range of the trials)")
     axes.set(title="What the outputs lose when a layer is drawn anew", ylim=(0, None))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)

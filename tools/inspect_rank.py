@@ -197,6 +197,7 @@ def plot(found: dict[str, Any]) -> Any:
         known = [(index, 100 * share) for index, share in enumerate(shares) if share is not None]
         axes.plot(*zip(*known, strict=True), mark, color=color, label=label, markersize=4)
     axes.set(xlabel="layer, in the order of the graph", ylabel="rank (% of full rank)", ylim=(0, 105))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title="Ranks of layers")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1)
     return figure

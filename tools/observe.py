@@ -23,6 +23,7 @@ def observe(
     sites: Wanted | None = None,
     reducer: Reducer | Mapping[str, Reducer] | None = None,
     *,
+    inputs: Any = None,
     data: Any = None,
     mask: str | None = "auto",
     threads: int = 1,
@@ -35,6 +36,7 @@ def observe(
         sites: names of values, or values (`onnx_ir.Value`, a name, a `Site`) under names of your own; by default the
             inputs of the linear layers and convolutions of the main graph, under the layers' names.
         reducer: what is wanted of each site, or of all; by default the Gram matrix of the rows that a layer multiplies.
+        inputs: example inputs, for a torch module.
         data: samples, as for `burnish.optimize`; made from the model's own meaning when absent.
         mask: the input that says which positions are padding, whose rows do not count. `auto` finds it by what the
             graph does with it; None lets every row count.
@@ -52,7 +54,7 @@ def observe(
     from burnish.frontends import load, synthesis
     from burnish.tools.api import samples_for
 
-    model = load(source)
+    model = load(source, inputs)
     chosen, reducers = _resolved(model, sites, reducer)
     chosen = with_mask(model, chosen, reducers, mask)
     samples = samples_for(model, data)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -394,3 +398,25 @@ def test_torch_masks_padding_and_says_what_it_cannot_show() -> None:
     assert [reducer.rows for reducer in found.values() if isinstance(reducer, Moments)] == [6, 6]
     with pytest.raises(InputError, match="no tensors: `s`|no value `s` to watch"):
         FxObserver(shapes).observe({"s": Site(named(shapes, "s"))}, Moments(), [sample])
+
+
+@pytest.mark.slow
+def test_gram_matrices_of_every_layer_cost_no_more_than_running_the_model() -> None:
+    from burnish.tools.research import observing as research
+    from burnish.tools.research import zoo
+
+    model = onnx_file.read(zoo.path("a2-minilm"))
+    _, wanted = research.inputs_of(model)
+    assert research.ratio(model, research.Text(model, 128, 8), wanted, Gram(), rounds=3)["ratio"] <= 2.0
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    env = {**os.environ, "PYTHONPATH": str(DEMO.parents[1] / ".src")}
+
+    def peak(count: int) -> float:
+        command = [sys.executable, "-m", "burnish.tools.research.observing", "--peak", str(count), str(1 << 30)]
+        found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, check=True, env=env).stdout)
+        return found["peak"]
+
+    assert peak(128) < 1.05 * peak(32)
