@@ -54,9 +54,14 @@ def with_rows(feeds: Mapping[str, np.ndarray], axes: Mapping[str, int], rows: in
         feeds: arrays by input name, at least one row each.
         axes: as from `batch_axes`.
         rows: the batch wanted.
+
+    Raises:
+        InputError: there is no row.
     """
     found = {}
     for name, array in feeds.items():
         axis = axes.get(name)
+        if axis is not None and not array.shape[axis]:
+            raise InputError("the sample has no rows to repeat", place=f"input `{name}`")
         found[name] = array if axis is None else array.take(np.arange(rows) % array.shape[axis], axis=axis)
     return found

@@ -175,8 +175,7 @@ def show(found: dict[str, Any]) -> None:
         out.print(f"{'':20}{found['no_meter']}")
     if found["idle_watts"] is not None:
         out.print(f"{'idle':20}{found['idle_watts']:.3g} W, taken off")
-    shapes = ", ".join(f"{name} {terminal.shape(sizes)}" for name, sizes in found["shapes"].items())
-    out.print(f"{'shapes':20}{shapes}")
+    out.print(f"{'shapes':20}{terminal.shapes(found['shapes'])}")
     rows = [
         (
             one["file"],

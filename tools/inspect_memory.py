@@ -163,7 +163,7 @@ def show(found: dict[str, Any]) -> None:
     place = _spelled(found["peak_at"])
     peak = terminal.size(found["peak_bytes_at_least"])
     rows = {
-        "shapes": ", ".join(f"{name} {terminal.shape(sizes)}" for name, sizes in found["shapes"].items()),
+        "shapes": terminal.shapes(found["shapes"]),
         "weights": terminal.size(found["weights_bytes"]),
         "peak": f"{'' if found['peak_bytes'] is not None else 'at least '}{peak}" + (f" at {place}" if place else ""),
         "largest node": terminal.size(found["largest_node_bytes"]),

@@ -250,8 +250,7 @@ def show(found: dict[str, Any]) -> None:
     out.print(f"{'machine':20}ONNX Runtime on the CPU, {threads}; peak {', '.join(peaks) or 'unknown'}; ", end="")
     out.print(f"copies {terminal.quantity(machine['bandwidth_bytes_per_second'])}B/s")
     first = found["batches"][0]
-    shapes = ", ".join(f"{name} {terminal.shape(sizes)}" for name, sizes in first["shapes"].items())
-    out.print(f"{'shapes':20}{shapes}")
+    out.print(f"{'shapes':20}{terminal.shapes(first['shapes'])}")
     rows = [
         (
             "as given" if one["batch"] is None else str(one["batch"]),

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,16 @@ def quantity(number: float | None) -> str:
 def shape(sizes: Sequence[int | str | None] | None) -> str:
     """The dimensions of a tensor: `[batch, 3, ?]`; `?` when not even their number is known."""
     return "?" if sizes is None else "[" + ", ".join("?" if one is None else str(one) for one in sizes) + "]"
+
+
+def shapes(inputs: Mapping[str, Sequence[int]]) -> str:
+    """The shapes of a sample: `ids [1, 5], mask [1, 5]`, of the first few inputs of many."""
+    some = [f"{name} {shape(sizes)}" for name, sizes in list(inputs.items())[:_INPUTS]]
+    more = len(inputs) - len(some)
+    return ", ".join([*some, *([f"and {count(more, 'more input')}"] if more else [])])
+
+
+_INPUTS = 5
 
 
 def unknown(reasons: Sequence[str], hint: str | None = None) -> None:

@@ -32,3 +32,8 @@ def test_rows_are_repeated_or_cut() -> None:
 def test_a_fixed_batch_is_refused(inputs: str) -> None:
     with pytest.raises(InputError, match="the batch is fixed"):
         batch_axes(model(inputs, "y = Relu (x)"))
+
+
+def test_no_row_cannot_be_repeated() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        with_rows({"x": np.zeros((0, 4))}, {"x": 0}, 2)

@@ -76,3 +76,9 @@ def test_quantities_have_three_digits_and_a_letter() -> None:
     numbers = (0, 0.084, 5, 999, 999.6, 385_187_552, 999_999, 6.4e17, -2500, None)
     spelled = ["0", "0.084", "5", "999", "1 k", "385 M", "1 M", "640 P", "-2.5 k", "?"]
     assert [terminal.quantity(number) for number in numbers] == spelled
+
+
+def test_the_shapes_of_many_inputs_are_cut_short() -> None:
+    assert terminal.shapes({"ids": [1, 5], "mask": []}) == "ids [1, 5], mask []"
+    many = {f"x{number}": [number] for number in range(7)}
+    assert terminal.shapes(many) == "x0 [0], x1 [1], x2 [2], x3 [3], x4 [4], and 2 more inputs"
