@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import onnx_ir as oir
@@ -11,6 +13,7 @@ from golden import parse_graph
 from burnish.backends.fx.runner import FxRunner, executor
 from burnish.backends.ort.session import executor as ort_executor
 from burnish.frontends import onnx_file
+from burnish.tools.research import fx_nodes, node_tests
 
 
 def model_of(text: str) -> oir.Model:
@@ -21,6 +24,14 @@ def model_of(text: str) -> oir.Model:
         value.name = name.replace("__", ".")
         model.graph.initializers[value.name] = value
     return model
+
+
+@cache
+def node_cases() -> list[tuple[str, node_tests.Case]]:
+    """The onnx package's cases that have expected outputs, with their operators."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [(name, case) for name, case in fx_nodes.grouped(node_tests.cases()) if case.group != "light"]
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

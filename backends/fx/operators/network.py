@@ -290,7 +290,7 @@ def layer_normalization(
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     y, mean, inverse = standardize(wide, list(range(axis, x.dim())), epsilon)
     y = y.to(x.dtype) * scale
-    return (y if bias is None else y + bias), mean, inverse
+    return (y if bias is None else y + bias), mean.float(), inverse.float()
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization", several=True)

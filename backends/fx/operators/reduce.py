@@ -144,7 +144,8 @@ def hardmax(x: Tensor, axis: int = -1) -> Tensor:
 @operator("Det")
 def det(x: Tensor) -> Tensor:
     """Determinants of matrices."""
-    return torch.linalg.det(x)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return torch.linalg.det(wide).to(x.dtype)
 
 
 @operator("Unique", several=True)

@@ -22,8 +22,9 @@ def grid_sample(
     flat = x.dim() == 3
     if flat:
         x, grid = x.unsqueeze(2), torch.stack((grid[..., 0], torch.zeros_like(grid[..., 0])), -1).unsqueeze(1)
-    y = F.grid_sample(x, grid.to(x.dtype), _MODES.get(mode, mode), padding_mode, bool(align_corners))
-    return y.squeeze(2) if flat else y
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    y = F.grid_sample(wide, grid.to(wide.dtype), _MODES.get(mode, mode), padding_mode, bool(align_corners))
+    return (y.squeeze(2) if flat else y).to(x.dtype)
 
 
 @operator("AffineGrid", static=(1,))
@@ -78,7 +79,7 @@ def roi_align(
     start, size = corners[:, [1, 0]], corners[:, [3, 2]] - corners[:, [1, 0]]
     size = size if half else size.clamp(min=1.0)
     out = output_height, output_width
-    step = size / torch.tensor(out, dtype=x.dtype, device=x.device)
+    step = torch.stack((size[:, 0] / output_height, size[:, 1] / output_width), 1)
     if sampling_ratio > 0:
         return _regions(x, batch, start, step, out, (sampling_ratio, sampling_ratio), mode)
     found = [x.new_zeros(0, x.shape[1], *out)]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import warnings
 
 import pytest
+from fx_checks import node_cases
 
 from burnish.tools.research import fx_gradients, fx_nodes, node_tests
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[tuple[str, node_tests.Case]]:
-    """All cases with expected outputs, with their operators."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [(name, case) for name, case in fx_nodes.grouped(node_tests.cases()) if case.group != "light"]
+    """All cases."""
+    return node_cases()
 
 
 def _judged(cases: list[tuple[str, node_tests.Case]]) -> tuple[int, set[str]]:

@@ -70,7 +70,8 @@ def fed(model: onnx.ModelProto, feeds: list[np.ndarray]) -> tuple[onnx.ModelProt
 
 
 def test_every_form_is_as_onnx_runtime() -> None:
-    wrong, compared = [], 0
+    wrong: list[tuple[Any, ...]] = []
+    compared = 0
     for opset, *parts in forms():
         model = model_of(opset, *parts)
         feeds = feeds_of(model)
@@ -78,7 +79,8 @@ def test_every_form_is_as_onnx_runtime() -> None:
             try:
                 expected = node_tests.run(one, inputs, "ORT_DISABLE_ALL")
             except Exception:
-                assert i, f"ONNX Runtime refuses {parts} at opset {opset}"
+                if not i:
+                    wrong.append((opset, parts[-1], "ONNX Runtime refuses it"))
                 continue
             compared += 1
             verdict = fx_nodes.judge(node_tests.Case(parts[-1], "forms", one, inputs), expected)
