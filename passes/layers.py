@@ -17,7 +17,8 @@ Layer = Linear | Convolution
 def layers(model: oir.Model) -> dict[str, Layer]:
     """The linear layers and convolutions of all graphs, in the order of the nodes, by name.
 
-    A layer is called like its node, or like its output where nodes have no name of their own.
+    A layer is called like its node, or like its output where nodes have no name of their own; branches may have several
+    outputs of one name, which are numbered.
     """
     found: dict[int, Layer] = {id(one.node): one for one in linears(model)}
     found |= {id(one.node): one for one in convolutions(model)}
@@ -26,9 +27,12 @@ def layers(model: oir.Model) -> dict[str, Layer]:
     ]
     ordered = [found[id(node)] for node in nodes if id(node) in found]
     names = Counter(one.node.name for one in ordered)
-    return {
-        str(one.node.name if one.node.name and names[one.node.name] == 1 else one.output.name): one for one in ordered
-    }
+    named: dict[str, Layer] = {}
+    for one in ordered:
+        name = str(one.node.name if one.node.name and names[one.node.name] == 1 else one.output.name)
+        again = sum(name == key.rpartition(" #")[0] or name == key for key in named)  # in branches beside each other
+        named[name if not again else f"{name} #{again + 1}"] = one
+    return named
 
 
 def unobservable(model: oir.Model, layer: Layer) -> str | None:

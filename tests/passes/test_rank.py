@@ -143,3 +143,11 @@ def test_a_direction_that_carries_nothing_is_left_out() -> None:
     normed = (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)
     found = rank.fill(seen(normed))
     assert found.directions == 7 and found.root is not None and 0.5 * found.bound < found.root < found.bound
+
+
+def test_every_layer_has_a_name_of_its_own() -> None:
+    source = """<ir_version: 10, opset_import: ["": 20]>
+      g (bool c, float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
+        y = If (c) <then_branch = a () => (float[N, 2] p) { p = MatMul (x, w) },
+                    else_branch = b () => (float[N, 2] p) { p = MatMul (x, w) }> }"""
+    assert list(layers(load(onnx.parser.parse_model(source)))) == ["p", "p #2"]
