@@ -77,7 +77,8 @@ class Body:
 class Frame:
     """The values of one graph or one call of a function.
 
-    `outer` is the frame whose values a nested graph can read, None for the main graph and for functions.
+    `outer` is the frame whose values a nested graph can read, None for the main graph and for functions; `calls` are
+    the functions that are being written out.
     """
 
     body: Body
@@ -85,6 +86,7 @@ class Frame:
     attributes: Mapping[str, oir.Attr]
     outer: Frame | None = None
     values: dict[oir.Value, Any] = field(default_factory=dict)
+    calls: tuple[Any, ...] = ()
 
 
 class Builder:

@@ -23,8 +23,10 @@ def call(builder: Builder, frame: Frame, node: oir.Node, function: oir.Function)
     """Write the nodes of a model-local function in the place of its call."""
     from burnish.backends.fx.builder import Frame, attributes
 
+    if function.identifier() in frame.calls:
+        raise InputError(f"function `{function.name}` calls itself", place=match.describe(node))
     given = {n: a for n, a in function.attributes.items() if a.value is not None} | attributes(frame, node)
-    inner = Frame(frame.body, function.opset_imports, given)
+    inner = Frame(frame.body, function.opset_imports, given, calls=(*frame.calls, function.identifier()))
     inputs = [builder.lookup(frame, v) if v is not None else None for v in node.inputs]
     inputs += [None] * (len(function.inputs) - len(inputs))
     inner.values.update(zip(function.inputs, inputs, strict=True))
@@ -81,7 +83,7 @@ def _module(builder: Builder, frame: Frame, graph: oir.Graph) -> tuple[fx.GraphM
     from burnish.backends.fx.builder import Body, Frame
 
     body = Body(fx.Graph(), nn.Module(), frame.body)
-    inner = Frame(body, frame.opsets, frame.attributes, frame)
+    inner = Frame(body, frame.opsets, frame.attributes, frame, calls=frame.calls)
     for i, value in enumerate(graph.inputs):
         inner.values[value] = body.graph.placeholder(f"given_{i}")
     builder.nodes(inner, graph)

@@ -236,3 +236,12 @@ def test_a_value_that_nothing_computes_is_refused() -> None:
     model.graph[0].replace_input_with(0, oir.Value(name="ghost"))
     with pytest.raises(InputError, match="`ghost` is read before it is computed"):
         to_graph_module(model)
+
+
+def test_a_function_that_calls_itself_is_refused() -> None:
+    model = model_of(FUNCTION)
+    (function,) = model.functions.values()
+    inner = function[0]
+    inner.op_type, inner.domain = function.name, function.domain
+    with pytest.raises(InputError, match="`dense` calls itself"):
+        to_graph_module(model)
