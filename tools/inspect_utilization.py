@@ -169,6 +169,7 @@ class _Measured:
             "utilization": sum(at_peak) / latency if complete and at_peak else None,
             "nodes_seconds": taken,
             "nodes_share_of_latency": taken / latency,
+            "nodes_seconds_as_profiled": sum(share.seconds for share in self.shares),
             "profiled_latency_seconds": self.profile.run,
             "profiled_runs": self.profile.runs,
             "profiler_seconds_per_node": probe,

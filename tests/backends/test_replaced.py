@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from networks import simple_net
 from burnish.backends.ort.profiling import Profile, profile
 from burnish.backends.ort.replaced import Share, add_shapes, labelled, restored, shares
 from burnish.frontends import onnx_file
+from burnish.ir import concrete, cost
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
 
@@ -62,6 +64,30 @@ def test_the_kernel_of_a_convolution_has_the_shape_of_the_convolution_it_stands_
             assert theirs[0] >= mine[0] and list(theirs[2:]) == list(mine[2:])
             checked += 1
     assert checked == 7
+
+
+def test_products_multiply_as_much_as_the_nodes_they_stand_for() -> None:
+    model = onnx_file.read(DEMO / "digits_vit.onnx")
+    feeds = {"image": np.zeros((2, 1, 8, 8), np.float32)}
+    copy, _ = labelled(model)
+    found = profile(copy, feeds, seconds=0.05)
+    rows, _ = shares(copy.graph, found.graph, found.kernels)
+    numbers = cost.dims_of(model, feeds)
+    nodes = {node.name: node for node in concrete.concrete(copy, numbers).graph}
+    written = {
+        out.name: shape
+        for kernel in found.kernels
+        for out, (_, shape) in zip(kernel.node.outputs, kernel.written, strict=True)
+    }
+    checked = 0
+    for row in rows:
+        (kernel,) = row.kernels
+        if kernel.node.op_type in ("MatMul", "FusedMatMul", "Gemm"):
+            inner = written[kernel.node.inputs[0].name][-1]
+            macs = sum(cost.node_cost(nodes[node.name], numbers).macs or 0 for node in row.nodes)
+            assert macs == math.prod(kernel.written[0][1]) * inner
+            checked += 1
+    assert checked > 15
 
 
 @pytest.mark.parametrize(

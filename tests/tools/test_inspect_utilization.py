@@ -68,9 +68,10 @@ def test_the_numbers_of_a_row_fit_together(document: dict[str, Any]) -> None:
 def test_nodes_add_up_to_the_latency_and_a_larger_batch_uses_more(document: dict[str, Any]) -> None:
     def adds_up(found: dict[str, Any]) -> bool:
         one, sixteen = found["batches"]
-        return all(0.9 < run["nodes_share_of_latency"] < 1.1 for run in found["batches"]) and (
-            sixteen["utilization"] > one["utilization"]
-        )
+        shares = [run["nodes_share_of_latency"] for run in found["batches"]]
+        added = found["machine"]["profiler_seconds_per_empty_node"] * len(sixteen["nodes"])  # no more than that
+        shares.append((sixteen["nodes_seconds_as_profiled"] - added) / sixteen["latency_seconds"])
+        return all(0.9 < share < 1.1 for share in shares) and bool(sixteen["utilization"] > one["utilization"])
 
     assert adds_up(document) or measured(adds_up, document["path"], "1,16")
 
