@@ -59,12 +59,14 @@ class DataRank:
         feature: the feature rank.
         utilized: the utilized rank.
         share: `utilized` over the full rank of the weight.
+        few: there were no more rows than features: more rows could show more directions.
     """
 
     rows: int
     feature: int
     utilized: int
     share: float
+    few: bool
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
             results[index] = np.linalg.eigvalsh(root.T @ root)
     feature = count_to(np.maximum(sources, 0), share)
     utilized = min(feature, count_to(np.maximum(results, 0), share))
-    return DataRank(gram.rows, feature, utilized, utilized / max(results.size, 1))
+    return DataRank(gram.rows, feature, utilized, utilized / max(results.size, 1), gram.rows <= features)
 
 
 def fill(gram: Gram, share: float = SHARE) -> Fill:

@@ -39,7 +39,8 @@ def report(subject: Subject) -> dict[str, Any]:
     samples = subject.samples if subject.data is not None else []
     if samples:
         _add_data(subject, found, samples, rows)
-    shares = [row["data"]["utilized_share"] for row in rows.values() if row["data"] is not None]
+    known = [row["data"] for row in rows.values() if row["data"] is not None]
+    shares = [data["utilized_share"] for data in known if not data["few_rows"]]
     return {
         "samples": len(samples),
         "energy": rank.SHARE,
@@ -145,6 +146,7 @@ def _data(layer: Layer, gram: Gram, channels: Gram | None = None) -> dict[str, A
         "feature_rank": ranks.feature,
         "utilized_rank": ranks.utilized,
         "utilized_share": ranks.share,
+        "few_rows": ranks.few,
         "qsur_root": fill.root,
         "qsur_directions": fill.directions,
         "qsur_root_bound": fill.bound,
@@ -166,9 +168,10 @@ def show(found: dict[str, Any]) -> None:
         row += [f"{one['stable_rank']:.1f}", str(one["energy_rank_90"]), str(one["energy_rank_99"])]
         data = one["data"]
         if data is not None:
-            share = f"{100 * data['utilized_share']:.0f} %"
+            least = ">=" if data["few_rows"] else ""
+            share = f"{least}{100 * data['utilized_share']:.0f} %"
             qsur = "?" if data["qsur_root"] is None else f"{data['qsur_root']:.3f}"
-            row += [str(data["feature_rank"]), str(data["utilized_rank"]), share, qsur]
+            row += [f"{least}{data['feature_rank']}", f"{least}{data['utilized_rank']}", share, qsur]
         elif found["samples"]:
             row += ["?"] * 4
         rows.append(row)
@@ -177,6 +180,10 @@ def show(found: dict[str, Any]) -> None:
         out.print(f"\nmean utilized share  {100 * found['mean_utilized_share']:.0f} %")
     if not found["samples"]:
         terminal.talk().print("\nhint: `--data` adds what the layers use of real inputs")
+    few = sum(one["data"] is not None and one["data"]["few_rows"] for one in found["layers"])
+    if few:
+        said = f"{terminal.count(few, 'layer')} saw no more rows than features, and more could show higher ranks"
+        terminal.talk().print(f"\n{said}; the mean leaves them out\n\nhint: give more samples")
     terminal.unknown([f"{one['name']}: {one['unknown']}" for one in found["layers"] if one["unknown"]])
 
 
@@ -191,11 +198,12 @@ def plot(found: dict[str, Any]) -> Any:
         ("weight, stable rank", [one["stable_rank"] / max(one["full_rank"], 1) for one in layers]),
     ]
     if found["samples"]:
-        utilized = [None if one["data"] is None else one["data"]["utilized_share"] for one in layers]
+        data = [one["data"] for one in layers]
+        utilized = [None if one is None or one["few_rows"] else one["utilized_share"] for one in data]
         series.append(("utilized on the data", utilized))
     for (label, shares), color, mark in zip(series, plots.COLORS, plots.MARKS, strict=False):
         known = [(index, 100 * share) for index, share in enumerate(shares) if share is not None]
-        axes.plot(*zip(*known, strict=True), mark, color=color, label=label, markersize=4)
+        axes.plot(*(zip(*known, strict=True) if known else ([], [])), mark, color=color, label=label, markersize=4)
     axes.set(xlabel="layer, in the order of the graph", ylabel="rank (% of full rank)", ylim=(0, 105))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title="Ranks of layers")

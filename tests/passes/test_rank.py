@@ -57,7 +57,8 @@ def test_data_of_few_directions_use_that_many(out: int) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((3000, 2)) @ rng.standard_normal((2, 8)) + 5
     found = rank.data_rank(linear(rng.standard_normal((out, 8))), seen(rows))
-    assert (found.rows, found.feature, found.utilized, found.share) == (3000, 2, 2, 2 / min(out, 8))
+    assert (found.rows, found.feature, found.utilized, found.share, found.few) == (3000, 2, 2, 2 / min(out, 8), False)
+    assert rank.data_rank(linear(rng.standard_normal((out, 8))), seen(rows[:8])).few
 
 
 def test_the_weight_can_use_less_than_the_data_have() -> None:

@@ -47,7 +47,8 @@ def test_every_layer_has_its_ranks(few: str, capsys: pytest.CaptureFixture[str])
         data = one["data"]
         assert data["utilized_rank"] <= min(data["feature_rank"], one["full_rank"])
         assert data["qsur_root"] is None or 0 < data["qsur_root"] <= data["qsur_root_bound"]
-    shares = [one["data"]["utilized_share"] for one in found["layers"]]
+    assert [one["data"]["few_rows"] for one in found["layers"]] == [False] * 7 + [True, False, False]
+    shares = [one["data"]["utilized_share"] for one in found["layers"] if not one["data"]["few_rows"]]
     assert found["mean_utilized_share"] == pytest.approx(np.mean(shares))
 
 
@@ -58,6 +59,13 @@ def test_the_layers_may_be_taken_in_several_runs(
     whole = document(capsys, *words)
     monkeypatch.setattr(inspect_rank, "STATISTICS", 1 << 20)
     assert document(capsys, *words) == whole
+
+
+def test_ranks_that_few_rows_limit_are_marked(few: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = run(capsys, str(DEMO / "digits_resnet.onnx"), "--rank", "--data", few)
+    (row,) = [line for line in out.splitlines() if ">=" in line]
+    assert "blocks.2/second" in row and row.count(">=") == 3
+    assert "1 layer saw no more rows than features" in err
 
 
 def test_made_samples_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
