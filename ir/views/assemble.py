@@ -137,9 +137,10 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     nodes = [*core.q.nodes, *core.k.nodes, *core.v.nodes, *core.nodes, *down.nodes, *tail]
     for trail in (core.q, core.k, core.v):
         nodes += _between(trail, facts) if trail.linear is not None else []
-    shared = _shared(core, set(nodes))
+    shared = _shared(core)
+    values = source if core.held else grouped(_input(core.v), facts) if core.v.linear is not None else None
     return AttentionLayer(
-        core.anchor, source, memory, end,
+        core.anchor, source, memory, values, end,
         core.q.linear, core.k.linear, core.v.linear, down.linear,
         count, kv_heads[0], head_size, value_size,
         core.scale * core.q.scale * core.k.scale,
@@ -152,10 +153,11 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     )  # fmt: skip
 
 
-def _shared(core: Core, own: set[oir.Node]) -> tuple[oir.Node, ...]:
-    """Nodes that are none of the layer's and read its queries, keys or values, other than parts of packed ones."""
+def _shared(core: Core) -> tuple[oir.Node, ...]:
+    """Nodes that read queries, keys or values for something else than they are for; not those of other packed parts."""
     found: dict[oir.Node, None] = {}
     for trail, climber in ((core.q, core.queries), (core.k, core.keys), (core.v, core.values)):
+        own = {*trail.nodes, *core.nodes}
         for value, axes in trail.places if trail.linear is not None else ():
             packed = any(letter in climber.cuts for letters in axes for letter in letters)
             for reader in match.readers(value):

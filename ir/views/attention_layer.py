@@ -59,6 +59,7 @@ class AttentionLayer:
         anchor: the Softmax, or the operator that is the whole attention.
         source: the hidden state that queries are made of.
         memory: the one that keys and values are made of; None where they come from a cache only.
+        value_memory: what values are made of: `memory`, unless only keys are told their positions.
         result: what the output layer computes.
         query, key, value, output: the linear layers. Packed projections are one and the same. None where there is none:
             keys and values from a cache only, or inside com.microsoft Attention.
@@ -78,14 +79,15 @@ class AttentionLayer:
         nodes: all nodes from `source` and `memory` to `result`, without those that compute masks and rotary tables.
         product: the node that multiplies queries and keys, or the operator that is the whole attention.
         scales: the factors that make up the scale, an operator's own aside.
-        shared: nodes of other layers that read this one's queries, keys or values, as a layer without keys of its own
-            reads those of another; such a layer can be read only.
+        shared: nodes that read the queries, keys or values for something else, as a layer without keys of its own reads
+            those of another; such queries, keys and values can be read only.
         projections: query, key, value and output, as `read` and `write` use them; key and value None for a cache only.
     """
 
     anchor: oir.Node
     source: oir.Value
     memory: oir.Value | None
+    value_memory: oir.Value | None
     result: oir.Value
     query: Linear | None
     key: Linear | None

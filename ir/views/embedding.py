@@ -19,6 +19,9 @@ from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, find_parameter, write_input
 from burnish.ir.walk import is_op, walk
 
+_PIECE = 256
+"""Rows of a table that are compared at once."""
+
 _MOVES = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Expand", "Clip")
 
 
@@ -307,6 +310,24 @@ def _tie(linear: Linear, tables: list[Embedding]) -> tuple[Embedding | None, str
                 return table, "tied"
     for table in tables:
         if (table.rows, table.width) == (linear.out_features, linear.in_features):
-            if np.array_equal(table.read(), linear.weight()):
+            if _same_numbers(table.table, linear):
                 return table, "equal"
     return None, ""
+
+
+def _same_numbers(table: Parameter, linear: Linear) -> bool:
+    """Whether the table is the weight of `linear`; compared in pieces, as stored, where it can be."""
+    weight = linear.parameter
+    if weight is None or table.quantized or weight.quantized or match.attribute(linear.node, "alpha", 1.0) != 1.0:
+        return False
+    if table.steps or weight.steps:
+        return table.dtype == weight.dtype and np.array_equal(table.read(), linear.weight())
+    one, other = weights.constant(table.source), weights.constant(weight.source)
+    if one is None or other is None or one.dtype != other.dtype:
+        return False
+    other = other.reshape(weight.shape[-2:])
+    other = other if linear.stored_transposed else other.T
+    pieces = range(0, one.shape[0], _PIECE)
+    return one.shape == other.shape and all(
+        np.array_equal(one[start : start + _PIECE], other[start : start + _PIECE]) for start in pieces
+    )

@@ -27,7 +27,7 @@ def read(node: oir.Node, context: Context) -> AttentionLayer | Miss:
     facts = context.facts
     after = weighted(node.outputs[0], facts)
     if isinstance(after, str):
-        return Miss(node, after, near=after != NO_VALUES)
+        return Miss(node, after) if after != NO_VALUES else _without_values(node, facts)
     q_k_v = after.end.inputs[1]
     if q_k_v is None or find_parameter(q_k_v) is not None:
         return Miss(node, "its values are a constant", near=False)
@@ -43,6 +43,16 @@ def read(node: oir.Node, context: Context) -> AttentionLayer | Miss:
     if match.attribute(node, "axis", -1 if facts.opset >= 13 else 1) % rank != rank - 1:
         return Miss(node, "the softmax does not run over the keys")
     return _layer(node, scores, after, context)
+
+
+def _without_values(node: oir.Node, facts: Inference) -> Miss:
+    """A softmax that no product with values follows: near when it is one of products of two computed values."""
+    scores = read_scores(node.inputs[0], facts)
+    computed = isinstance(scores, Scores) and not any(find_parameter(one) for one in scores.product.inputs[:2])
+    readers = sorted({one.op_type for one in match.readers(node.outputs[0])})
+    if not computed or not readers:
+        return Miss(node, NO_VALUES, near=False)
+    return Miss(node, f"its probabilities go through {' and '.join(readers)}, not into a product with values")
 
 
 def _layer(node: oir.Node, scores: Scores, after: Weighted, context: Context) -> AttentionLayer | Miss:

@@ -235,3 +235,13 @@ def test_branches_with_and_without_a_cache() -> None:
     assert [one.name for one in caches["kv"].past] == ["foo", "bar"]
     assert caches["kv"].present == caches["kv-output"].present
     assert [one.name for one in caches["kv"].present] == ["k1", "v1"]
+
+
+def test_probabilities_that_no_product_takes() -> None:
+    """Products of two computed values are a near miss; scores of a linear layer are none."""
+    body = "k = Transpose <perm = [0, 2, 1]> (x)  a = MatMul (x, k)  p = Softmax (a)  y = Abs (p)"
+    (found,) = attention_layers(oir.from_proto(parse_graph(f"g (float[B, S, 6] x) => (float[B, S, S] y) {{ {body} }}")))
+    assert isinstance(found, Miss)
+    assert found.reason == "its probabilities go through Abs, not into a product with values"
+    router = "g (float[B, 6] x) => (float[B, 4] y) <float[6, 4] w> { a = MatMul (x, w)  p = Softmax (a)  y = Abs (p) }"
+    assert not list(attention_layers(oir.from_proto(parse_graph(router))))
