@@ -13,7 +13,7 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views.flow import Flow, Step
-from burnish.ir.walk import STANDARD_DOMAINS, bodies
+from burnish.ir.walk import STANDARD_DOMAINS, bodies, is_op
 
 _COMMUTATIVE = frozenset(("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum"))
 _NORMS = {"LayerNormalization": "layer", "SimplifiedLayerNormalization": "rms", "RMSNormalization": "rms"}
@@ -88,7 +88,9 @@ class BlockHash:
             return "entry"
         tensor = weights.tensor_of(value)
         if tensor is not None:
-            return _hash("constant", str(tensor.dtype), tuple(tensor.shape.numpy()), _digits(tensor))
+            stored = any(is_op(one, "DequantizeLinear") for one in match.consumers(value))
+            digits = "" if stored else _digits(tensor)
+            return _hash("constant", str(tensor.dtype), tuple(tensor.shape.numpy()), digits)
         index = self._flow.source.get(value)
         if index is not None and index in known:
             return _hash(known[index], self._flow.steps[index].outputs.index(value))

@@ -19,7 +19,7 @@ from burnish.ir.views.flow import Flow
 from burnish.ir.views.kinds import cores, kinds, owned
 from burnish.ir.views.norm import norms
 from burnish.ir.views.residual import Residual
-from burnish.ir.walk import is_op, main_graphs
+from burnish.ir.walk import is_op, main_graphs, walk
 
 __all__ = ["Block", "Part", "Stack", "Structure", "stacks"]
 
@@ -47,7 +47,9 @@ def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
         found += reader.runs
         missing += reader.missing
     if not any(found):
-        missing.append("no residual stream: no sum adds to a value what matrices compute from it")
+        summed = any(node.op_type == "QLinearAdd" for node in walk(model))
+        reason = "sums of integers are not read" if summed else "no sum adds to a value what matrices compute from it"
+        missing.append(f"no residual stream: {reason}")
     letters: dict[str, str] = {}
     result = []
     for run in found:

@@ -65,10 +65,16 @@ def residuals(flow: Flow) -> list[Residual]:
             one = _residual(flow, step.outputs[0], _terms(flow, step))
             if one is None or not one.region & flow.contractions or _are_scores(one.join):
                 continue
-            dtype = match.tensor_dtype(one.entry)
-            if (dtype is None or dtype.is_floating_point()) and _reaches(flow, one):
+            if _is_float(one.entry) and _reaches(flow, one):
                 found.append(one)
     return found
+
+
+def _is_float(value: oir.Value) -> bool:
+    dtype = match.tensor_dtype(value)
+    if dtype is not None:
+        return dtype.is_floating_point()
+    return match.producer(value, "QuantizeLinear", "DynamicQuantizeLinear") is None
 
 
 def _reaches(flow: Flow, one: Residual) -> bool:
@@ -136,7 +142,7 @@ def _shortcut(flow: Flow, terms: list[oir.Value]) -> tuple[oir.Value, oir.Value,
                 break
             projected |= step.op not in _SAME
             value = above[0]
-            if all(flow.depends(one, value) for one in terms if one is not term):
+            if _is_float(value) and all(flow.depends(one, value) for one in terms if one is not term):
                 if best is None or length < best[0]:
                     best = length, term, value, projected
                 break

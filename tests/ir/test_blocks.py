@@ -287,6 +287,41 @@ def test_what_cannot_be_dropped(case: str) -> None:
     assert block.refusal is not None and reason in block.refusal
 
 
+def test_a_stream_of_integers_between_floats_is_read() -> None:
+    graph = """g (float[N, 4] x) => (float[N, 4] y)
+    <float[4, 4] a, float[4, 4] b, float s = {0.5}, uint8 z = {128}, float t = {0.25}, uint8 o = {100}> {
+      q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  e = DequantizeLinear (q, s, z)
+      m = MatMul (d, a)  n = Add (m, e)  u = QuantizeLinear (n, t, o)
+      v = DequantizeLinear (u, t, o)  w = DequantizeLinear (u, t, o)  k = MatMul (v, b)  y = Add (w, k) }"""
+    model = oir.from_proto(parse_graph(graph))
+    found = stacks(model)
+    assert [(block.entry.name, block.exit.name, block.droppable) for block in found.blocks] == [
+        ("x", "n", True),
+        ("n", "y", True),
+    ]
+    drop(model, found, found.blocks[:1])
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    kept = np.clip(np.round(x / 0.25) + 100, 0, 255) * 0.25 - 25
+    weight = model.graph.initializers["b"].const_value.numpy()
+    np.testing.assert_allclose(outputs(model, {"x": x})[0], kept + kept @ weight, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_in_a_branch_are_found_and_dropped() -> None:
+    graph = """g (float[N, 4] x, bool c) => (float[N, 4] y) <float[4, 4] a, float[4, 4] b> {
+      h = Abs (x)
+      y = If (c) <then_branch = t () => (float[N, 4] p)
+                    { m = MatMul (h, a) r = Relu (m) n = MatMul (r, b) p = Add (h, n) },
+                  else_branch = e () => (float[N, 4] q) { q = Neg (h) }> }"""
+    model = oir.from_proto(parse_graph(graph))
+    found = stacks(model)
+    (block,) = found.blocks
+    assert (block.kinds, block.entry.name, block.exit.name, block.refusal) == (("mlp",), "h", "p", None)
+    drop(model, found, [block])
+    x = np.array([[-1.0, 2.0, -3.0, 4.0]], np.float32)
+    np.testing.assert_array_equal(outputs(model, {"x": x, "c": np.array(True)})[0], np.abs(x))
+    np.testing.assert_array_equal(outputs(model, {"x": x, "c": np.array(False)})[0], -np.abs(x))
+
+
 def test_a_code_added_to_another_is_no_block() -> None:
     graph = """g (float[N, 4] z) => (float[N, 4] y) <float[9, 4] a, float[9, 4] b> {
       m = Gemm <transB = 1> (z, a)  i = ArgMax <axis = 1, keepdims = 0> (m)  q = Gather (a, i)  r = Sub (z, q)
