@@ -142,7 +142,11 @@ def _shortcut(flow: Flow, terms: list[oir.Value]) -> tuple[oir.Value, oir.Value,
                 break
             projected |= step.op not in _SAME
             value = above[0]
-            if _is_float(value) and all(flow.depends(one, value) for one in terms if one is not term):
+            if not _is_float(value):
+                if match.producer(value, "QuantizeLinear", "DynamicQuantizeLinear") is None:
+                    break
+                continue
+            if all(flow.depends(one, value) for one in terms if one is not term):
                 if best is None or length < best[0]:
                     best = length, term, value, projected
                 break
