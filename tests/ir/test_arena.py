@@ -138,3 +138,38 @@ def test_a_model_that_runs_from_its_arena_gives_its_outputs(name: str) -> None:
     expected = ReferenceEvaluator(str(file)).run(None, feeds)
     for value, array in zip(sized.graph.outputs, expected, strict=True):
         np.testing.assert_allclose(place(value), array, rtol=1e-5, atol=1e-5)  # alignment decides on rounding
+
+
+def simple_net() -> oir.Model:
+    """SimpleNet (Hasanpour et al., 2016) for images of 32 x 32: convolutions with activations, and pools between."""
+
+    def value(name: str, *shape: int) -> oir.Value:
+        return oir.Value(name=name, type=oir.TensorType(oir.DataType.FLOAT), shape=oir.Shape(shape))
+
+    image = value("image", 1, 3, 32, 32)
+    last, side, nodes = image, 32, []
+
+    def add(operator: str, *shape: int) -> None:
+        nonlocal last
+        made = value(f"v{len(nodes)}", *shape)
+        nodes.append(oir.Node("", operator, [last], outputs=[made]))
+        last = made
+
+    for width in (64, 128, 128, 128, 0, 128, 128, 256, 0, 256, 256, 0, 512, 2048, 256, 0, 256):
+        if not width:
+            side //= 2
+            add("MaxPool", 1, int(last.shape[1]), side, side)  # type: ignore[index,arg-type]
+            continue
+        add("Conv", 1, width, side, side)
+        add("Relu", 1, width, side, side)
+    add("GlobalMaxPool", 1, 256, 1, 1)
+    add("Flatten", 1, 256)
+    add("Gemm", 1, 10)
+    return oir.Model(oir.Graph([image], [last], nodes=nodes, opset_imports={"": 17}), ir_version=8)
+
+
+def test_simple_net_needs_two_of_its_largest_activations_and_the_image() -> None:
+    plan = arena.plan(liveness.timeline(simple_net()))
+    image = 3 * 32 * 32 * 4
+    assert [(size - image) // 1024 for size in (plan.unplanned, plan.in_place)] == [5438, 2825]
+    assert plan.bytes == plan.bound == 2 * 128 * 32 * 32 * 4 + image
