@@ -13,7 +13,7 @@ from golden import parse_graph
 from burnish.backends.fx.runner import FxRunner, executor
 from burnish.backends.ort.session import executor as ort_executor
 from burnish.frontends import onnx_file
-from burnish.tools.research import fx_nodes, node_tests
+from burnish.tools.research import fx_cases, node_tests
 
 
 def model_of(text: str) -> oir.Model:
@@ -31,7 +31,7 @@ def node_cases() -> list[tuple[str, node_tests.Case]]:
     """The onnx package's cases that have expected outputs, with their operators."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [(name, case) for name, case in fx_nodes.grouped(node_tests.cases()) if case.group != "light"]
+        return [(name, case) for name, case in fx_cases.grouped(node_tests.cases()) if case.group != "light"]
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
-from burnish.tools.research import fx_nodes, node_tests
+from burnish.tools.research import fx_cases, node_tests
 from burnish.tools.research.node_tests import Case
 
 STEPS = (1e-6, 1e-4, 1e-2)
@@ -57,12 +57,12 @@ def slope(case: Case) -> Slope:
 
     from burnish.backends.fx.builder import to_graph_module
 
-    if any(node.op_type in fx_nodes.RANDOM for node in case.model.graph.node):
+    if any(node.op_type in fx_cases.RANDOM for node in case.model.graph.node):
         return Slope(None, "random")
     module = to_graph_module(oir.from_proto(case.model), fallback=False).double()
     random = np.random.default_rng(0)
     fixed = _numbers(case)
-    given = [fx_nodes.given(array) for array in case.inputs]
+    given = [fx_cases.given(array) for array in case.inputs]
     given = [one if i in fixed else _wide(one, random) for i, one in enumerate(given)]
     moving = [one for i, one in enumerate(given) if i not in fixed]
     leaves = [x for one in moving for x in _tensors(one) if x.dtype == torch.float64] + list(module.parameters())
@@ -150,7 +150,7 @@ def slopes(cases: Iterable[tuple[str, Case]]) -> Iterator[tuple[str, Case, Slope
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, case in cases:
-            if case.group != "light" and fx_nodes.judge(case, None).word == fx_nodes.RIGHT:
+            if case.group != "light" and fx_cases.judge(case, None).word == fx_cases.RIGHT:
                 try:
                     yield name, case, slope(case)
                 except RuntimeError as error:
@@ -159,7 +159,7 @@ def slopes(cases: Iterable[tuple[str, Case]]) -> Iterator[tuple[str, Case, Slope
 
 def measure(only: str = "") -> Iterator[tuple[str, Case, Slope]]:
     """What was found for the onnx package's cases whose name contains `only`."""
-    return slopes((name, case) for name, case in fx_nodes.grouped(node_tests.cases()) if only in case.name)
+    return slopes((name, case) for name, case in fx_cases.grouped(node_tests.cases()) if only in case.name)
 
 
 def main() -> None:

@@ -7,61 +7,31 @@ constants of the model. `--only TEXT` takes the cases whose name contains it, pr
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-import onnx_ir as oir
 
 from burnish.backends.ort import session
-from burnish.ir.errors import InputError
 from burnish.tools.research import node_tests
-from burnish.tools.research.node_tests import Case
+from burnish.tools.research.fx_cases import (
+    FAILS,
+    FINE,
+    MISSING,
+    OTHER,
+    REFUSED,
+    RIGHT,
+    WRONG,
+    Verdict,
+    excuse,
+    grouped,
+    judge,
+    reference,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "fx-nodes.md"
-RTOL = 1e-3
-"""What the onnx package itself allows, relative to each number."""
-ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""And what is allowed relative to the largest number: a unit in the last place, 1e-6 of all other dtypes."""
-RANDOM = frozenset({
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-})  # fmt: skip
-"""Operators of whose outputs only dtypes and shapes are compared, where they draw numbers."""
-REASONS = {
-    "ai.onnx.ml::LabelEncoder": "torch has no strings",
-    "ai.onnx.ml::TreeEnsemble": "trees are no tensor arithmetic",
-    "ai.onnx.preview.training::Adagrad": "an optimizer's step; torch trains with its own",
-    "ai.onnx.preview.training::Adam": "an optimizer's step; torch trains with its own",
-    "ai.onnx.preview.training::Gradient": "torch computes gradients itself",
-    "ai.onnx.preview.training::Momentum": "an optimizer's step; torch trains with its own",
-    "ai.onnx.preview::FlexAttention": "a preview with nested graphs, which ONNX Runtime does not run either",
-    "Equal": "torch has no strings; numbers are compared",
-    "ImageDecoder": "torch decodes no files",
-    "RegexFullMatch": "torch has no strings",
-    "Scan": "Scan of opset 8, which had another form; it is known from opset 9 on",
-    "StringConcat": "torch has no strings",
-    "StringNormalizer": "torch has no strings",
-    "StringSplit": "torch has no strings",
-    "TfIdfVectorizer": "a search for n-grams, mostly of strings",
-}
-"""Why some cases of an operator are not computed."""
-OLD = "'broadcast'"
-"""What the reason names when a case is of an opset before 7, where Add, Mul, Gemm and others had this attribute."""
-RIGHT, OTHER, WRONG, FAILS, REFUSED, MISSING = "right", "as ONNX Runtime", "wrong", "fails", "refused", "not mapped"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a case: one of the words above, and why."""
-
-    word: str
-    reason: str = ""
 
 
 @dataclass
@@ -75,6 +45,8 @@ class Row:
         fed: verdicts with the inputs fed, counted; `run_right` those that ONNX Runtime runs and that are right.
         held: verdicts with the inputs as constants.
         others: (case, form, verdict) of all that are not right.
+        rough: names and errors of right cases whose error is above `FINE`.
+        apart: the cases that are right and in which ONNX Runtime is not.
     """
 
     group: str = "node"
@@ -84,165 +56,8 @@ class Row:
     fed: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)
     others: list[tuple[str, str, Verdict]] = field(default_factory=list)
-
-
-def operator_of(case: Case) -> str:
-    """The operator a case is about, with its domain where that is not the standard one."""
-    node = case.model.graph.node[0]
-    return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
-
-
-def grouped(cases: Iterable[Case]) -> Iterator[tuple[str, Case]]:
-    """Cases with their operators; what a case is expanded from decides for its expansions."""
-    known: dict[str, str] = {}
-    for case in cases:
-        name = re.sub(r"_expanded.*", "", case.name)
-        yield known.setdefault(name, operator_of(case)), case
-
-
-def compute(case: Case) -> list[Any]:
-    """The outputs in torch, as arrays, lists of arrays, or None.
-
-    Raises:
-        InputError: the bridge refuses the model.
-    """
-    import torch
-
-    from burnish.backends.fx.builder import to_graph_module
-
-    module = to_graph_module(oir.from_proto(case.model), fallback=False)
-    held = {tensor.name for tensor in case.model.graph.initializer}
-    fed = [value for value in case.model.graph.input if value.name not in held]
-    arguments = [given(array) for array, _ in zip(case.inputs, fed, strict=False)]
-    with torch.no_grad():
-        return [_array(value) for value in module(*arguments)]
-
-
-def given(array: Any) -> Any:
-    """An input as the bridge takes it."""
-    from burnish.backends.fx.bridge import to_torch
-
-    if array is None:
-        return None
-    if isinstance(array, list):
-        return tuple(given(one) for one in array)
-    array = _plain(array)
-    if array.dtype.kind in "OSU":
-        return array
-    made = to_torch(array, oir.DataType.from_numpy(array.dtype))
-    if made is None:
-        raise InputError(f"torch has no tensors of {array.dtype}")
-    return made
-
-
-def _plain(array: Any) -> np.ndarray:
-    if isinstance(array, onnx.TensorProto):
-        return np.asarray(onnx.numpy_helper.to_array(array))
-    return np.asarray(array)
-
-
-def _array(value: Any) -> Any:
-    import torch
-
-    from burnish.backends.fx.bridge import to_numpy
-
-    if isinstance(value, tuple):
-        return [_array(one) for one in value]
-    return to_numpy(value) if isinstance(value, torch.Tensor) else value
-
-
-def differs(found: Any, expected: Any, *, values: bool = True, wide: bool = False) -> str:
-    """How an output differs from what is expected; nothing when it does not.
-
-    Args:
-        found: an array, a list of arrays, or None.
-        expected: likewise.
-        values: compare more than dtypes and shapes.
-        wide: ignore the dtype, as `expected` comes in a wider one.
-    """
-    if expected is None or found is None:
-        return "" if found is expected else "one is absent"
-    if isinstance(expected, list):
-        if not isinstance(found, list) or len(found) != len(expected):
-            return "other kinds or lengths"
-        each = (differs(a, b, values=values, wide=wide) for a, b in zip(found, expected, strict=True))
-        return next((text for text in each if text), "")
-    left, right = _plain(found), _plain(expected)
-    if left.shape != right.shape:
-        return f"shape {list(left.shape)} instead of {list(right.shape)}"
-    if right.dtype.kind in "OSU" or left.dtype.kind in "OSU":
-        return "" if not values or [str(x) for x in left.flat] == [str(x) for x in right.flat] else "other strings"
-    if not wide and left.dtype != _held(right.dtype):
-        return f"dtype {left.dtype} instead of {right.dtype}"
-    if not values:
-        return ""
-    dtype = left.dtype.name
-    if right.dtype.kind == "c":
-        left, right = (x.astype(np.complex128) for x in (left, right))
-    elif right.dtype.kind in "iub" and right.dtype.itemsize <= 8 and left.dtype.kind in "iub":
-        wrong = left.astype(object) != right.astype(object)
-        return f"{int(wrong.sum())} of {wrong.size} integers" if wrong.any() else ""
-    else:
-        left, right = (x.astype(np.float64) for x in (left, right))
-    with np.errstate(all="ignore"):
-        largest = float(np.max(np.abs(right), initial=0.0, where=np.isfinite(right)))
-        room = ROUNDING.get(dtype, 1e-6) * largest
-        close = np.isclose(left, right, rtol=RTOL, atol=max(room, 1e-7), equal_nan=True)
-    if close.all():
-        return ""
-    error = float(np.abs(left - right)[~close].max())
-    return f"{int((~close).sum())} of {close.size} numbers, by up to {error:.3g}"
-
-
-def _held(dtype: np.dtype) -> np.dtype:
-    """The dtype in which the bridge holds arrays of `dtype`: numbers of fewer bits take eight."""
-    from burnish.backends.fx.values import DTYPES, HELD
-
-    code = oir.DataType.from_numpy(dtype)
-    return next(oir.DataType(c) for c, kind in DTYPES.items() if kind == HELD[code]).numpy() if code in HELD else dtype
-
-
-def judge(case: Case, other: Sequence[Any] | None) -> Verdict:
-    """The verdict on one case, given what ONNX Runtime computes, None when it does not run the case."""
-    random = any(node.op_type in RANDOM and _draws(node) for node in _nodes(case.model.graph))
-    try:
-        found = compute(case)
-    except InputError as error:
-        reasons = set(re.findall(r"\((.*?)\)(?:;|$)", error.cause)) or {error.cause}
-        return Verdict(MISSING if reasons == {"it is not in the table"} else REFUSED, error.cause)
-    except Exception as error:
-        text = (str(error).strip() or "no message").splitlines()[0]
-        return Verdict(FAILS, f"{type(error).__name__}: {text}")
-    expected = list(case.expected) or list(other or ())
-    if len(found) != len(expected):
-        return Verdict(WRONG, f"{len(found)} outputs instead of {len(expected)}")
-    each = [differs(a, b, values=not random) for a, b in zip(found, expected, strict=True)]
-    text = next((text for text in each if text), "")
-    if not text:
-        return Verdict(RIGHT)
-    if other is not None and not any(differs(a, b, wide=True) for a, b in zip(found, other, strict=True)):
-        return Verdict(OTHER, text)
-    return Verdict(WRONG, text)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
-
-
-def _draws(node: onnx.NodeProto) -> bool:
-    return node.op_type != "Dropout" or len(node.input) > 2
-
-
-def reference(case: Case) -> list[Any] | None:
-    """What ONNX Runtime computes, None when it does not run the case."""
-    try:
-        return node_tests.run(case.model, case.inputs)
-    except Exception:
-        return None
+    rough: list[tuple[str, float]] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
 
 
 def measure(only: str = "") -> dict[tuple[str, str], Row]:
@@ -263,6 +78,10 @@ def measure(only: str = "") -> dict[tuple[str, str], Row]:
                 verdict = judge(one, other)
                 count[verdict.word] += 1
                 row.run_right += form == "fed" and verdict.word == RIGHT and other is not None
+                if form == "fed" and verdict.error > FINE:
+                    row.rough.append((case.name, verdict.error))
+                if form == "fed" and verdict.apart:
+                    row.apart.append(case.name)
                 if verdict.word != RIGHT:
                     row.others.append((case.name, form + " (ORT)" * (other is not None), verdict))
     return dict(sorted(rows.items()))
@@ -298,15 +117,6 @@ def _groups(rows: dict[tuple[str, str], Row]) -> list[str]:
     return lines
 
 
-def excuse(name: str, verdict: Verdict) -> tuple[str, str | None]:
-    """The operator because of which a case of operator `name` is not right, and why; None when nothing excuses it."""
-    if verdict.word not in (REFUSED, MISSING):
-        return name, None
-    named = re.findall(r"[:;] ([\w.:]+) at ", verdict.reason)
-    culprit = named[0].replace("::::", "::") if named else name
-    return culprit, "an attribute of opsets before 7" if OLD in verdict.reason else REASONS.get(culprit)
-
-
 def page(rows: dict[tuple[str, str], Row]) -> str:
     """The page of results; the gradients are compared for it."""
     import torch
@@ -330,12 +140,27 @@ def page(rows: dict[tuple[str, str], Row]) -> str:
     ]  # fmt: skip
     preface = _PREFACE.format(onnx=onnx.__version__, ort=session.runtime().__version__, torch=torch.__version__)
     return "\n".join([
-        preface, *_groups(rows), "", "## Not computed", "", "| operator | cases | why |", "| --- | --- | --- |",
+        preface, *_groups(rows), "", *_notes(rows), "",
+        "## Not computed", "", "| operator | cases | why |", "| --- | --- | --- |",
         *(f"| {name} | {count} | {why} |" for (name, why), count in sorted(left.items())), "",
         "## By operator", "", _OPERATORS.format(agree=agree, differ=differ),
         "| operator | cases | ONNX Runtime runs | right | right as constants | gradients |", "| --- " * 6 + "|",
         *each, "",
     ])  # fmt: skip
+
+
+def _notes(rows: dict[tuple[str, str], Row]) -> list[str]:
+    """How near the right cases are, and where ONNX Runtime is not right."""
+    right = sum(row.fed[RIGHT] for row in rows.values())
+    rough = [f"`{name}` ({error:.1g})" for row in rows.values() for name, error in row.rough]
+    apart = [f"`{name}`" for row in rows.values() for name in row.apart]
+    return [
+        f"{right - len(rough)} of the {right} right cases are within {FINE:g} of the largest number of each float32 or",
+        "float64 output, of what is expected or of what ONNX Runtime computes. The others, which ONNX Runtime does not",
+        "run, and whose expected numbers have few digits:", "", *(f"- {one}" for one in rough), "",
+        "Right are also these, in which ONNX Runtime computes something else than the standard expects:", "",
+        *(f"- {one}" for one in apart),
+    ]  # fmt: skip
 
 
 def _agreeing(found: Counter[bool]) -> str:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from burnish.backends.fx.builder import to_graph_module
-from burnish.tools.research import fx_nodes, node_tests
+from burnish.tools.research import fx_cases, node_tests
 
 DEVICE = "lazy"
 """One of torch's device types; any but the CPU's would do, but most need a build of torch that knows them."""
@@ -50,7 +50,7 @@ def _places(case: node_tests.Case) -> set[str] | None:
                 setattr(part, name, torch.nn.Parameter(_moved(weight), requires_grad=False))
             for name, buffer in list(part.named_buffers(recurse=False)):
                 setattr(part, name, _moved(buffer))
-        given = [_moved(fx_nodes.given(array)) for array in case.inputs]
+        given = [_moved(fx_cases.given(array)) for array in case.inputs]
         count = sum(1 for node in module.graph.nodes if node.op == "placeholder")
         try:
             return {one.device.type for one in _tensors(module(*given[:count]))}
@@ -64,7 +64,7 @@ def _check(stride: int) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, case in node_cases()[::stride]:
-            if fx_nodes.judge(case, None).word != fx_nodes.RIGHT:
+            if fx_cases.judge(case, None).word != fx_cases.RIGHT:
                 continue
             for one in (case, node_tests.with_constants(case)):
                 try:
@@ -72,7 +72,7 @@ def _check(stride: int) -> int:
                 except Exception as error:
                     wrong.append((case.name, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
                     continue
-                reads = any(True for array in one.inputs for _ in _tensors(fx_nodes.given(array)))
+                reads = any(True for array in one.inputs for _ in _tensors(fx_cases.given(array)))
                 if found is not None and found <= {DEVICE}:
                     checked += 1
                 elif found is not None and name not in ON_HOST and reads:

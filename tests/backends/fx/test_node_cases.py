@@ -7,7 +7,15 @@ import warnings
 import pytest
 from fx_checks import node_cases
 
-from burnish.tools.research import fx_gradients, fx_nodes, node_tests
+from burnish.tools.research import fx_cases, fx_gradients, node_tests
+
+ROUGH = {
+    "test_averagepool_2d_ceil_last_window_starts_on_pad",
+    "test_gridsample_bicubic",
+    "test_roialign_aligned_false",
+    "test_roialign_aligned_true",
+}
+"""The cases whose expected numbers are given with few digits; all others are within 1e-6 of the largest number."""
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +26,22 @@ def cases() -> list[tuple[str, node_tests.Case]]:
 
 def _judged(cases: list[tuple[str, node_tests.Case]]) -> tuple[int, set[str]]:
     """How many are right, and the operators because of which others are not; nothing is wrong or without a reason."""
-    right, excused, wrong = 0, set(), []
+    right, excused, rough, wrong = 0, set(), set(), []
     for name, case in cases:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            verdict = fx_nodes.judge(case, None)
-        if verdict.word == fx_nodes.RIGHT:
+            verdict = fx_cases.judge(case, None)
+        if verdict.word == fx_cases.RIGHT:
             right += 1
+            if verdict.error > fx_cases.FINE:
+                rough.add(case.name)
             continue
-        culprit, why = fx_nodes.excuse(name, verdict)
+        culprit, why = fx_cases.excuse(name, verdict)
         if why is None:
             wrong.append((case.name, verdict))
         excused.add(culprit)
     assert wrong == []
+    assert rough <= ROUGH
     return right, excused
 
 
@@ -41,7 +52,7 @@ def _held(cases: list[tuple[str, node_tests.Case]]) -> list[tuple[str, node_test
 def test_every_case_is_right_or_has_a_reason(cases: list[tuple[str, node_tests.Case]]) -> None:
     right, excused = _judged(cases)
     assert right >= 1944
-    assert set(fx_nodes.REASONS) <= excused
+    assert set(fx_cases.REASONS) <= excused
 
 
 def test_so_is_a_sample_with_its_inputs_as_constants(cases: list[tuple[str, node_tests.Case]]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from burnish.tools.research import fx_nodes, node_tests
+from burnish.tools.research import fx_cases, node_tests
 
 FORMS = Path(__file__).parent / "operator_forms.txt"
 
@@ -83,8 +83,8 @@ def test_every_form_is_as_onnx_runtime() -> None:
                     wrong.append((opset, parts[-1], "ONNX Runtime refuses it"))
                 continue
             compared += 1
-            verdict = fx_nodes.judge(node_tests.Case(parts[-1], "forms", one, inputs), expected)
-            if verdict.word != fx_nodes.RIGHT:
+            verdict = fx_cases.judge(node_tests.Case(parts[-1], "forms", one, inputs), expected)
+            if verdict.word != fx_cases.RIGHT:
                 wrong.append((opset, parts[-1], "fed" if i else "held", verdict))
     assert wrong == []
     assert compared > 800
