@@ -115,6 +115,8 @@ def keeps_of(
 ) -> dict[str, Keep | str | None]:
     """Which rows of each value count, as `burnish.passes.sites.aligned` says; all of them where there is no mask.
 
+    Of several masks, as an encoder and a decoder have, the one that fits a value says it.
+
     Args:
         model: the model.
         values: values, each with the axis of its features.
@@ -127,20 +129,26 @@ def keeps_of(
     names = [name for name, role in meanings.items() if role.kind == "mask"] if mask == "auto" else [mask or ""]
     if mask is None or not names:
         return dict.fromkeys(values)
-    if len(names) > 1:
-        listed = ", ".join(f"`{name}`" for name in names)
-        return dict.fromkeys(values, f"there are several masks: {listed}; name one")
-    given = next((value for value in model.graph.inputs if value.name == names[0]), None)
-    if given is None:
+    given = {str(value.name): value for value in model.graph.inputs}
+    if names[0] not in given:
         raise InputError(f"the model has no input `{names[0]}`", place="mask")
-    role, facts = meanings.get(names[0]), Inference(model)
-    kept, additive = (role.kept, role.additive) if role is not None and role.kind == "mask" else (1, False)
-    new = [name for name, one in meanings.items() if one.kind in ("ids", "positions")]
+    facts = Inference(model)
     cached = any(one.kind == "past" for one in meanings.values())
-    tail = next((value for value in model.graph.inputs if cached and value.name in new), None)
-    return {
-        name: None
-        if places.stored(value) is not None
-        else places.aligned(value, axis, given, facts, kept=kept, additive=additive, tail=tail)
-        for name, (value, axis) in values.items()
-    }
+    new = [name for name, one in meanings.items() if cached and one.kind in ("ids", "positions")]
+    tail = given[new[0]] if new else None
+
+    def keep(value: oir.Value, axis: int | None) -> Keep | str | None:
+        if places.stored(value) is not None:
+            return None
+        found = []
+        for name in names:
+            role = meanings.get(name)
+            kept, additive = (role.kept, role.additive) if role is not None and role.kind == "mask" else (1, False)
+            found.append(places.aligned(value, axis, given[name], facts, kept=kept, additive=additive, tail=tail))
+        fitting = [one for one in found if isinstance(one, Keep)]
+        if len(fitting) > 1:
+            return "several masks fit: " + ", ".join(f"`{one.input}`" for one in fitting)
+        reasons = [one for one in found if isinstance(one, str)]
+        return fitting[0] if fitting else "; ".join(reasons) if reasons else None
+
+    return {name: keep(value, axis) for name, (value, axis) in values.items()}
