@@ -88,7 +88,7 @@ def _entry(text: str, passes: list[dict[str, Any]]) -> dict[str, Any]:
 def _text(found: Any, passes: list[dict[str, Any]]) -> str:
     measured = f"{found.ratio:.2f} of the time ({found.low:.2f} to {found.high:.2f}, measured)"
     if found.low <= 1 <= found.high or found.ratio > 0.98:
-        return f"no pass of burnish makes it faster here: after `optimize --target ort-cpu` it takes {measured}"
+        return f"no pass of burnish clearly makes it faster here: after `optimize --target ort-cpu` it takes {measured}"
     listed = [one for one in passes[:4] if one["share_of_time"] >= 0.005] or passes[:1]
     named = ", ".join(f"`{one['pass']}` ({100 * one['share_of_time']:.0f} %)" for one in listed)
     return (
