@@ -1,7 +1,8 @@
 """The views held against the source of the models: every family of the zoo, as every exporter writes it.
 
 `python -m burnish.tools.research.views` reads the packed graphs of `structures`, compares what each view finds with
-`zoo_truth`, and writes `docs/results/views.md`. With names or parts of names it prints the cells of those files only;
+`zoo_truth`, and the values there with those in the torch modules, and writes `docs/results/views.md`; the values need
+what the zoo is built with. With names or parts of names it prints the cells of those files only;
 `--raw` reads the files as they are instead of their normal form.
 """
 
@@ -16,7 +17,7 @@ import onnx_ir as oir
 
 from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
-from burnish.tools.research import structures, zoo, zoo_families, zoo_truth
+from burnish.tools.research import structures, views_values, zoo, zoo_families, zoo_truth
 from burnish.tools.research.views_check import CHECKS, REFUSED, RIGHT, WRONG, Cell, check, see
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "views.md"
@@ -34,7 +35,7 @@ def cells(name: str, raw: bool = False) -> Cells:
         return dict.fromkeys(CHECKS, Cell(WRONG, f"{type(error).__name__}: {error}"))
 
 
-def page(normal: Mapping[str, Cells], raw: Mapping[str, Cells]) -> str:
+def page(normal: Mapping[str, Cells], raw: Mapping[str, Cells], values: str) -> str:
     """The results as a page."""
     parts = [_PREFACE, _counts(normal, raw), _LEGEND]
     for view in CHECKS:
@@ -42,6 +43,7 @@ def page(normal: Mapping[str, Cells], raw: Mapping[str, Cells]) -> str:
     parts.append(f"## The trained models\n\n{_real(normal)}\n")
     parts.append("## What is refused, and why\n\n" + "\n".join(_refusals(normal)))
     parts.append("## The files as they are\n\n" + _RAW + "\n\n" + "\n".join(_refusals(raw)))
+    parts.append(f"## Values\n\n{_VALUES}\n\n{values}\n")
     parts.append(_FAILS + "\n\n" + "\n".join(f"- {name}: {why}" for name, why in zoo_families.FAILS.items()) + "\n")
     return "\n".join(parts)
 
@@ -66,6 +68,11 @@ for the reason given at the end, `✗` wrong. An empty cell is a file that does 
 
 _RAW = """The tables above are of the models' normal form, in which `inspect --blocks` reads them. As the exporters
 wrote them, views refuse more:"""
+
+_VALUES = """What ONNX Runtime computes at the places that the views name, against what hooks see in the torch module
+on the same inputs: the hidden state that each attention reads, the result of its output layer, and the stream behind
+each residual block; relative to the largest value there. In the flavours
+`ts`, `dynp`, `op23`, `ts-ort` and `dynp-fuse`."""
 
 _FAILS = "## Exports that do not work"
 
@@ -158,7 +165,7 @@ def main(arguments: Iterable[str]) -> int:
                 if cell.verdict != RIGHT:
                     print(f"{name}{' (raw)' if raw else ''}: {view} {cell.verdict}: {cell.reason}", flush=True)
     if not wanted:
-        PAGE.write_text(page(results[False], results[True]))
+        PAGE.write_text(page(results[False], results[True], views_values.table()))
     return int(
         any(cell.verdict == WRONG for one in results.values() for found in one.values() for cell in found.values())
     )

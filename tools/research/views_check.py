@@ -6,7 +6,8 @@ is called unknown, with what the view says was missing; `wrong` when anything wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as oir
@@ -190,10 +191,26 @@ def _blocks(seen: Seen, truth: Truth) -> Cell:
             wrong.append(f"block {number}: can be dropped, though its {run.fixed} forbids it")
         elif not block.droppable and not run.fixed:
             refused.append(f"block {number} cannot be dropped: {block.refusal}")
+    hashes = {position: found[number].hash for number, position in pairs.items()}
+    _alike(truth, hashes, wrong, refused)
     if len(pairs) < len(expected):
         reasons = seen.structure.missing or ("no reason given",)
         refused.append(f"{len(expected) - len(pairs)} of {len(expected)} blocks: {', '.join(reasons)}")
     return _cell(wrong, refused, not expected)
+
+
+def _alike(truth: Truth, hashes: Mapping[int, str], wrong: list[str], refused: list[str]) -> None:
+    """Whether blocks of a run have equal hashes exactly where they differ in the numbers of their weights only."""
+    begin = 0
+    for run in truth.blocks:
+        letters = {at: run.pattern[(at - begin) % len(run.pattern)] for at in range(begin, begin + run.count)}
+        begin += run.count
+        for one, other in itertools.combinations((at for at in letters if at in hashes), 2):
+            if (hashes[one] == hashes[other]) != (letters[one] == letters[other]):
+                if hashes[one] == hashes[other]:
+                    wrong.append(f"blocks {one} and {other} are called alike")
+                else:
+                    refused.append(f"blocks {one} and {other} are alike")
 
 
 _FORMS = {

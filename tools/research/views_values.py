@@ -27,9 +27,9 @@ ENDS = {"q_proj": ("o_proj", "dense"), "qkv": ("proj",), "to_q": ("to_out",), "c
 """The first module of an attention, and what the last one beside it is called."""
 
 BLOCKS = frozenset(
-    "_Bottleneck _BasicBlock _InvertedResidual _MBConv _SwinBlock _Block _ResnetBlock _Transformer BertLayer GPT2Block "
-    "LlamaDecoderLayer Gemma2DecoderLayer Gemma3DecoderLayer Qwen3DecoderLayer PhiDecoderLayer MixtralDecoderLayer "
-    "T5Block".split()
+    "_Residual _Bottleneck _BasicBlock _InvertedResidual _MBConv _SwinBlock _Block _ResnetBlock _Transformer "
+    "BertLayer GPT2Block LlamaDecoderLayer Gemma2DecoderLayer Gemma3DecoderLayer Qwen3DecoderLayer PhiDecoderLayer "
+    "MixtralDecoderLayer T5Block".split()
 )
 """The classes of residual blocks."""
 
@@ -45,6 +45,20 @@ class Watched:
 
     attentions: list[tuple[Array, Array]]
     blocks: list[Array]
+
+
+FLAVOURS = ("ts", "dynp", "op23", "ts-ort", "dynp-fuse")
+
+
+def table() -> str:
+    """Families with the number of values compared in `FLAVOURS` and the largest error, as Markdown."""
+    errors: dict[str, list[float]] = {}
+    for name, (family, flavour) in zoo_families.FILES.items():
+        if flavour in FLAVOURS and family not in zoo_families.HANDMADE:
+            errors.setdefault(family, []).extend(compare(name).values())
+    lines = ["| family | values | largest error |", "| --- | --- | --- |"]
+    lines += [f"| {family} | {len(found)} | {max(found):.0e} |" for family, found in errors.items()]
+    return "\n".join(lines)
 
 
 def compare(name: str) -> dict[str, float]:

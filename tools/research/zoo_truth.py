@@ -54,12 +54,14 @@ class Blocks:
             "cnn" (convolutions, with or without an activation after the sum).
         fixed: why none of them can be dropped: "shape" (input and output differ), "skip" (the input is concatenated
             with a skip); empty when they can.
+        pattern: a letter for each, repeated; blocks of one letter differ in the numbers of their weights only.
     """
 
     count: int
     parts: tuple[str, ...]
     form: str
     fixed: str = ""
+    pattern: str = "A"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ FAMILIES: dict[str, Truth] = {
         attention=(Attend(2, 2, 12, packed=True, bias=True),) * 2
         + (Attend(4, 4, 12, packed=True, bias=True),) * 2
         + (Attend(8, 8, 12, packed=True, bias=True),) * 4,
-        blocks=tuple(Blocks(count, LAYER, "pre") for count in (2, 2, 4)),
+        blocks=tuple(Blocks(count, LAYER, "pre", pattern="AB") for count in (2, 2, 4)),
         head=(20, 96),
     ),
     "unet": Truth(
@@ -178,7 +180,7 @@ FAMILIES: dict[str, Truth] = {
     "llama-kv": replace(_LLAMA, cache=_ports(4), cached="attention"),
     "gemma": Truth(
         attention=(_GEMMA_LOCAL, replace(_GEMMA_LOCAL, window=None)) * 2,
-        blocks=(Blocks(4, LAYER, "both"),),
+        blocks=(Blocks(4, LAYER, "both", pattern="AB"),),
         embedding=(500, 48),
         head=(500, 48),
         tied=True,
@@ -186,7 +188,7 @@ FAMILIES: dict[str, Truth] = {
     ),
     "gemma-kv": Truth(
         attention=(_GEMMA3_LOCAL, _GEMMA3_LOCAL, replace(_GEMMA3_LOCAL, window=None)) * 2,
-        blocks=(Blocks(6, LAYER, "both"),),
+        blocks=(Blocks(6, LAYER, "both", pattern="AAB"),),
         cache=_ports(6),
         cached="attention",
         embedding=(500, 48),
@@ -226,7 +228,7 @@ FAMILIES: dict[str, Truth] = {
             Attend(4, 2, 16, causal=True, rotary=16, packed=True),
         )
         * 2,
-        blocks=(Blocks(4, LAYER, "pre"),),
+        blocks=(Blocks(4, LAYER, "pre", pattern="AB"),),
         cache=_ports(4),
     ),
     "genai-qwen": replace(_GENAI, attention=(Attend(4, 2, 16, causal=True, rotary=16, norms=True),) * 3),
