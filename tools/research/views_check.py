@@ -210,7 +210,7 @@ def _alike(truth: Truth, hashes: Mapping[int, str], wrong: list[str], refused: l
                 if hashes[one] == hashes[other]:
                     wrong.append(f"blocks {one} and {other} are called alike")
                 else:
-                    refused.append(f"blocks {one} and {other} are alike")
+                    refused.append("that blocks are alike is not seen")
 
 
 _FORMS = {
