@@ -105,7 +105,9 @@ def attribute_path(root: nn.Module, name: str) -> str:
     return ".".join([*parts[:-1], last])
 
 
-_RESERVED = frozenset({*dir(nn.Module()), *keyword.kwlist, "graph", "code", "meta", "burnish_bridge"})
+_RESERVED = frozenset(
+    {*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist, "_wrapped_call", "burnish_bridge"}
+)
 
 
 def register(root: nn.Module, path: str, tensor: torch.Tensor, trained: bool) -> None:

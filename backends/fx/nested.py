@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as python
+import re
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
@@ -97,7 +98,8 @@ def _empty(value: oir.Value) -> modules.Empty:
 
 
 def _attach(body: Body, name: str, module: nn.Module) -> str:
-    number = 0
+    """Keep a module in the body under a free name that is safe in the Python code that FX writes."""
+    name, number = re.sub(r"\W", "_", name, flags=re.ASCII), 0
     while hasattr(body.root, f"{name}_{number}"):
         number += 1
     body.root.add_module(f"{name}_{number}", module)

@@ -204,7 +204,7 @@ def _group_query_attention(
             present[b, :, start : start + s] = new[b]
     place = starts[:, None, None, None] + np.arange(s)[:, None]
     columns = np.arange(whole)
-    allowed = (columns <= place) & (columns < np.maximum(lengths, starts + s)[:, None, None, None])
+    allowed = (columns <= place) & (columns < lengths[:, None, None, None])
     window = call.get("local_window_size", -1)
     if window >= 0:
         allowed &= columns > place - window

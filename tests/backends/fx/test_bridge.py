@@ -223,8 +223,12 @@ def test_an_operator_that_nobody_knows_is_an_input_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ['a"); raise SystemExit("', "a.b..c", ".", "forward", "class", "0", "weight'\n", "ü.π", "training.x"]
-)
+    "name",
+    [
+        'a"); raise SystemExit("', "a.b..c", ".", "forward", "class", "0", "weight'\n", "ü.π", "training.x", "_graph",
+        "_wrapped_call", "_codegen.x", "../x", "x" * 10_000, "{0}%s", "__class__", "a\x00b", "ａ",
+    ],
+)  # fmt: skip
 def test_hostile_names_are_data(name: str) -> None:
     model = model_of(MLP)
     value = model.graph.initializers.pop("fc1.weight")
@@ -237,6 +241,20 @@ def test_hostile_names_are_data(name: str) -> None:
     with torch.no_grad():
         module.get_parameter(path).add_(1.0)
     assert write_back(module, model) == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ['x"); raise SystemExit("', 'x"\nraise SystemExit\n"', "a.b", "..", "forward", "ａ", "a\x00b", "x\\'", "class", ""],
+)
+def test_hostile_operators_are_data(name: str) -> None:
+    model = model_of(UNKNOWN)
+    model.graph[0].op_type = name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        runner = executor()(model)
+    with pytest.raises(InputError, match="neither torch nor ONNX Runtime"):
+        runner.run({"x": floats(4, 4)})
 
 
 def test_wrong_feeds_are_refused() -> None:
