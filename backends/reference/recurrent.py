@@ -102,7 +102,8 @@ def _recurrent(
     ends = np.full(batch, steps) if lengths is None else lengths
     for d, acts in enumerate(_activations(call, directions)):
         if clip:
-            acts = [lambda v, f=f: f(np.clip(v, -clip, clip)) for f in acts]  # type: ignore[misc]
+            # What the gates read is clipped, as ONNX Runtime does it; what is made of the cell is not.
+            acts = [*(lambda v, f=f: f(np.clip(v, -clip, clip)) for f in acts[:2]), *acts[2:]]
         backwards = d == 1 or call.get("direction", "forward") == "reverse"
         h = np.zeros((batch, size)) if h0 is None else h0[d]
         c = np.zeros((batch, size)) if c0 is None else c0[d]

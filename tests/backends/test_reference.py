@@ -54,6 +54,13 @@ def test_recurrent_networks_of_every_direction_and_length(op: str, direction: st
     assert_agrees(model, feeds | {"n": np.array([5, 2, 3], np.int32)})
 
 
+def test_the_clip_of_an_lstm_leaves_the_cell_alone() -> None:
+    model = parse(f"""{HEAD} g (float[2,3,4] x, float[1,8,4] w, float[1,8,2] r, float[1,3,2] c) => (float[A,B,C,D] y)
+        {{ y = LSTM <hidden_size = 2, clip = 0.3> (x, w, r, , , , c) }}""")
+    feeds = {"x": random(2, 3, 4), "w": random(1, 8, 4, seed=1), "r": random(1, 8, 2, seed=2)}
+    assert_agrees(model, feeds | {"c": 2 * random(1, 3, 2, seed=3)})
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

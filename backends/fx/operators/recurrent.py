@@ -62,13 +62,15 @@ def _activations(
 ) -> list[list[Activation]]:  # fmt: skip
     left, right = list(alphas or ()), list(betas or ())
     made: list[Activation] = []
+    each = len(default)
     for name in list(names or [*default] * directions):
         takes = _ACTIVATIONS[name.lower()][1]
         one = left.pop(0) if left and takes > 0 else None
         two = right.pop(0) if right and takes > 1 else None
         found = activation(name, one, two)
-        made.append(found if not clip else partial(_clipped, found, clip))
-    each = len(default)
+        # What the gates read is clipped, as ONNX Runtime does it; what is made of the cell is not.
+        of_cell = len(made) % each == 2
+        made.append(found if not clip or of_cell else partial(_clipped, found, clip))
     return [made[i * each : (i + 1) * each] for i in range(directions)]
 
 
