@@ -34,6 +34,7 @@ class SplitSequences(ExactPass):
                 outcome.skip(node, "a part is read that it does not have")
             elif outcome.take(node):
                 _write(model, node, sizes, dict(zip(readers, known, strict=True)), facts)
+                facts = Inference(model)  # nothing was known of what the parts of a sequence are computed into
 
 
 def _sizes(node: oir.Node, facts: Inference) -> list[int] | str:
@@ -45,7 +46,7 @@ def _sizes(node: oir.Node, facts: Inference) -> list[int] | str:
     given = match.input_of(node, 1)
     if given is None:
         return "its parts lose an axis" if not match.attribute(node, "keepdims", 1) else _equal(size, 1)
-    numbers = weights.integers(given)
+    numbers = facts.numbers(given)
     scalar = facts.shape(given) == ()
     if not numbers:
         return "the sizes of its parts are computed"
