@@ -60,7 +60,9 @@ def find(node: oir.Node, version: int) -> Operator:
         f"no float64 implementation of {domain + '::' if domain else ''}{node.op_type} (opset {version})",
         place=describe(node),
     )
-    if domain not in ("", "ai.onnx.ml"):
+    # Of these onnx has only a newer form, or another idea of the last windows than the standard's.
+    unsound = node.op_type == "RoiAlign" and version < 16 or node.op_type == "LpPool" and "ceil_mode" in node.attributes
+    if domain not in ("", "ai.onnx.ml") or unsound and not domain:
         raise missing
     made: dict[int, Any] = {}
 

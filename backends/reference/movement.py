@@ -216,7 +216,7 @@ def _nonzero(call: Call, x: Array) -> Array:
 @operator("OneHot")
 def _one_hot(call: Call, indices: Array, depth: Array, values: Array) -> Array:
     axis = call.get("axis", -1)
-    count = int(depth.reshape(()))
+    count, indices = int(depth.reshape(())), indices.astype(np.int64)
     rank = indices.ndim + 1
     places = np.arange(count).reshape([-1 if i == axis % rank else 1 for i in range(rank)])
     hot = np.expand_dims(np.where(indices < 0, indices + count, indices), axis) == places
@@ -279,7 +279,7 @@ def _reduce(op: str, x: Array, axes: tuple[int, ...], keep: bool) -> Any:
     if op == "ReduceMean":
         total = np.sum(x, axis=axes, keepdims=keep, dtype=x.dtype)
         count = int(np.prod([x.shape[a] for a in axes]))
-        return total / count if x.dtype.kind == "f" else total // count
+        return total / count if x.dtype.kind == "f" else np.trunc(total / count).astype(x.dtype)
     if op == "ReduceL1":
         return np.sum(np.abs(x), axis=axes, keepdims=keep, dtype=x.dtype)
     if op in ("ReduceL2", "ReduceSumSquare"):

@@ -208,6 +208,26 @@ def _global_pool(call: Call, x: Array) -> Array:
     return np.asarray(x.mean(axes, keepdims=True) if call.op == "GlobalAveragePool" else x.max(axes, keepdims=True))
 
 
+@operator("LRN")
+def local_response(call: Call, x: Array) -> Array:
+    """Divided by a power of the mean square over neighbouring channels."""
+    size = call.get("size")
+    before = (size - 1) // 2
+    squares = np.pad(x * x, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
+    total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
+    return x / (call.get("bias", 1.0) + call.get("alpha", 1e-4) / size * total) ** call.get("beta", 0.75)
+
+
+@operator("Hardmax")
+def hardmax(call: Call, x: Array) -> Array:
+    """1 at the first of the largest elements along `axis`; before opset 13 over all axes from `axis` on."""
+    axis = call.get("axis", -1 if call.version >= 13 else 1) % x.ndim
+    flat = x if call.version >= 13 else x.reshape(*x.shape[:axis], -1)
+    made = np.zeros_like(flat)
+    np.put_along_axis(made, np.expand_dims(flat.argmax(axis), axis), 1.0, axis)
+    return made.reshape(x.shape)
+
+
 @operator("Softmax", "LogSoftmax")
 def softmax(call: Call, x: Array) -> Array:
     """Softmax along `axis`; before opset 13 over all axes from `axis` on."""

@@ -41,7 +41,9 @@ def _kernel(mode: str, a: float, x: Array) -> Array:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _nearest(how: str, x: Array) -> Array:
+def _nearest(how: str, x: Array, scale: float) -> Array:
+    if how == "simple":
+        how = "ceil" if scale < 1.0 else "floor"
     if how == "floor":
         return np.floor(x)
     if how == "ceil":
@@ -55,7 +57,8 @@ def _taps(call: Call, size: int, out: int, scale: float, roi: tuple[float, float
     transform = call.get("coordinate_transformation_mode", "half_pixel" if call.version >= 11 else "asymmetric")
     centre = _centres(transform, size, out, scale, roi)
     if mode == "nearest":
-        near = _nearest(call.get("nearest_mode", "round_prefer_floor" if call.version >= 11 else "floor"), centre)
+        how = call.get("nearest_mode", "round_prefer_floor" if call.version >= 11 else "simple")
+        near = _nearest(how, centre, scale)
         index, weight = near[None], np.ones((1, out))
     else:
         reach = 1 if mode == "linear" else 2
@@ -107,4 +110,11 @@ def _resize(call: Call, x: Array, *rest: Array | None) -> Array:
             x = sum(np.take(x, row, axis) * w.reshape(along) for row, w in zip(index, weight, strict=True))
     if crop:
         x = np.where(outside, call.get("extrapolation_value", 0.0), x)
-    return x if dtype.kind == "f" else np.rint(x).astype(dtype) if dtype.kind in "iu" else x
+    if x.dtype == dtype:
+        return x
+    # Integers are cut off, rounded only with antialiasing, as ONNX Runtime does it.
+    return (np.rint(x) if call.get("antialias", 0) else np.trunc(x + np.copysign(_SLACK, x))).astype(dtype)
+
+
+_SLACK = 1e-6
+"""What rounding may take from a number that is an integer."""

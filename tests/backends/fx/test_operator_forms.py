@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 
+from burnish.backends.reference.runner import ReferenceRunner
+from burnish.ir.errors import InputError
+from burnish.passes import verify
 from burnish.tools.research import fx_cases, node_tests
 
 FORMS = Path(__file__).parent / "operator_forms.txt"
@@ -88,6 +92,27 @@ def test_every_form_is_as_onnx_runtime() -> None:
                 wrong.append((opset, parts[-1], "fed" if i else "held", verdict))
     assert wrong == []
     assert compared > 800
+
+
+def test_the_float64_interpreter_gives_the_same_or_refuses() -> None:
+    wrong, refused = [], set()
+    for opset, *parts in forms():
+        model = model_of(opset, *parts)
+        feeds = feeds_of(model)
+        expected = node_tests.run(model, feeds, "ORT_DISABLE_ALL")
+        try:
+            named = dict(zip((value.name for value in model.graph.input), feeds, strict=True))
+            found = ReferenceRunner(oir.from_proto(model)).run(named)
+        except InputError:
+            refused.add(model.graph.node[0].op_type)
+            continue
+        for name, wanted in zip(found, expected, strict=True):
+            wide = wanted.astype(np.float64) if wanted.dtype.kind == "f" else wanted
+            room = {"float16": 4e-3}.get(wanted.dtype.name, 1e-5)
+            if found[name].shape != wide.shape or verify.relative_error(found[name], wide) > room:
+                wrong.append((opset, parts[-1], name))
+    assert wrong == []
+    assert refused <= {"GlobalLpPool", "GridSample", "LpPool", "NonMaxSuppression", "RoiAlign"}
 
 
 @pytest.mark.parametrize("opset", [9, 13, 21])
