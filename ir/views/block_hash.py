@@ -88,8 +88,10 @@ class BlockHash:
             return "entry"
         tensor = weights.tensor_of(value)
         if tensor is not None:
-            stored = any(is_op(one, "DequantizeLinear") for one in match.consumers(value))
-            digits = "" if stored else _digits(tensor)
+            digits = _digits(tensor)
+            if digits and tensor.dtype == oir.DataType.INT32:
+                stored = any(is_op(one, "DequantizeLinear") for one in match.consumers(value))
+                digits = "" if stored else digits
             return _hash("constant", str(tensor.dtype), tuple(tensor.shape.numpy()), digits)
         index = self._flow.source.get(value)
         if index is not None and index in known:

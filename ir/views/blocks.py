@@ -159,7 +159,8 @@ class _Reader:
         inputs, outputs = self._ports(nodes, entry, exit)
         adders = self._adder(entry), self._adder(exit)
         outside = self._read_outside(nodes, adders[1], exit)
-        own = [step for step in flow.steps if step.node in nodes and not step.part] + list(flow.members(region))
+        own = [*flow.members(region), *(step for node in nodes if (step := flow.step(node.outputs[0])) is not None)]
+        own = [step for step in own if not step.part or region >> flow.source[step.outputs[0]] & 1]
         read = {id(t): t for step in own for v in step.inputs if (t := weights.tensor_of(v)) is not None}
         form = "plain"
         if any("norm" in op for one in run for op in one.tail):
@@ -175,7 +176,7 @@ class _Reader:
             tuple(self._part(one, of) for one, of in zip(run, parts, strict=True)),
             form,
             self._hash(entry, exit),
-            tuple(node for node in self.graph if node in nodes),
+            tuple(sorted(nodes, key=lambda node: flow.source[node.outputs[0]])),
             sum(tensor.size for tensor in read.values() if tensor.size > 1 and tensor.dtype not in _SIZES),
             *shapes,
             inputs,

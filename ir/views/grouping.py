@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 from burnish.ir.views.kinds import MIXERS
 
 _FEED = frozenset(("mlp", "moe"))
+_LONGEST = 64
+"""Residual sums in the longest period looked for: models that mix kinds of layers repeat within some dozen."""
 
 
 def role(kinds: Sequence[str]) -> str:
@@ -27,6 +29,8 @@ def group(keys: Sequence[Hashable], roles: Sequence[str], weights: Sequence[int]
         weights: how much each sum counts in the choice of what repeats.
     """
     found: list[tuple[int, int]] = []
+    numbers: dict[Hashable, int] = {}
+    keys = [numbers.setdefault(key, len(numbers)) for key in keys]
     for begin, period, times in _repeats(keys, roles, weights, 0, len(keys)):
         if not times:
             found += _by_roles(roles, begin, begin + period)
@@ -43,20 +47,19 @@ def _repeats(
     if low >= high:
         return []
     best: tuple[tuple[int, int, bool, int], int, int, int] | None = None
-    for period in range(1, (high - low) // 2 + 1):
-        begin = low
-        while begin + 2 * period <= high:
-            times = 1
-            while begin + (times + 1) * period <= high and (
-                keys[begin + times * period : begin + (times + 1) * period] == keys[begin : begin + period]
-            ):
-                times += 1
+    covered = [0]
+    for weight in weights[low:high]:
+        covered.append(covered[-1] + weight)
+    for period in range(1, min((high - low) // 2, _LONGEST) + 1):
+        same = 0  # how many sums from `begin` on are like the one a period later
+        for begin in range(high - period - 1, low - 1, -1):
+            same = same + 1 if keys[begin] == keys[begin + period] else 0
+            times = same // period + 1
             if times > 1:
-                covered = sum(weights[begin : begin + times * period])
-                score = (covered, -period, roles[begin] not in ("feed", "cross"), -begin)
+                inside = covered[begin - low + period * times] - covered[begin - low]
+                score = (inside, -period, roles[begin] not in ("feed", "cross"), -begin)
                 if best is None or score > best[0]:
                     best = score, begin, period, times
-            begin += 1
     if best is None:
         return [(low, high - low, 0)]
     _, begin, period, times = best
