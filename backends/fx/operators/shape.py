@@ -65,7 +65,7 @@ def constant_of_shape(shape: Value, value: Number = (0.0, 1)) -> Value:
 
 
 @operator("Range", static=(0, 1, 2))
-def arange(start: Value, limit: Value, delta: Value, *, result: int = 0) -> Tensor:
+def arange(start: Value, limit: Value, delta: Value, stash_type: int = 1, *, result: int = 0) -> Tensor:
     """Numbers from `start` in steps of `delta`, `limit` excluded; the dtype is that of the operands."""
     given = [x for x in (start, limit, delta) if isinstance(x, torch.Tensor)]
     (first,), (last,), (step,) = (flat(host(x)) for x in (start, limit, delta))
@@ -76,7 +76,8 @@ def arange(start: Value, limit: Value, delta: Value, *, result: int = 0) -> Tens
     if not dtype.is_floating_point:
         return torch.arange(first, last, step, dtype=dtype, device=given[0].device if given else None)
     count = max(math.ceil((last - first) / step), 0)
-    return first + torch.arange(count, dtype=dtype) * step
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return (first + torch.arange(count, dtype=wide) * step).to(dtype)
 
 
 @operator("EyeLike")
