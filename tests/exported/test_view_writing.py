@@ -14,7 +14,7 @@ from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
 from burnish.tools.research import structures, zoo_families, zoo_truth
 
-FAST = ("dynp", "op23", "eager-ort", "dynp-fuse", "")
+FAST = ("dynp", "eager-ort", "dynp-fuse", "")
 """Flavours that are written in every run."""
 
 

@@ -71,8 +71,8 @@ wrote them, views refuse more:"""
 
 _VALUES = """What ONNX Runtime computes at the places that the views name, against what hooks see in the torch module
 on the same inputs: the hidden state that each attention reads, the result of its output layer, and the stream behind
-each residual block; relative to the largest value there. In the flavours
-`ts`, `dynp`, `op23`, `ts-ort` and `dynp-fuse`."""
+each residual block, relative to the largest value there; and the matrices of each attention, read head by head, against
+the module's parameters. In the flavours `ts`, `dynp`, `op23`, `ts-ort` and `dynp-fuse`."""
 
 _FAILS = "## Exports that do not work"
 

@@ -7,7 +7,7 @@ take and give. It needs what the zoo is built with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnx_ir as oir
 from numpy.typing import NDArray
 
 from burnish.backends.ort import session
+from burnish.ir.views.attention_layer import AttentionLayer
 from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
 from burnish.tools.research import zoo, zoo_export, zoo_families, zoo_truth
@@ -25,6 +26,9 @@ Array = NDArray[Any]
 
 ENDS = {"q_proj": ("o_proj", "dense"), "qkv": ("proj",), "to_q": ("to_out",), "c_attn": ("c_proj",), "q": ("o",)}
 """The first module of an attention, and what the last one beside it is called."""
+
+PACKED = ("qkv", "c_attn")
+"""Those of `ENDS` that make queries, keys and values at once."""
 
 BLOCKS = frozenset(
     "_Residual _Bottleneck _BasicBlock _InvertedResidual _MBConv _SwinBlock _Block _ResnetBlock _Transformer "
@@ -40,10 +44,12 @@ class Watched:
 
     Attributes:
         attentions: what the first linear layer of each takes, and what the last one gives.
+        weights: of the same attentions the matrices of query, key, value and output, each [out, in].
         blocks: what each residual block gives.
     """
 
     attentions: list[tuple[Array, Array]]
+    weights: list[tuple[Array, ...]]
     blocks: list[Array]
 
 
@@ -70,8 +76,9 @@ def compare(name: str) -> dict[str, float]:
     model = Pipeline(recipes.NORMAL_FORM).rewrite(oir.load(zoo.path(name))).model
     found = see(model)
     # As in `views_check`: an encoder and the decoder's layers that do not read it run in any order.
-    pairs = zip(truth.attention, watched.attentions, strict=True)
-    attentions = [pair for _, pair in sorted(pairs, key=lambda one: (one[0].cross, one[0].causal))]
+    order = sorted(range(len(truth.attention)), key=lambda at: (truth.attention[at].cross, truth.attention[at].causal))
+    attentions = [watched.attentions[at] for at in order]
+    matrices = [watched.weights[at] for at in order]
     layers = sorted(found.layers, key=lambda one: (one.cross, bool(one.causal)))
     runs = [run for run in truth.blocks for _ in range(run.count)]
     ends = [end for _, end in sorted(zip(runs, watched.blocks, strict=True), key=lambda one: len(one[0].parts))]
@@ -85,7 +92,22 @@ def compare(name: str) -> dict[str, float]:
             wanted[f"exit of block {number}"] = block.exit, end
     feeds = {key: tensor.numpy() for key, tensor in zip(network.input_names, network.inputs, strict=True)}
     values = _run(model, {value.name or "" for value, _ in wanted.values()}, feeds)
-    return {what: _error(values[value.name or ""], array) for what, (value, array) in wanted.items()}
+    errors = {what: _error(values[value.name or ""], array) for what, (value, array) in wanted.items()}
+    for number, (layer, right) in enumerate(zip(layers, matrices, strict=True)):
+        errors[f"weights of attention {number}"] = _weights_error(layer, right)
+    return errors
+
+
+def _weights_error(layer: AttentionLayer, matrices: tuple[Array, ...]) -> float:
+    """The largest error of the four matrices of a layer, read head by head."""
+    found = layer.read()
+    read = [found.query, found.key, found.value]
+    flat = [one.reshape(-1, one.shape[-1]) for one in read if one is not None]
+    flat.append(found.output.transpose(1, 2, 0).reshape(-1, found.output.shape[0]).T)
+    return max(
+        float(abs(one - right).max()) if one.shape == right.shape else float("inf")
+        for one, right in zip(flat, matrices, strict=True)
+    )
 
 
 def watch(module: Any, inputs: Iterable[Any]) -> Watched:
@@ -93,7 +115,7 @@ def watch(module: Any, inputs: Iterable[Any]) -> Watched:
     import torch
 
     first: dict[str, Array] = {}
-    seen = Watched([], [])
+    seen = Watched([], [], [])
     modules = dict(module.named_modules())
 
     def hook(path: str) -> Any:
@@ -108,9 +130,14 @@ def watch(module: Any, inputs: Iterable[Any]) -> Watched:
                 if getattr(one, "use_res_connect", True):
                     seen.blocks.append(array)
             elif path.endswith("attention.output.dense"):
-                seen.attentions.append((first[parent.replace("output", "self")], array))
+                inner = parent.replace("output", "self")
+                seen.attentions.append((first[inner], array))
+                seen.weights.append(_matrices([modules[f"{inner}.{n}"] for n in ("query", "key", "value")], one))
             elif any(f"{parent}.{start}" in modules for start, ends in ENDS.items() if own in ends):
                 seen.attentions.append((first[parent], array))
+                start = next(start for start, ends in ENDS.items() if own in ends and f"{parent}.{start}" in modules)
+                names = [start.replace("q", letter) for letter in "qkv"] if start not in PACKED else [start]
+                seen.weights.append(_matrices([modules[f"{parent}.{name}"] for name in names], one))
 
         return keep
 
@@ -122,6 +149,19 @@ def watch(module: Any, inputs: Iterable[Any]) -> Watched:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _matrices(before: Sequence[Any], last: Any) -> tuple[Array, ...]:
+    """The matrices [out, in] of query, key, value and output; a packed one in three parts."""
+    found = [_matrix(one) for one in before]
+    if len(found) == 1:
+        found = list(np.split(found[0], 3))
+    return (*found, _matrix(last))
+
+
+def _matrix(module: Any) -> Array:
+    weight: Array = module.weight.detach().numpy()
+    return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
 def _run(model: oir.Model, names: set[str], feeds: dict[str, Array]) -> dict[str, Array]:
