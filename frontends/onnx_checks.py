@@ -238,7 +238,7 @@ def _check_graph(graph: onnx.GraphProto, outer: frozenset[str], place: str) -> t
             read |= inside
             ordered &= good
         reads.append(read & made.keys())
-        free |= read - made.keys()
+        free.update(name for name in read if name not in made)
         ordered = ordered and reads[-1] <= ready
         ready.update(node.output)
     for info in graph.output:

@@ -159,7 +159,7 @@ class Criticality:
         keep: the rows of the output that count, all of them when absent; the others are those of padding.
 
     Raises:
-        InputError: the model refuses a sample, or its output has no rows.
+        InputError: the model refuses a sample, or its output has no rows or is not finite.
     """
 
     def __init__(
@@ -176,6 +176,8 @@ class Criticality:
         self.rows = sum(len(rows) for rows in self._before)
         if not self.rows:
             raise InputError(f"output `{look.output}` has no rows on these samples: there is nothing to compare")
+        if not all(np.isfinite(rows).all() for rows in self._before):
+            raise InputError(f"output `{look.output}` holds NaN or infinity with the model's own weights")
         self.classes = self._before[0].shape[1]
         if look.kind == "values" and max(rows.shape[1] for rows in self._before) == 1:
             raise InputError(f"output `{look.output}` is one number for each sample: there is no angle to compare")

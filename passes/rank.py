@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear
 from burnish.passes.gram import Gram
 from burnish.passes.layers import Layer
@@ -107,10 +108,12 @@ def count_to(energies: np.ndarray, share: float) -> int:
 
 
 def weight_rank(layer: Layer) -> WeightRank:
-    """The ranks of a layer's weight."""
+    """The ranks of a layer's weight; raises InputError when its squares are not finite."""
     blocks = matrices(layer)
     tall = blocks.shape[1] > blocks.shape[2]
-    squares = blocks.transpose(0, 2, 1) @ blocks if tall else blocks @ blocks.transpose(0, 2, 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = blocks.transpose(0, 2, 1) @ blocks if tall else blocks @ blocks.transpose(0, 2, 1)
+    _check_finite(squares, "its weight")
     energies = np.maximum(np.linalg.eigvalsh(squares), 0)
     largest = float(energies.max(initial=0.0))
     return WeightRank(
@@ -121,6 +124,11 @@ def weight_rank(layer: Layer) -> WeightRank:
     )
 
 
+def _check_finite(squares: np.ndarray, what: str) -> None:
+    if not np.isfinite(squares).all():
+        raise InputError(f"{what} holds NaN, infinity, or numbers too large to be squared")
+
+
 def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
     """The ranks of the rows that a layer's weight multiplies.
 
@@ -128,10 +136,14 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
         layer: the layer.
         gram: of its input, as `burnish.passes.layers.gram_of` makes it with patches.
         share: of the energy.
+
+    Raises:
+        InputError: there are no rows, or they or the weight are not finite.
     """
     blocks = matrices(layer)
     groups, out, features = blocks.shape
     covariance = gram.covariance
+    _check_finite(covariance, "its input")
     if covariance.ndim == 2:
         parts = range(0, len(covariance), features)
         covariance = np.stack([covariance[start : start + features, start : start + features] for start in parts])

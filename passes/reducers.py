@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def rows_of(array: Array, axis: int | None, keep: Array | None) -> Array:
         return (array if keep is None else array[np.broadcast_to(keep, array.shape)]).reshape(-1, 1)
     moved = np.moveaxis(array, _axis(array, axis), -1)
     if keep is None:
-        return moved.reshape(-1, moved.shape[-1])
+        return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
     lead = np.moveaxis(keep, _axis(array, axis), -1)[..., 0]
     kept: Array = moved[np.broadcast_to(lead, moved.shape[:-1])]
     return kept

@@ -49,10 +49,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 @click.option("--target", type=click.Choice(["ort-cpu", "ort-cuda"]), help="What --energy runs on.  [default: ort-cpu]")
 @click.option("--trials", type=click.IntRange(min=1), help="Draws of each layer for --criticality.  [default: 3]")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the draws for --criticality.  [default: 0]")
-@click.option("--top", default=10, show_default=True, type=click.IntRange(min=0), help="Length of the lists.")
+@click.option("--top", type=click.IntRange(min=0), help="Length of lists.  [default: 10; --rank, --criticality: all]")
 @click.option("--plot", metavar="FILE", help="Draw the one section asked for into FILE.svg or FILE.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-def inspect_command(model: str, dims: str, top: int, plot: str | None, as_json: bool, **given: Any) -> None:
+def inspect_command(model: str, dims: str, top: int | None, plot: str | None, as_json: bool, **given: Any) -> None:
     """Show what MODEL consists of and what it costs: operators, parameters, multiply-adds, tensors, memory.
 
     With sections, show only these.
@@ -63,9 +63,11 @@ def inspect_command(model: str, dims: str, top: int, plot: str | None, as_json: 
     from burnish.frontends import onnx_file
     from burnish.tools.subject import Subject
 
-    shared = {name: given[name] for name in ("data", "threads") if given.get(name) is not None}
+    shared: dict[str, Any] = {name: given[name] for name in ("data", "threads") if given.get(name) is not None}
     with terminal.progress("inspect") as on_step:
-        subject = Subject(onnx_file.read(model), model, dims, top=top, on_step=on_step, **shared)
+        if top is not None:
+            shared |= {"top": top, "whole": False}
+        subject = Subject(onnx_file.read(model), model, dims, on_step=on_step, **shared)
         found: dict[str, Any] = {}
         for name in sections or ["summary"]:
             options = {key: given[key] for key in SECTIONS.get(name, ()) if key not in ("data", "threads")}

@@ -64,6 +64,7 @@ def report(subject: Subject, trials: int | None = None, seed: int | None = None)
         "seed": seed,
         "mean_criticality": sum(row["criticality"] for row in rows) / len(rows),
         "layers": sorted(rows, key=lambda row: -row["criticality"]),
+        "listed": None if subject.whole else subject.top,
         "skipped": [{"name": name, "reason": reason} for name, reason in found.skipped.items()],
     }
 
@@ -131,7 +132,7 @@ def show(found: dict[str, Any]) -> None:
             f"{one['l2']:.3g}",
             "" if one["top1_changed"] is None else f"{100 * one['top1_changed']:.1f} %",
         )
-        for one in found["layers"]
+        for one in found["layers"][: found["listed"]]
     ]
     terminal.show(terminal.table("Layers, the most critical first", columns, rows), out)
     if found["made_samples"]:

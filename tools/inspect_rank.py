@@ -46,26 +46,32 @@ def report(subject: Subject) -> dict[str, Any]:
         "energy": rank.SHARE,
         "mean_utilized_share": sum(shares) / len(shares) if shares else None,
         "layers": list(rows.values()),
+        "listed": None if subject.whole else subject.top,
     }
 
 
 def _weight(name: str, layer: Layer) -> dict[str, Any]:
+    from burnish.ir.errors import InputError
     from burnish.passes import rank
 
     blocks = rank.matrices(layer)
-    found = rank.weight_rank(layer)
+    found, unknown = None, None
+    try:
+        found = rank.weight_rank(layer)
+    except InputError as error:
+        unknown = error.cause
     return {
         "name": name,
         "operator": layer.node.op_type,
         "in": blocks.shape[2],
         "out": blocks.shape[1],
         "groups": blocks.shape[0],
-        "full_rank": found.full,
-        "stable_rank": found.stable,
-        "energy_rank_90": found.energy_90,
-        "energy_rank_99": found.energy_99,
+        "full_rank": blocks.shape[0] * min(blocks.shape[1:]),
+        "stable_rank": found and found.stable,
+        "energy_rank_90": found and found.energy_90,
+        "energy_rank_99": found and found.energy_99,
         "data": None,
-        "unknown": None,
+        "unknown": unknown,
     }
 
 
@@ -81,7 +87,7 @@ def _add_data(
 
     wanted: dict[str, Several] = {}
     for name, layer in found.items():
-        why = unobservable(subject.model, layer)
+        why = rows[name]["unknown"] or unobservable(subject.model, layer)
         if why is None:
             wanted[name] = _reducer(layer)
         else:
@@ -99,7 +105,7 @@ def _add_data(
         for name, reducer in grams.items():
             subject.on_step(name, done, len(wanted))
             assert isinstance(reducer, Several)
-            rows[name]["data"] = _data(found[name], *reducer.parts)  # type: ignore[arg-type]
+            _fill_in(rows[name], found[name], *reducer.parts)  # type: ignore[arg-type]
             done += 1
 
 
@@ -132,16 +138,20 @@ def _parts(found: dict[str, Layer], wanted: dict[str, Any]) -> Iterator[dict[str
         yield part
 
 
-def _data(layer: Layer, gram: Gram, channels: Gram | None = None) -> dict[str, Any]:
+def _fill_in(row: dict[str, Any], layer: Layer, gram: Gram, channels: Gram | None = None) -> None:
+    """Fill in what the rows that a layer multiplies show, or why they show nothing."""
     from burnish.ir.errors import InputError
     from burnish.passes import rank
 
+    if not gram.rows:
+        raise InputError("every row of its input is padding: no row was seen", place=layer.node.name)
     try:
         ranks = rank.data_rank(layer, gram)
     except InputError as error:
-        raise InputError(f"every row of its input is padding: {error.cause}", place=layer.node.name) from error
+        row["unknown"] = error.cause
+        return
     fill = rank.fill(gram if channels is None else channels)
-    return {
+    row["data"] = {
         "rows": ranks.rows,
         "feature_rank": ranks.feature,
         "utilized_rank": ranks.utilized,
@@ -154,6 +164,24 @@ def _data(layer: Layer, gram: Gram, channels: Gram | None = None) -> dict[str, A
     }
 
 
+def _listed(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers of the table in the order of the graph: all, or those that use the smallest share of their full rank.
+
+    A share is that of the data where it is known and rows were enough, else that of the weight.
+    """
+
+    def share(one: dict[str, Any]) -> float:
+        data = one["data"]
+        if data is not None and not data["few_rows"]:
+            return float(data["utilized_share"])
+        rank = one["energy_rank_99"]
+        return 1.0 if rank is None else float(rank / max(one["full_rank"], 1))
+
+    layers = found["layers"]
+    chosen = sorted(range(len(layers)), key=lambda index: share(layers[index]))[: found["listed"]]
+    return [layers[index] for index in sorted(chosen)]
+
+
 def show(found: dict[str, Any]) -> None:
     """Print the report as a table."""
     out = terminal.out()
@@ -161,11 +189,14 @@ def show(found: dict[str, Any]) -> None:
     if found["samples"]:
         columns += [">feature", ">utilized", ">share", ">QSUR"]
     rows = []
-    for one in found["layers"]:
+    for one in _listed(found):
         sizes = [one["in"], one["out"]]
         groups = f" x{one['groups']}" if one["groups"] > 1 else ""
         row = [one["name"], one["operator"] + groups, *map(str, sizes), str(one["full_rank"])]
-        row += [f"{one['stable_rank']:.1f}", str(one["energy_rank_90"]), str(one["energy_rank_99"])]
+        if one["stable_rank"] is None:
+            row += ["?"] * 3
+        else:
+            row += [f"{one['stable_rank']:.1f}", str(one["energy_rank_90"]), str(one["energy_rank_99"])]
         data = one["data"]
         if data is not None:
             least = ">=" if data["few_rows"] else ""
@@ -175,7 +206,8 @@ def show(found: dict[str, Any]) -> None:
         elif found["samples"]:
             row += ["?"] * 4
         rows.append(row)
-    terminal.show(terminal.table("Ranks", columns, rows), out)
+    title = "Ranks" if len(rows) == len(found["layers"]) else "Ranks of the layers that use the smallest share"
+    terminal.show(terminal.table(title, columns, rows), out)
     if found["mean_utilized_share"] is not None:
         out.print(f"\nmean utilized share  {100 * found['mean_utilized_share']:.0f} %")
     if not found["samples"]:
@@ -187,6 +219,10 @@ def show(found: dict[str, Any]) -> None:
     terminal.unknown([f"{one['name']}: {one['unknown']}" for one in found["layers"] if one["unknown"]])
 
 
+def _over(rank: float | None, full: int) -> float | None:
+    return None if rank is None else rank / max(full, 1)
+
+
 def plot(found: dict[str, Any]) -> Any:
     """For each layer the share of its full rank that the weight and the data use."""
     from burnish.tools import plots
@@ -194,8 +230,8 @@ def plot(found: dict[str, Any]) -> Any:
     layers = found["layers"]
     figure, axes = plots.figure(8.5, 4.6)
     series = [
-        ("weight, 99 % of the energy", [one["energy_rank_99"] / max(one["full_rank"], 1) for one in layers]),
-        ("weight, stable rank", [one["stable_rank"] / max(one["full_rank"], 1) for one in layers]),
+        ("weight, 99 % of the energy", [_over(one["energy_rank_99"], one["full_rank"]) for one in layers]),
+        ("weight, stable rank", [_over(one["stable_rank"], one["full_rank"]) for one in layers]),
     ]
     if found["samples"]:
         data = [one["data"] for one in layers]

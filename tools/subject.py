@@ -26,6 +26,7 @@ class Subject:
         data: samples, as for `burnish.frontends.samples.read_samples`; None for made ones.
         threads: threads inside an operator, for what is run.
         top: the length of lists.
+        whole: lists that are whole where nobody asks for a length are not cut.
         on_step: told what is done now, its number and how many there are.
     """
 
@@ -35,6 +36,7 @@ class Subject:
     data: Any = None
     threads: int = 1
     top: int = 10
+    whole: bool = True
     on_step: Callable[[str, int, int], None] = field(default=lambda what, number, total: None, repr=False)
 
     @cached_property

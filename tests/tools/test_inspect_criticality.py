@@ -105,6 +105,12 @@ def test_the_picture_is_drawn(tmp_path: Path, few: str, capsys: pytest.CaptureFi
             (),
             "no output of floating point",
         ),
+        (
+            "g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}, float[2] z = {0, 1}> "
+            "{ m = MatMul (x, w)  y = Div (m, z) }",
+            (),
+            "holds NaN or infinity with the model's own weights",
+        ),
         ("g (float[2] x) => (float[2] y) { y = Relu (x) }", ("--trials", "0"), "--trials"),
         ("g (float[2] x) => (float[2] y) { y = Relu (x) }", ("--seed", "-1"), "--seed"),
         (
@@ -126,3 +132,8 @@ def test_what_cannot_work_is_an_error(
 def test_options_of_other_sections_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, str(DEMO / "digits_resnet.onnx"), "--rank", "--trials", "2")
     assert code == 2 and "`--trials` goes with `--criticality`" in err
+
+
+def test_a_length_leaves_the_most_critical_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, str(DEMO / "digits_resnet.onnx"), "--criticality", "--trials", "1", "--top", "1")
+    assert code == 0 and len(out.split("criticality  ")[-1].strip().splitlines()) == 2

@@ -128,3 +128,30 @@ def test_samples_that_do_not_suit_are_refused(
     np.savez(tmp_path / "data.npz", image=array)
     code, _, err = run(capsys, str(DEMO / "digits_resnet.onnx"), "--rank", "--data", str(tmp_path / "data.npz"))
     assert code == 2 and message in err
+
+
+def test_a_length_leaves_the_layers_that_use_least(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (str(DEMO / "digits_resnet.onnx"), "--rank", "--top", "2")
+    found = document(capsys, *words)["layers"]
+    least = sorted(found, key=lambda one: one["energy_rank_99"] / one["full_rank"])[:2]
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and len(found) == 10
+    assert {one["name"] for one in found if f"{one['name']} " in out} == {one["name"] for one in least}
+
+
+def test_weights_and_inputs_that_are_not_finite_have_no_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "g (float[N, 2] x) => (float[N, 2] y) { a = MatMul (x, u) y = MatMul (a, v) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {source}')
+    for name, first in (("u", np.nan), ("v", 1.0)):
+        weight = np.array([[first, 2], [3, 4]], np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((5, 2), np.float32))
+    words = (str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"))
+    first, second = document(capsys, *words)["layers"]
+    assert first["stable_rank"] is None and "its weight holds NaN" in first["unknown"]
+    assert second["stable_rank"] > 0 and second["data"] is None and "its input holds NaN" in second["unknown"]
+    code, out, err = run(capsys, *words, "--rank", "--plot", str(tmp_path / "rank.svg"))
+    assert code == 0 and "?" in out and "holds NaN" in err and (tmp_path / "rank.svg").exists()
