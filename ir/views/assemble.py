@@ -81,6 +81,8 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     facts = context.facts
     for trail, name in ((core.q, "queries"), (core.k, "keys"), (core.v, "values")):
         stored = name != "queries" and trail.is_stored(facts.model)
+        if trail.linear is None and trail.store is not None and not core.held:
+            return Miss(core.anchor, f"the {name} join two tensors, and no linear layer makes the second")
         if trail.linear is None and not stored and not core.held:
             return Miss(core.anchor, f"the {name} come from {trail.stopped_by}, not from a linear layer")
         if trail.linear is not None and trail.linear.input_axis != -1:
@@ -126,6 +128,8 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
     output = _output(core, down)
     if isinstance(output, str):
         return Miss(core.anchor, output)
+    if not core.held and not _one_order(core, down):
+        return Miss(core.anchor, "batch and positions do not come in one order in its layers")
     source = core.q.value if core.held else grouped(_input(core.q), facts)
     memory = source if core.held else grouped(_input(core.k), facts) if core.k.linear is not None else None
     assert found[0] is not None
@@ -151,6 +155,15 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         shared,
         (found[0], found[1], found[2], output),
     )  # fmt: skip
+
+
+def _one_order(core: Core, down: Down) -> bool:
+    """Whether batch and positions are in the same order where queries, keys and values are made and the result goes."""
+    own = [(core.queries, core.q.axes), (core.queries, down.axes)]
+    own += [(climber, t.axes) for climber, t in ((core.keys, core.k), (core.values, core.v)) if t.linear is not None]
+    orders = ("".join(climber._plain(letters) for letters in axes[:-1]) for climber, axes in own)
+    orders = {order.translate(str.maketrans("tu", "ss")) for order in orders}
+    return len({order for order in orders if len(order) > 1}) <= 1
 
 
 def _shared(core: Core) -> tuple[oir.Node, ...]:

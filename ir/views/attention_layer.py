@@ -28,7 +28,7 @@ from burnish.ir.views.turned import Turned, Turns
 from burnish.ir.walk import walk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Heads:
     """The weights of an attention layer, float64, head by head; a bias is None where there is none.
 
@@ -51,7 +51,7 @@ class Heads:
     output_bias: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionLayer:
     """One attention with its linear layers.
 

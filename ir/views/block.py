@@ -20,7 +20,8 @@ class Part:
         entry: what it is added to.
         source: what its first matrices read, before it is rearranged; a normed `entry` in most models;
             None when they read several values.
-        results: what is added, one value a branch, that of the attention first.
+        results: what is added, one value a branch, that of the attention first; `entry` may be scaled before, and
+            constants may be added as well.
         exit: the stream behind it.
         inner: residual sums inside its branches.
     """
@@ -42,7 +43,7 @@ class Part:
         return self.results[0 if first else -1] if (len(self.results) > 1) == self.parallel else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """A residual block.
 

@@ -36,7 +36,7 @@ def drop(model: oir.Model, structure: Structure, chosen: Iterable[Block]) -> Non
     reason = obstacle(structure, blocks)
     if reason is not None:
         raise ValueError(reason)
-    kept = [block for block in structure.blocks if block not in blocks]
+    kept = _kept(structure, blocks)
     for block in blocks:
         _release_cache(block, kept)
     for first, last in reversed(_ranges(blocks)):
@@ -55,7 +55,7 @@ def obstacle(structure: Structure, chosen: Iterable[Block]) -> str | None:
         chosen: blocks of it.
     """
     blocks = list(chosen)
-    kept = [block for block in structure.blocks if block not in blocks]
+    kept = _kept(structure, blocks)
     for block in blocks:
         if block.refusal is not None:
             return f"block {block.index} stays: {block.refusal}"
@@ -63,18 +63,34 @@ def obstacle(structure: Structure, chosen: Iterable[Block]) -> str | None:
             if _measured(value, block) and _twin(value, block, kept) is None:
                 cause = f"the size of its cache `{value.name}` is read outside, and no kept block has one of that size"
                 return f"block {block.index} stays: {cause}"
+    blocks.sort(key=lambda block: block.index)
+    for before, behind in zip(blocks, blocks[1:], strict=False):
+        if before.exit is behind.entry and before.adders[1] is not None and _read_between(before, behind):
+            return f"block {behind.index} stays: the sum before it, which a skip-normalization makes, is read elsewhere"
     return None
 
 
+def _kept(structure: Structure, chosen: list[Block]) -> list[Block]:
+    """The blocks that are not chosen."""
+    indices = {block.index for block in chosen}
+    return [block for block in structure.blocks if block.index not in indices]
+
+
 def _ranges(blocks: list[Block]) -> list[tuple[Block, Block]]:
-    """Blocks that follow each other, as (first, last)."""
+    """Blocks that follow each other, as (first, last), cut where the stream between two of them is read elsewhere."""
     found: list[tuple[Block, Block]] = []
     for block in blocks:
-        if found and found[-1][1].exit is block.entry:
+        if found and found[-1][1].exit is block.entry and not _read_between(found[-1][1], block):
             found[-1] = found[-1][0], block
         else:
             found.append((block, block))
     return found
+
+
+def _read_between(before: Block, behind: Block) -> bool:
+    """Whether something else than the second of two blocks reads the stream between them."""
+    value, own = before.exit, {id(node) for node in (*behind.nodes, before.adders[1])}
+    return value.is_graph_output() or any(id(node) not in own for node in match.consumers(value))
 
 
 def _measured(value: oir.Value, block: Block) -> list[oir.Node]:

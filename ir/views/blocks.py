@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as oir
 
@@ -52,12 +53,36 @@ def stacks(model: oir.Model, facts: Inference | None = None) -> Structure:
         missing.append(f"no residual stream: {reason}")
     letters: dict[str, str] = {}
     result = []
-    for run in found:
+    for run in _apart(found, missing):
         for blocks in _stacked(run):
             for block in blocks:
                 letters.setdefault(block.hash, _letter(len(letters)))
             result.append(Stack(tuple(blocks), "".join(letters[block.hash] for block in blocks)))
     return Structure(tuple(result), tuple(missing))
+
+
+def _apart(runs: list[list[Block]], missing: list[str]) -> list[list[Block]]:
+    """The runs without blocks that share nodes, which are named in `missing`: streams that read each other in turns."""
+    owners: dict[oir.Node, int] = {}
+    mixed: set[int] = set()
+    for block in (block for run in runs for block in run):
+        shared = {owners.setdefault(node, block.index) for node in block.nodes} - {block.index}
+        mixed |= shared | ({block.index} if shared else set())
+    if not mixed:
+        return runs
+    result: list[list[Block]] = []
+    count = 0
+    for run in runs:
+        result.append([])
+        for block in run:
+            if block.index in mixed:
+                result.append([])
+                ends = f"`{block.entry.name}` to `{block.exit.name}`"
+                missing.append(f"the sums from {ends}: another stream is computed with the same nodes")
+            else:
+                result[-1].append(replace(block, index=count))
+                count += 1
+    return [run for run in result if run]
 
 
 def _letter(number: int) -> str:
@@ -294,7 +319,7 @@ class _Reader:
             return "its shortcut computes something of its own"
         if len({self._dtype(entry), self._dtype(exit), None}) > 2:
             return "the stream has another dtype behind it"
-        if len(outputs) != len(inputs):
+        if len(outputs) != len(inputs) or not all(any(self.flow.depends(v, i) for i in inputs) for v in outputs):
             names = ", ".join(f"`{value.name}`" for value in outputs)
             return f"it computes outputs of the graph that are no state: {names}"
         for value, reader in outside:

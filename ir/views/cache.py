@@ -46,7 +46,7 @@ class Cache:
     Attributes:
         kind: "none"; "kv" (new keys and values join those kept); "kv-output" (they are given, none are taken); "shared"
             (the keys and values are those of an earlier layer, or of an earlier call only); "cross" (those of an
-            encoder, which do not grow); "unknown" (only one of keys and values is followed to an input).
+            encoder, which do not grow); "unknown" (they join others, which are not both followed to an input).
         form: "append", "update" (written into a buffer of full length), or "" where neither happens.
         key, value: the ports; None when there are none.
     """
@@ -76,14 +76,14 @@ def read_cache(keys: tuple[Climber, Trail], values: tuple[Climber, Trail], cross
     """The cache of an attention from the trails of its keys and values and those who climbed them."""
     ports = [_port(climber, trail) for climber, trail in (keys, values)]
     key, value = keys[1], values[1]
-    if all(port is None for port in ports):
-        return Cache()
     stores = [trail.store for trail in (key, value) if trail.store is not None]
     taken = [port is not None and port.past is not None for port in ports]
-    if stores and taken[0] != taken[1]:
+    if stores and not all(taken):
         return Cache("unknown", stores[0].form, ports[0], ports[1])
-    if stores and taken[0]:
+    if stores:
         return Cache("kv", stores[0].form, ports[0], ports[1])
+    if all(port is None for port in ports):
+        return Cache()
     if key.linear is None and value.linear is None:
         return Cache("cross" if cross else "shared", "", ports[0], ports[1])
     return Cache("cross" if cross else "kv-output", "", ports[0], ports[1])

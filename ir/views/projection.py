@@ -13,7 +13,7 @@ from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, find_parameter, write_input
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
     """Rows of a matrix, one for each element of each head; or columns, for the output of an attention.
 

@@ -28,12 +28,14 @@ def reach(masks: tuple[Mask, ...], queries: Dim, keys: Dim, facts: Inference) ->
     bands = Bands(facts)
     seen, plain = EVERYWHERE, True
     for mask in masks:
+        if mask.keep is not None and mask.fill > HIDDEN:
+            seen = EVERYWHERE
         for value, runs, low in _parts(mask, bands):
             hides = any(run.low <= HIDDEN for run in runs) if low == HIDDEN else True
             plain = plain and (not hides or not varies(value, 2, bands))
             if hides and fits(facts.shape(value), (queries, keys)):
                 seen = seen.meet(any_band(runs, low, float("inf")))
-    if any(run.high > _BOUNDED for mask in masks for value in mask.values for run in bands.of(value)):
+    if sum(max([0.0, *(run.high for run in bands.of(value))]) for mask in masks for value in mask.values) > _BOUNDED:
         seen = EVERYWHERE
     if plain:
         return False, None

@@ -54,6 +54,7 @@ class Scores:
         wide: the softmax is computed in float32 of narrower scores.
         odd: what a fused operator cannot do; empty when there is nothing.
         twofold: another product is added, so which is the mask is a matter of opinion.
+        stretched: masks are multiplied too, so they are not what is added.
         scales: the Mul and Div nodes of the scale, nearest to the product first.
         nodes: all nodes from the product to the softmax.
     """
@@ -65,6 +66,7 @@ class Scores:
     wide: bool = False
     odd: str = ""
     twofold: bool = False
+    stretched: bool = False
     scales: list[oir.Node] = field(default_factory=list)
     nodes: list[oir.Node] = field(default_factory=list)
 
@@ -205,6 +207,7 @@ def _rescaled(node: oir.Node, facts: Inference) -> Scores | str:
             if found[1] <= 0:
                 return "the mask is multiplied by a number that is not positive"
             inner.note("the mask is scaled together with the scores")
+            inner.stretched = True
         if inner.cap:
             inner.cap *= found[1]
         elif not inner.masks:

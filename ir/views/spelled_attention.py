@@ -36,6 +36,8 @@ def read(node: oir.Node, context: Context) -> AttentionLayer | Miss:
         return Miss(node, scores)
     if scores.twofold:
         return Miss(node, "its scores are the sum of several products")
+    if scores.stretched:
+        return Miss(node, "the mask is scaled together with the scores")
     shape = facts.shape(node.inputs[0])
     if shape is None:
         return Miss(node, "the shape of the scores is not known")
