@@ -161,8 +161,8 @@ def _one_order(core: Core, down: Down) -> bool:
     """Whether batch and positions are in the same order where queries, keys and values are made and the result goes."""
     own = [(core.queries, core.q.axes), (core.queries, down.axes)]
     own += [(climber, t.axes) for climber, t in ((core.keys, core.k), (core.values, core.v)) if t.linear is not None]
-    orders = ("".join(climber._plain(letters) for letters in axes[:-1]) for climber, axes in own)
-    orders = {order.translate(str.maketrans("tu", "ss")) for order in orders}
+    spelled = ("".join(climber._plain(letters) for letters in axes[:-1]) for climber, axes in own)
+    orders = {order.translate(str.maketrans("tu", "ss")) for order in spelled}
     return len({order for order in orders if len(order) > 1}) <= 1
 
 
