@@ -137,10 +137,12 @@ def read_softmax(node: oir.Node, facts: Inference) -> Attention | Miss:
     if shape != (b, h, s, t):
         return Miss(node, "the mask may be larger than the scores")
     read = _Reader(facts, {"b": b, "h": h, "s": s, "t": t, "d": d, "e": e})
+    sources = read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh)
+    if not all(sources):
+        return Miss(node, "queries, keys or values are nowhere laid out as an operator takes them")
     nodes = (*scores.nodes, node, *after.passed, end)
     return Attention(
-        node, end, read.queries(q), read.keys(k, ("b", "h", "d", "t"), kh), read.values(v, kh),
-        read.results(end.outputs[0]),
+        node, end, *sources, read.results(end.outputs[0]),
         b, h, s, t, d, e, scores.scale, scores.mask, after.guard, scores.wide, nodes,
     )  # fmt: skip
 
