@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-
-from burnish.tools import cli, terminal
+from inspecting import run
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
 
@@ -21,14 +20,6 @@ def few(tmp_path: Path) -> str:
     with np.load(DEMO / "digits.npz") as arrays:
         np.savez(tmp_path / "few.npz", image=arrays["image"][:40].reshape(40, 1, 8, 8))
     return str(tmp_path / "few.npz")
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """The exit code of `burnish inspect`, and what it prints to stdout and to stderr."""
-    with pytest.raises(SystemExit) as ended:
-        terminal.run(cli.burnish, prog_name="burnish", args=["inspect", *words])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import pytest
+from inspecting import run
 from networks import simple_net
 
 from burnish.backends import meters
-from burnish.tools import cli, terminal
 
 OTHER = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -59,13 +59,6 @@ def processor(folder: Path) -> Iterator[Path]:
     yield zone
     stop.set()
     thread.join()
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        terminal.run(cli.burnish, prog_name="burnish", args=["inspect", *words])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_a_meter_is_read_and_idle_taken_off(processor: Path, capsys: pytest.CaptureFixture[str]) -> None:

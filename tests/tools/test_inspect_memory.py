@@ -11,8 +11,9 @@ from typing import Any
 import onnx
 import onnx.parser
 import pytest
+from inspecting import run
 
-from burnish.tools import cli, terminal
+from burnish.tools import cli
 
 MODEL = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -30,14 +31,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """The exit code of `burnish inspect`, and what it prints to stdout and to stderr."""
-    with pytest.raises(SystemExit) as ended:
-        terminal.run(cli.burnish, prog_name="burnish", args=["inspect", *words])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_the_document_holds_lifetimes_and_the_arena(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import onnx
 import onnx.parser
 import pytest
+from inspecting import run
 from networks import dense_and_depthwise, simple_net
 
 from burnish.frontends import onnx_file
-from burnish.tools import cli, inspect_utilization, terminal
+from burnish.tools import cli, inspect_utilization
 from burnish.tools.subject import Subject
 
 FIXED = """
@@ -42,21 +43,21 @@ def measured(check: Callable[[dict[str, Any]], bool], path: Path, batch: str | N
 
 
 def test_multiply_adds_equal_the_closed_form(document: dict[str, Any]) -> None:
-    for run, rows in zip(document["batches"], (1, 16), strict=True):
-        assert run["multiply_adds"] == rows * document["macs"]
-        assert sum(row["multiply_adds"] for row in run["nodes"]) == rows * document["macs"]
+    for batch, rows in zip(document["batches"], (1, 16), strict=True):
+        assert batch["multiply_adds"] == rows * document["macs"]
+        assert sum(row["multiply_adds"] for row in batch["nodes"]) == rows * document["macs"]
         assert run["shapes"] == {"image": [rows, 3, 16, 16]}
         assert run["unknown"] == [] and run["nodes_not_run"] == []
 
 
 def test_the_numbers_of_a_row_fit_together(document: dict[str, Any]) -> None:
-    for run in document["batches"]:
-        assert sum(row["share_of_time"] for row in run["nodes"]) == pytest.approx(1)
-        assert run["rows_per_second"] == pytest.approx(run["batch"] / run["latency_seconds"])
+    for batch in document["batches"]:
+        assert sum(row["share_of_time"] for row in batch["nodes"]) == pytest.approx(1)
+        assert batch["rows_per_second"] == pytest.approx(batch["batch"] / batch["latency_seconds"])
         peak = document["machine"]["peak_operations_per_second"]["float32"]
-        used = 2 * run["multiply_adds"] / run["latency_seconds"] / peak
-        assert run["utilization"] == pytest.approx(used) and 0 < used < 2
-        for row in run["nodes"]:
+        used = 2 * batch["multiply_adds"] / batch["latency_seconds"] / peak
+        assert batch["utilization"] == pytest.approx(used) and 0 < used < 2
+        for row in batch["nodes"]:
             assert row["limit"] in ("compute", "memory", "kernel", "overhead", "inserted")
             if row["operations_per_second"]:
                 operations = 2 * row["multiply_adds"] + row["element_operations"]
@@ -103,13 +104,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         onnx.save(onnx.parser.parse_model(text), tmp_path / f"{name}.onnx")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        terminal.run(cli.burnish, prog_name="burnish", args=["inspect", *words])
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 @pytest.mark.parametrize(
