@@ -11,9 +11,9 @@ possible, `inspect --memory` shows what ONNX Runtime uses beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.liveness import Lifetime, Timeline, bytes_alive
@@ -75,9 +75,12 @@ def plan(timeline: Timeline) -> Arena:
     merged = _merged(timeline)
     spans = [(one[0].first, max(part.last for part in one), max(part.bytes for part in one)) for one in merged]
     placed: list[Buffer] = []
+    taken = np.zeros((4, 0), np.int64)  # first, last, offset, end of what is placed, by offset
     for index in sorted(range(len(spans)), key=lambda index: (-spans[index][2], spans[index][0])):
         first, last, size = spans[index]
-        offset = _offset([one for one in placed if one.first <= last and first <= one.last], size)
+        offset = _offset(taken[2:, (taken[0] <= last) & (taken[1] >= first)], size)
+        at = np.searchsorted(taken[2], offset, side="right")
+        taken = np.insert(taken, at, (first, last, offset, offset + size), axis=1)
         placed.append(Buffer(tuple(part.value for part in merged[index]), size, first, last, offset))
     return Arena(
         tuple(sorted(placed, key=lambda one: (one.offset, one.first))),
@@ -88,16 +91,15 @@ def plan(timeline: Timeline) -> Arena:
     )
 
 
-def _offset(neighbours: Sequence[Buffer], size: int) -> int:
-    """Where `size` bytes fit beside buffers that are needed meanwhile: the smallest gap, else behind them."""
-    best: tuple[int, int] | None = None
-    end = 0
-    for one in sorted(neighbours, key=lambda one: one.offset):
-        gap = one.offset - end
-        if gap >= size and (best is None or gap < best[0]):
-            best = (gap, end)
-        end = max(end, one.offset + one.bytes)
-    return end if best is None else best[1]
+def _offset(neighbours: np.ndarray, size: int) -> int:
+    """Where `size` bytes fit beside what is needed meanwhile: the smallest gap, else behind all.
+
+    `neighbours` are offsets and ends [2, n], by offset.
+    """
+    offsets, ends = neighbours[0], np.maximum.accumulate(np.concatenate([[0], neighbours[1]]))
+    gaps = offsets - ends[:-1]
+    wide = np.flatnonzero(gaps >= size)
+    return int(ends[wide[gaps[wide].argmin()]] if wide.size else ends[-1])
 
 
 def _merged(timeline: Timeline) -> list[list[Lifetime]]:

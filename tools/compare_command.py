@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--data", metavar="D", help="Samples: .npz, a folder of them, or package.module:function. [default: made]"
 )
 @click.option("--tolerance", type=click.FloatRange(min=0), metavar="T", help="Relative error. [default: the dtype's]")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads of the runtime.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 def compare_command(a: str, b: str, data: str | None, tolerance: float | None, threads: int, as_json: bool) -> int:
     """Run models A and B on the same samples; show the worst difference per output and where they part.

@@ -39,7 +39,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 @click.option("--criticality", is_flag=True, help="What the outputs lose when a layer's weights are drawn anew.")
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions, by name or INPUT.AXIS.")
 @click.option("--data", metavar="D", help="Samples, as `optimize` reads them.  [default: made]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads inside an operator.  [default: 1]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads inside an operator.  [default: 1]")
 @click.option("--batch", metavar="N,...", help="Batch sizes for --utilization.  [default: that of the sample]")
 @click.option("--uses", metavar="N,...", help="Numbers of uses for --energy.  [default: 1e4,1e6,1e9]")
 @click.option("--make-energy", type=float, metavar="J", help="Joules that went into making MODEL.  [default: 0]")

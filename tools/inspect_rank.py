@@ -144,7 +144,7 @@ def _fill_in(row: dict[str, Any], layer: Layer, gram: Gram, channels: Gram | Non
     from burnish.passes import rank
 
     if not gram.rows:
-        raise InputError("every row of its input is padding: no row was seen", place=layer.node.name)
+        raise InputError("no row was seen: all are padding, or the samples have none", place=layer.node.name)
     try:
         ranks = rank.data_rank(layer, gram)
     except InputError as error:

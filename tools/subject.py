@@ -101,6 +101,8 @@ def parse_dims(text: str, model: oir.Model) -> dict[str, int]:
             listed = ", ".join(f"`{one}`" for one in names) or "none"
             hint = f"did you mean `{spelled[close[0]]}`?" if close else f"the dimensions are: {listed}"
             raise InputError(f"no input has a dimension `{name}`", place="--dims", hint=hint)
+        if name in found:
+            raise InputError(f"`{name}` is given twice", place="--dims")
         found[name] = int(number)
     return found
 

@@ -108,7 +108,7 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         _drop_output()
         sys.exit(141)
     except MemoryError:
-        _say_error("out of memory\n\nhint: `--verify off` needs least")
+        _say_error("out of memory\n\nhint: give smaller samples; `optimize` needs least with `--verify off`")
         sys.exit(2)
     except OSError as error:
         _drop_output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,14 @@ def test_simple_net_needs_two_of_its_largest_activations_and_the_image() -> None
     image = 3 * 32 * 32 * 4
     assert [(size - image) // 1024 for size in (plan.unplanned, plan.in_place)] == [5438, 2825]
     assert plan.bytes == plan.bound == 2 * 128 * 32 * 32 * 4 + image
+
+
+def test_thousands_of_tensors_alive_together_are_placed_in_seconds() -> None:
+    read = oir.Value(name="x", type=oir.TensorType(oir.DataType.FLOAT), shape=oir.Shape([4]))
+    made = [oir.Value(name=f"v{n}", type=read.type, shape=read.shape) for n in range(3000)]
+    nodes = [oir.Node("", "Relu", [read], outputs=[one], name=f"n{index}") for index, one in enumerate(made)]
+    graph = oir.Graph([read], made, nodes=nodes, opset_imports={"": 20}, name="g")
+    timeline = liveness.timeline(oir.Model(graph, ir_version=10))
+    started = time.process_time()
+    assert arena.plan(timeline).bytes == 16 * 3001
+    assert time.process_time() - started < 3

@@ -76,6 +76,7 @@ def test_the_lists_are_as_long_as_asked(linear: Path) -> None:
         ("height=1", "the dimensions are: `N`, `x.0`, `x.1`"),
         ("N=-1", "`N=-1` is not NAME=NUMBER"),
         ("N", "`N` is not NAME=NUMBER"),
+        ("N=1,N=2", "`N` is given twice"),
     ],
 )
 def test_a_dimension_that_cannot_be_used_is_an_error_with_a_hint(linear: Path, text: str, message: str) -> None:
