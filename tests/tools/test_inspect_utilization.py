@@ -46,8 +46,8 @@ def test_multiply_adds_equal_the_closed_form(document: dict[str, Any]) -> None:
     for batch, rows in zip(document["batches"], (1, 16), strict=True):
         assert batch["multiply_adds"] == rows * document["macs"]
         assert sum(row["multiply_adds"] for row in batch["nodes"]) == rows * document["macs"]
-        assert run["shapes"] == {"image": [rows, 3, 16, 16]}
-        assert run["unknown"] == [] and run["nodes_not_run"] == []
+        assert batch["shapes"] == {"image": [rows, 3, 16, 16]}
+        assert batch["unknown"] == [] and batch["nodes_not_run"] == []
 
 
 def test_the_numbers_of_a_row_fit_together(document: dict[str, Any]) -> None:
