@@ -125,8 +125,10 @@ class Layer:
             if layer.softcap:
                 scores = layer.softcap * np.tanh(scores / layer.softcap)
             for masked in self._masked(scores):
-                spread = np.exp(masked - masked.max(-1, keepdims=True))
-                weights = spread / spread.sum(-1, keepdims=True)
+                with np.errstate(invalid="ignore"):
+                    spread = np.exp(masked - masked.max(-1, keepdims=True))
+                    # A query that sees no key has the result zero, where a model replaces what is no number.
+                    weights = np.nan_to_num(spread / spread.sum(-1, keepdims=True))
                 y = np.einsum("bhst,bthe,ohe->bso", weights, v, heads.output)
                 y = y if heads.output_bias is None else y + heads.output_bias
                 y = y.swapaxes(0, 1) if flip else y

@@ -254,6 +254,8 @@ def _head(output: oir.Value, facts: Inference) -> Head | Miss | None:
         elif scaled is not None:
             nodes.append(node)
             source = scaled[0]
+        elif is_op(node, "Slice", "Gather") and not _keeps_last(node, facts):
+            return Miss(node, "the output is a part of the scores of a linear layer")
         elif is_op(node, *_BEHIND):
             nodes.append(node)
             source = node.inputs[0]
@@ -266,6 +268,12 @@ def _head(output: oir.Value, facts: Inference) -> Head | Miss | None:
             return None
         value, node = source, source.producer()
     return None
+
+
+def _keeps_last(node: oir.Node, facts: Inference) -> bool:
+    """Whether the last axis is as long behind a node as it is before."""
+    before, after = facts.shape(node.inputs[0]), facts.shape(node.outputs[0])
+    return not before or (bool(after) and before[-1] == after[-1])  # type: ignore[index]
 
 
 _BEHIND = (
@@ -306,7 +314,8 @@ def _tie(linear: Linear, tables: list[Embedding]) -> tuple[Embedding | None, str
         return None, ""
     for table in tables:
         if (table.rows, table.width) == (linear.out_features, linear.in_features):
-            if table.table.source is linear.parameter.source:
+            square = table.rows == table.width and not np.array_equal(table.read(), linear.weight())
+            if table.table.source is linear.parameter.source and not square:
                 return table, "tied"
     for table in tables:
         if (table.rows, table.width) == (linear.out_features, linear.in_features):

@@ -20,6 +20,7 @@ from block_networks import Encoder, torch
 
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.blocks import Structure, stacks
+from burnish.ir.views.embedding import Head, heads
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
 
@@ -187,6 +188,31 @@ def test_streams_that_read_each_other_in_turns_are_no_blocks() -> None:
     assert found.blocks == []
     assert any("another stream is computed with the same nodes" in one for one in found.missing)
     assert view_oracle.block_complaints(model, feeds) == (0, [])
+
+
+class Scores(torch.nn.Module):
+    """Words, and a product with the same square table, the one way round or the other, of which a part is given."""
+
+    def __init__(self, turned: bool, part: int) -> None:
+        super().__init__()
+        self.words, self.turned, self.part = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH)), turned, part
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words[ids]
+        return (x @ (self.words.t() if self.turned else self.words))[..., : self.part]
+
+
+@pytest.mark.parametrize("form", [oir.Model.clone, normal], ids=["raw", "normal"])
+def test_a_head_that_multiplies_with_the_table_the_wrong_way_round_is_not_tied(
+    form: Callable[[oir.Model], oir.Model],
+) -> None:
+    ids = torch.randint(0, WIDTH, (2, 5))
+    for turned in (True, False):
+        (found,) = heads(form(exported(Scores(turned, WIDTH + 1), ids)[0]))
+        assert isinstance(found, Head)
+        assert bool(found.tie) == turned
+    (found,) = heads(form(exported(Scores(True, 3), ids)[0]))
+    assert getattr(found, "reason", None) == "the output is a part of the scores of a linear layer"
 
 
 @cache
