@@ -15,6 +15,7 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention import Miss
+from burnish.ir.views.choice import altered
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, find_parameter, write_input
 from burnish.ir.walk import is_op, walk
@@ -164,7 +165,8 @@ def _routed(node: oir.Node, facts: Inference) -> Experts | Miss | None:
         return Miss(node, "how many experts are chosen is not known")
     gathers, taken = _uses_of_choice(node.outputs[1], count, facts)
     if gathers:
-        found, spelling = _gathered(gathers, count), "gathered"
+        reason = altered(gathers, node.outputs[1], count, chosen[0], facts)
+        found, spelling = reason or _gathered(gathers, count), "gathered"
     else:
         found, spelling = _separate(taken, count), "separate"
     if isinstance(found, str):

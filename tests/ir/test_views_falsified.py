@@ -21,6 +21,7 @@ from block_networks import Encoder, torch
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.blocks import Structure, stacks
 from burnish.ir.views.embedding import Head, heads
+from burnish.ir.views.experts import Experts, find_experts
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
 
@@ -188,6 +189,38 @@ def test_streams_that_read_each_other_in_turns_are_no_blocks() -> None:
     assert found.blocks == []
     assert any("another stream is computed with the same nodes" in one for one in found.missing)
     assert view_oracle.block_complaints(model, feeds) == (0, [])
+
+
+class Mixture(torch.nn.Module):
+    """Four experts of one matrix, two for each token, whose numbers are changed before the matrices are gathered."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.router, self.change = torch.nn.Linear(WIDTH, 4), change
+        self.matrices = torch.nn.Parameter(torch.zeros(4, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, WIDTH)
+        numbers = self.change(self.router(tokens).softmax(-1).topk(2)[1])
+        return (self.matrices[numbers] @ tokens[:, None, :, None]).sum(1).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda numbers: numbers, ""),
+        (lambda numbers: (numbers + 1) % 4, "changes the numbers of the chosen experts"),
+        (lambda numbers: 3 - numbers, "changes the numbers of the chosen experts"),
+        (lambda numbers: numbers.clamp(0, 2), "changes the numbers of the chosen experts"),
+        (lambda numbers: numbers[:, :1], "takes only some of the chosen experts"),
+    ],
+    ids=["chosen", "next", "opposite", "clamped", "first"],
+)
+def test_experts_of_other_numbers_than_were_chosen_are_refused(change: Callable[[Tensor], Tensor], reason: str) -> None:
+    model, _ = exported(Mixture(change), X)
+    for one in (model, normal(model)):
+        (found,) = find_experts(one)
+        assert isinstance(found, Experts) if not reason else reason in getattr(found, "reason", "")
 
 
 class Scores(torch.nn.Module):
