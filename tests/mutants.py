@@ -175,10 +175,11 @@ class Mutator:
             return None
         flat = array.reshape(-1)
         at = int(self.random.integers(flat.size))
-        if array.dtype.kind == "f":
-            flat[at] = flat[at] * float(self.random.choice([2.0, -1.0, 1e-4])) if np.isfinite(flat[at]) else -2.0
-        else:
-            flat[at] = flat[at] + int(self.random.choice([-1, 1]))
+        with np.errstate(over="ignore"):
+            if array.dtype.kind == "f":
+                flat[at] = flat[at] * float(self.random.choice([2.0, -1.0, 1e-4])) if np.isfinite(flat[at]) else -2.0
+            else:
+                flat[at] = flat[at] + int(self.random.choice([-1, 1]))
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(array, name))
         return f"a number of the constant {name}"
