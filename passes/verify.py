@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
+from burnish.ir.views.embedding import embeddings
 from burnish.passes.protocols import Runner
 
 ROUNDING = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -237,16 +240,32 @@ def compare(
     return result
 
 
-def nudged(array: np.ndarray) -> np.ndarray:
+def nudged(array: np.ndarray, draw: int = 0) -> np.ndarray:
     """A floating-point input with each element moved by one unit of its last place, up or down; others as they are.
 
     Inputs are known to that precision only, so what a model makes of this difference is rounding and nothing else.
+    Another `draw` moves other elements up.
     """
     if array.dtype not in (np.float64, np.float32, np.float16):
         return array
-    up = np.random.default_rng(array.size).random(array.shape) < 0.5
+    up = np.random.default_rng((array.size, draw)).random(array.shape) < 0.5
     moved = np.nextafter(array, np.where(up, np.inf, -np.inf).astype(array.dtype))
     return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
+
+
+@contextmanager
+def nudged_tables(model: oir.Model, draw: int) -> Iterator[None]:
+    """While the context lasts the embedding tables of `model` are nudged: integers cannot be, the rows they pick can."""
+    tables = {value: value.const_value for one in embeddings(model) if (value := one.table.source).is_initializer()}
+    try:
+        for value, tensor in tables.items():
+            if tensor is not None:
+                moved = nudged(tensor.numpy(), draw)
+                value.const_value = oir.Tensor(moved, dtype=tensor.dtype, name=tensor.name)
+        yield
+    finally:
+        for value, tensor in tables.items():
+            value.const_value = tensor
 
 
 def replay(before: Runner, after: Runner, sample: Sample) -> float:

@@ -179,3 +179,35 @@ def test_where_rounding_is_amplified_float64_has_the_last_word():
     judge = Judge(exact, exact, lambda model: Shaken(), ReferenceRunner, lambda first, second, feeds: _verdict(False))
     with pytest.raises(Miscompiled, match="float64"):
         Prover(Pipeline([Nudge()]), model, SAMPLES, judge, "ends", frozenset()).run()
+
+
+def test_steps_that_rounding_decides_are_no_miscompilation_where_only_integers_come_in():
+    """Numbers are rounded to the places of 2000, as scores are beside a mask of -10000: another order moves some by one."""
+
+    @dataclass(frozen=True)
+    class Reorder(ExactPass):
+        """Add the constants first."""
+
+        def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+            first, second, *_ = walk(model, "Add")
+            if first.inputs[1].producer() is not None or not outcome.take(second):
+                return
+            total = edit.make("Add", [first.inputs[1], second.inputs[1]], like=second)
+            edit.insert_before(first, [total])
+            edit.set_input(second, 0, first.inputs[0])
+            edit.set_input(second, 1, total.outputs[0])
+            edit.remove_unused([first])
+
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (int64[N] ids) => (float[N, 256] y)
+    <float[1] u = {0.7}, float[1] v = {-0.3}, float[1] low = {-2000.0}, float[1] high = {2000.0}, float[1, 1] none = {0.0}> {
+      a = Gather (none, ids)  b = Add (a, u)  c = Add (b, v)  d = Add (c, low)  y = Add (d, high)
+    }
+    """
+    model = oir.from_proto(onnx.parser.parse_model(text))
+    table = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    edit.set_input(walk(model, "Gather")[0], 0, edit.add_constant(model, "table", table))
+    samples = [Sample("all rows", {"ids": np.arange(256)})]
+    found = Prover(Pipeline([Reorder()]), model, samples, _judge(), "ends", frozenset()).run().verification
+    assert found.holds and found.loosened == ["all rows"] and found.replay < 1e-9
