@@ -260,7 +260,8 @@ class _Checker:
         result = verify.compare(self.expected, runner, self._noise)
         if not result.holds and self._rounding and self._draws < DRAWS:
             # One draw may miss what rounding does to a model of steps, such as scores beside a mask of -10000.
-            for self._draws in range(self._draws + 1, DRAWS + 1):
+            while self._draws < DRAWS:
+                self._draws += 1
                 self._move_inputs(self._draws)
             result = verify.compare(self.expected, runner, self._noise)
         loose = [sample for sample, _ in self.expected.kept if sample.name in result.loosened]

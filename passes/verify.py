@@ -255,7 +255,7 @@ def nudged(array: np.ndarray, draw: int = 0) -> np.ndarray:
 
 @contextmanager
 def nudged_tables(model: oir.Model, draw: int) -> Iterator[None]:
-    """While the context lasts the embedding tables of `model` are nudged: integers cannot be, the rows they pick can."""
+    """While the context lasts the embeddings of `model` are nudged: integers cannot be, the rows they pick can."""
     tables = {value: value.const_value for one in embeddings(model) if (value := one.table.source).is_initializer()}
     try:
         for value, tensor in tables.items():

@@ -182,7 +182,7 @@ def test_where_rounding_is_amplified_float64_has_the_last_word():
 
 
 def test_steps_that_rounding_decides_are_no_miscompilation_where_only_integers_come_in():
-    """Numbers are rounded to the places of 2000, as scores are beside a mask of -10000: another order moves some by one."""
+    """Numbers are rounded to the places of 2000, as scores are beside a mask of -10000: another order moves some."""
 
     @dataclass(frozen=True)
     class Reorder(ExactPass):
@@ -201,7 +201,9 @@ def test_steps_that_rounding_decides_are_no_miscompilation_where_only_integers_c
     text = """
     <ir_version: 8, opset_import: ["": 17]>
     g (int64[N] ids) => (float[N, 256] y)
-    <float[1] u = {0.7}, float[1] v = {-0.3}, float[1] low = {-2000.0}, float[1] high = {2000.0}, float[1, 1] none = {0.0}> {
+    <float[1] u = {0.7}, float[1] v = {-0.3}, float[1] low = {-2000.0}, float[1] high = {2000.0},
+     float[1, 1] none = {0.0}>
+    {
       a = Gather (none, ids)  b = Add (a, u)  c = Add (b, v)  d = Add (c, low)  y = Add (d, high)
     }
     """
