@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import onnx_ir as oir
 
+from burnish.frontends.function_checks import check_calls
 from burnish.ir.errors import InputError
 from burnish.ir.opsets import MISJUDGED
 
@@ -89,10 +90,9 @@ def check_structure(proto: onnx.ModelProto, place: str) -> bool:
         Whether the nodes of every graph are in an order in which they can run.
 
     Raises:
-        InputError: a value is made twice or never, or nodes or functions form a cycle.
+        InputError: a value is made twice or never, nodes or functions form a cycle, or functions stand for too much.
     """
     _, ordered = _check_graph(proto.graph, frozenset(), place)
-    calls: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for function in proto.functions:
         graph = onnx.GraphProto(node=function.node)
         graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
@@ -100,14 +100,7 @@ def check_structure(proto: onnx.ModelProto, place: str) -> bool:
         in_function = f"{place}: function {quoted(function.name)}"
         free, good = _check_graph(graph, frozenset(), in_function)
         ordered &= good
-        calls.setdefault((function.domain, function.name), set()).update(
-            (node.domain, node.op_type) for node in _nodes(function.node)
-        )
-    try:
-        graphlib.TopologicalSorter(calls).prepare()
-    except graphlib.CycleError as error:
-        names = " -> ".join(quoted(name) for _, name in error.args[1][:6])
-        raise InputError(f"functions call each other in a cycle: {names}", place=place, hint=_EXPORT_AGAIN) from None
+    check_calls(proto, place, _nodes, quoted, _EXPORT_AGAIN)
     return ordered
 
 

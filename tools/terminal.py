@@ -32,13 +32,7 @@ EXIT_CODES = {
 
 def out() -> Console:
     """The console for data: stdout."""
-    from rich.console import Console
-
-    class Data(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Data(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
+    return _console(sys.stdout.isatty())
 
 
 def show(table: Table, console: Console) -> None:
@@ -64,15 +58,34 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_printable, row))
     return made
+
 
 
 def talk() -> Console:
     """The console for everything said to a person: stderr."""
+    return _console(sys.stderr.isatty(), stderr=True)
+
+
+def _console(is_terminal: bool, **settings: Any) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False, emoji=False)
+    class Plain(Console):
+        """Prints text as it is, save for what would move the cursor or colour the screen: names come from the file."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(_printable(one, "\n") if isinstance(one, str) else one for one in objects), **options)
+
+    return Plain(soft_wrap=not is_terminal, highlight=False, markup=False, emoji=False, **settings)
+
+
+def _printable(text: str, kept: str = "") -> str:
+    """`text` with control characters written out, save those `kept`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
 def run(command: Callable[..., Any], **settings: Any) -> None:

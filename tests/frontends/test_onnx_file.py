@@ -320,6 +320,30 @@ def test_a_cycle_through_a_branch(tmp_path):
     refused(saved(parsed(body), tmp_path), "cycle.*`a` .If.*`b` .Relu")
 
 
+def test_functions_that_stand_for_more_nodes_than_any_memory_holds(tmp_path):
+    """Each function calls the one before twice: 40 of them are a file of some kilobytes and 2 ** 40 nodes."""
+    layers = [
+        onnx.helper.make_function(
+            "local", f"f{depth}", ["x"], ["y"],
+            [
+                onnx.helper.make_node(f"f{depth - 1}" if depth else "Relu", [a], [b], domain="local" if depth else "")
+                for a, b in (("x", "m"), ("m", "y"))
+            ],
+            [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("local", 1)],
+        )
+        for depth in range(40)
+    ]  # fmt: skip
+    for count, allowed in ((10, True), (40, False)):
+        model = parsed(f"g (float[2] x) => (float[2] y) {{ y = local.f{count - 1} (x) }}")
+        model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+        model.functions.extend(layers[:count])
+        path = saved(model, tmp_path, f"{count}.onnx")
+        if allowed:
+            onnx_file.read(path)
+        else:
+            refused(path, r"its functions stand for 1.1e\+12 nodes")
+
+
 def test_duplicate_initializers_and_inputs(tmp_path):
     model = mlp()
     model.graph.initializer.append(model.graph.initializer[0])

@@ -100,3 +100,12 @@ def test_counts_are_positive_numbers(text: str) -> None:
 
 def test_counts_keep_their_order_and_come_once() -> None:
     assert parse_counts("4,1,4", "--batch", "batch sizes") == [4, 1]
+
+
+def test_names_cannot_move_the_cursor_or_colour_the_screen(linear: Path) -> None:
+    proto = onnx.load(linear)
+    proto.producer_name, proto.graph.node[1].name = "\x1b[2Jhand", "\x1b[31mred\nfile  forged.onnx"
+    onnx.save(proto, linear)
+    shown = printed(str(linear), "--dims", "N=1")
+    assert "\x1b" not in shown and "\nfile  forged.onnx" not in shown
+    assert r"\x1b[2Jhand" in shown and r"\x1b[31mred\nfile  forged.onnx" in shown
