@@ -6,14 +6,17 @@ is the result. Names are reported and never read.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as oir
 
 from burnish.ir import match
+from burnish.ir.errors import InputError
 from burnish.ir.views.heads import Axes
 from burnish.ir.views.trail import Climber, Store, Trail
-from burnish.ir.walk import bodies, is_op, walk
+from burnish.ir.walk import bodies, is_op, main_graphs, walk
 
 _MEANING = {"b": "batch", "h": "heads", "g": "heads", "s": "new", "t": "total", "u": "new", "p": "past"} | {
     "d": "size", "e": "size", "w": "batch", "m": "length"
@@ -70,6 +73,38 @@ class Cache:
         """The outputs of the model it is given through, each once."""
         found = [port.present for port in (self.key, self.value) if port is not None and port.present is not None]
         return tuple(dict.fromkeys(found))
+
+
+def rename_ports(model: oir.Model, names: Mapping[oir.Value, str]) -> None:
+    """Give inputs and outputs of the model other names, all at once, so that two layers can change places.
+
+    Nothing else of the model changes. Whoever calls the model has to know of it.
+
+    Args:
+        model: changed in place.
+        names: the new names of inputs and outputs, such as the `past` and `present` of caches.
+
+    Raises:
+        InputError: a value is no input or output of the model, or a name is empty, taken, or given twice; nothing is
+            renamed then.
+    """
+    ports = {*model.graph.inputs, *model.graph.outputs}
+    for value in names:
+        if value not in ports or value.const_value is not None:
+            raise InputError(f"`{value.name}` is no input or output of the model", hint="name the ports of a cache")
+    made = [
+        value
+        for graph in main_graphs(model)
+        for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs))
+    ]
+    wanted = Counter(names.values())
+    taken = {value.name for value in made if value not in names}
+    for name, count in wanted.items():
+        if not name or count > 1 or name in taken:
+            cause = f"the name `{name}` is {'given twice' if count > 1 else 'taken'}" if name else "a port needs a name"
+            raise InputError(cause, hint="give every input and output a name of its own")
+    for value, name in names.items():
+        value.name = name
 
 
 def read_cache(keys: tuple[Climber, Trail], values: tuple[Climber, Trail], cross: bool) -> Cache:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as oir
 import pytest
 from attention_laws import layer_of
 from golden import parse_graph
 
+from burnish.backends.ort.session import executor
+from burnish.ir import text
+from burnish.ir.errors import InputError
 from burnish.ir.views.attention_layer import AttentionLayer, Miss, attention_layers
+from burnish.ir.views.cache import rename_ports
 from burnish.ir.views.state import states
 
 LAYER = """
@@ -245,3 +250,38 @@ def test_probabilities_that_no_product_takes() -> None:
     assert found.reason == "its probabilities go through Abs, not into a product with values"
     router = "g (float[B, 6] x) => (float[B, 4] y) <float[6, 4] w> { a = MatMul (x, w)  p = Softmax (a)  y = Abs (p) }"
     assert not list(attention_layers(oir.from_proto(parse_graph(router))))
+
+
+def test_the_ports_of_a_cache_are_renamed_all_at_once() -> None:
+    inputs, outputs, join, _ = CACHES["heads before positions"]
+    model = model_of(inputs, outputs, join)
+    before = text.text(model)
+    cache = layer_of(model).cache
+    ports = (*cache.past, *cache.present)
+    rename_ports(model, {port: str(port.name) for port in ports})
+    assert text.text(model) == before
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 6), "foo": (2, 2, 4, 3), "bar": (2, 2, 4, 3)}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    expected = executor()(model).run(feeds)
+    crossed = {"foo": "bar", "bar": "foo", "keys": "present.7.key", "values": "keys", "x": "x", "y": "y"}
+    rename_ports(model, {port: crossed[str(port.name)] for port in ports})
+    found = executor()(model).run({crossed[name]: array for name, array in feeds.items()})
+    assert list(found) == ["y", "present.7.key", "keys"]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[crossed[name]], array)
+
+
+@pytest.mark.parametrize(
+    "name, cause", [("", "needs a name"), ("y", "taken"), ("scores", "taken"), ("bar", "given twice")]
+)
+def test_a_name_that_a_port_cannot_have_is_refused_and_nothing_renamed(name: str, cause: str) -> None:
+    inputs, outputs, join, _ = CACHES["heads before positions"]
+    model = model_of(inputs, outputs, join)
+    before = text.text(model)
+    foo, bar = layer_of(model).cache.past
+    with pytest.raises(InputError, match=cause):
+        rename_ports(model, {foo: name, bar: "bar"})
+    with pytest.raises(InputError, match="no input or output"):
+        rename_ports(model, {model.graph[0].outputs[0]: "inner"})
+    assert text.text(model) == before
