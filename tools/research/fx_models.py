@@ -171,13 +171,13 @@ def _gradients(module: Any, feeds: Sequence[Arrays]) -> dict[str, Any]:
 
 
 def _matters(module: Any, parameter: Any, feeds: Sequence[Arrays]) -> bool:
-    """Whether an output changes with a parameter."""
+    """Whether an output changes a little with a parameter; one that only moves steps, such as a search, does not."""
     import torch
 
     with torch.no_grad():
         before = [module(*_tensors(one)) for one in feeds]
         kept = parameter.clone()
-        parameter.add_(torch.randn_like(parameter) * (1e-2 + parameter.abs().mean()))
+        parameter.add_(torch.randn_like(parameter) * 1e-4 * (1e-2 + parameter.abs().mean()))
         after = [module(*_tensors(one)) for one in feeds]
         parameter.copy_(kept)
     pairs = [(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)]
