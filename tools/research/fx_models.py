@@ -164,20 +164,35 @@ def _gradients(module: Any, feeds: Sequence[Arrays]) -> dict[str, Any]:
         reached |= {n for n, p in parameters.items() if p.grad is not None and bool((p.grad != 0).any())}
     module.zero_grad()
     silent = [name for name in parameters if name not in reached]
+    smooth = [name for name in silent if not _only_chooses(module, name)]
     return {
         "parameters": len(parameters), "weights": sum(p.numel() for p in parameters.values()),
-        "silent": silent, "missed": [n for n in silent if _matters(module, parameters[n], feeds[:3])],
+        "silent": silent, "missed": [n for n in smooth if _matters(module, parameters[n], feeds[:3])],
     }  # fmt: skip
 
 
+def _only_chooses(module: Any, name: str) -> bool:
+    """Whether all ways from a parameter to the outputs lead through an ArgMin, an ArgMax or a shape: no gradient."""
+    pending = [node for node in module.graph.nodes if node.op == "get_attr" and node.target == name]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node.op == "output":
+            return False
+        if node.meta.get("onnx_op", ("", ""))[1] not in ("ArgMin", "ArgMax", "Shape", "Size"):
+            pending += [user for user in node.users if user not in seen]
+            seen.update(node.users)
+    return True
+
+
 def _matters(module: Any, parameter: Any, feeds: Sequence[Arrays]) -> bool:
-    """Whether an output changes a little with a parameter; one that only moves steps, such as a search, does not."""
+    """Whether an output changes with a parameter."""
     import torch
 
     with torch.no_grad():
         before = [module(*_tensors(one)) for one in feeds]
         kept = parameter.clone()
-        parameter.add_(torch.randn_like(parameter) * 1e-4 * (1e-2 + parameter.abs().mean()))
+        parameter.add_(torch.randn_like(parameter) * (1e-2 + parameter.abs().mean()))
         after = [module(*_tensors(one)) for one in feeds]
         parameter.copy_(kept)
     pairs = [(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)]

@@ -98,7 +98,7 @@ def write() -> str:
     judged, wrong = len(right) - len(close), len(rows) - len(right)
     total, alone = sum(row["parameters"] for row in ran), sum(not r["opaque"] for r in ran)
     same, again = sum(r["identity"] for r in ran), sum(r["written_right"] for r in ran)
-    rest = f"\n  Of the other {len(silent)}, {missed} move an output by degrees (below)." if silent else ""
+    rest = f"\n  Of the other {len(silent)}, {missed} should have one (below)." if silent else ""
     families = table(_FAMILY_HEAD, _families(rows))
     cases = table(("model", "sample", "torch", "ONNX Runtime"), _judged(rows))
     text = f"""# The torch bridge on whole models
@@ -138,8 +138,8 @@ the large values are made to amplify rounding. Right is what is within 1e-5, or 
 {cases}
 """
     if silent:
-        text += "\n## Parameters without a gradient\n\nNo output moves with them by degrees on any sample. "
-        text += "Those of the codec choose its codes:\nthe outputs move in steps alone.\n\n"
+        text += "\n## Parameters without a gradient\n\n"
+        text += "Outputs depend on them through the choice of an ArgMin or ArgMax alone, or not at all.\n\n"
         text += table(("model", "parameter"), [(m, f"`{n}`") for m, n in silent]) + "\n"
     bad = [(r["model"], r.get("failed") or r.get("unreadable") or "wrong") for r in rows if r not in right]
     if bad:
