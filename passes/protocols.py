@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as oir
@@ -64,6 +64,39 @@ class Observer(Runner, Protocol):
 
 Executor = Callable[[oir.Model], Runner]
 """Makes a runner for a model; raises InputError when the model cannot be loaded or its runtime is missing."""
+
+
+class Measure(Protocol):
+    """A number for what a model computes on many samples, made of what is kept of each sample.
+
+    Attributes:
+        name: `accuracy`, `divergence`, ...
+        higher_is_better: whether a larger number is better.
+    """
+
+    name: str
+    higher_is_better: bool
+
+    def partial(self, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], sample: Sample) -> Any:
+        """What is kept of one sample, small where that is possible.
+
+        Args:
+            outputs: what a model computes.
+            reference: what the original computes on the same sample.
+            sample: its inputs and labels.
+
+        Raises:
+            InputError: labels are missing or do not fit, or the outputs are not what is measured.
+        """
+        ...
+
+    def value(self, partials: Sequence[Any]) -> float:
+        """The number over all samples.
+
+        Raises:
+            InputError: it is NaN, or there are no samples.
+        """
+        ...
 
 
 @dataclass(frozen=True)

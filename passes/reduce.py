@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as oir
 
+from burnish.ir import part
 from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.samples import Sample
 from burnish.passes import verify
@@ -54,39 +55,15 @@ def _neighbourhood(centre: oir.Node, hops: int) -> set[oir.Node]:
 
 
 def _extract(model: oir.Model, region: set[oir.Node], sample: Sample, judge: Judge) -> tuple[oir.Model, Sample]:
-    made = {value for node in region for value in node.outputs}
-    read = {value for node in region for value in _reads(node) if value not in made}
-    inputs = [value for value in model.graph.inputs if value in read]
-    inputs += [value for node in model.graph for value in node.outputs if value in read]
-    outputs = [
-        value
-        for node in model.graph
-        if node in region
-        for value in node.outputs
-        if value.is_graph_output() or any(use.node not in region for use in value.uses())
-    ]
+    inputs, _ = part.ends(model, region)
     observed = _observe(model, inputs, sample, judge)
-    graph = oir.convenience.extract(model.graph, inputs, outputs)
-    for value in graph.inputs:
+    small = part.part(model, region)
+    for value in small.graph.inputs:
         array = observed[str(value.name)]
         value.dtype = value.dtype or oir.DataType.from_numpy(array.dtype)
         if value.shape is None:
             value.shape = oir.Shape([None] * array.ndim)
-    small = oir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    return small.clone(), Sample(f"inner values of: {sample.name}", observed)
-
-
-def _reads(node: oir.Node) -> list[oir.Value]:
-    found = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == oir.AttributeType.GRAPH:
-            found += [
-                v
-                for inner in attribute.as_graph().all_nodes()
-                for v in inner.inputs
-                if v is not None and v.graph is node.graph
-            ]
-    return found
+    return small, Sample(f"inner values of: {sample.name}", observed)
 
 
 def _observe(model: oir.Model, values: list[oir.Value], sample: Sample, judge: Judge) -> dict:  # type: ignore[type-arg]

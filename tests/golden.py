@@ -4,6 +4,9 @@ The file's name is the pass. A case is prose, an `onnx` block, an optional `opti
 `becomes` block (the text of the result) or an `unchanged` block (one `operator: reason` a line). The header of the
 graph may be left out. A value declared between `<` and `>` without values, which no node computes, is a weight and
 gets values from a seed made of its name.
+
+A lossy pass whose options name nothing outright has a `proposes` block (its edits, then the sites left alone), or an
+`edits` block (`site | option` a line) before the `becomes` block; weights are not shown.
 """
 
 from __future__ import annotations
@@ -20,14 +23,18 @@ import onnx
 import onnx.parser
 import onnx_ir as oir
 from laws import LawBroken, check_laws, rewrite
+from lossy_laws import check_edits, check_sound, made, proposals
 from onnx_ir.passes import common
 
+from burnish.ir.errors import InputError
 from burnish.ir.text import text
 from burnish.ir.walk import walk
 from burnish.passes import catalog
 from burnish.passes.base import Outcome, Pass
+from burnish.passes.lossy import LossyPass
 
-_BLOCK = re.compile(r"^```(onnx|options|becomes|unchanged)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+_KINDS = "onnx|options|edits|becomes|proposes|unchanged"
+_BLOCK = re.compile(rf"^```({_KINDS})[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _POSITIVE = ("var", "scale")
 
 
@@ -48,6 +55,7 @@ class Case:
     sentence: str
     graph: Block
     options: Block | None
+    edits: Block | None
     expected: Block | None
 
 
@@ -59,9 +67,10 @@ def read_cases(source: str) -> list[Case]:
     for first, behind in zip(starts, [*starts[1:], len(blocks)], strict=True):
         graph, rest = blocks[first], blocks[first + 1 : behind]
         options = next((block for block in rest if block.kind == "options"), None)
-        expected = next((block for block in rest if block.kind in ("becomes", "unchanged")), None)
+        edits = next((block for block in rest if block.kind == "edits"), None)
+        expected = next((block for block in rest if block.kind in ("becomes", "proposes", "unchanged")), None)
         prose = source[blocks[first - 1].end if first else 0 : graph.start]
-        cases.append(Case(_sentence(prose, len(cases) + 1), graph, options, expected))
+        cases.append(Case(_sentence(prose, len(cases) + 1), graph, options, edits, expected))
     return cases
 
 
@@ -88,25 +97,56 @@ def run_case(path: Path, index: int, bless: bool) -> None:
     name = path.stem.replace("_", "-")
     (one,) = catalog.parse(name + (case.options.content.strip() if case.options is not None else ""))
     before = prepare(parse_graph(case.graph.content), one)
-    after, outcome = rewrite(one, before)
-    found = _result(after, outcome)
+    if isinstance(one, LossyPass):
+        found = _lossy(one, before, case)
+    else:
+        after, outcome = rewrite(one, before)
+        found = _result(after, outcome)
     if bless:
         path.write_text(_blessed(source, case, *found))
     else:
         _compare(case, *found)
-    check_laws(one, before, after, outcome)
+    if not isinstance(one, LossyPass):
+        check_laws(one, before, after, outcome)
+
+
+def _lossy(one: LossyPass, before: oir.Model, case: Case) -> tuple[str, str]:
+    """What a lossy pass proposes, or makes of what the case or its options choose; held to the laws of such passes."""
+    outcome = Outcome(one.pass_name())
+    if case.edits is None:
+        try:
+            chosen = one.asked(before, outcome)
+        except InputError:
+            edits, outcome = proposals(one, before)
+            check_edits(one, before, edits)
+            lines = [f"{edit.site} | {edit.option} | {edit.savings.parameters:,} parameters\n" for edit in edits]
+            return "proposes", "".join(lines) + _skips(outcome)
+    else:
+        edits, _ = proposals(one, before)
+        check_edits(one, before, edits)
+        by_name = {f"{edit.site} | {edit.option}": edit for edit in edits}
+        chosen = [by_name[line] for line in case.edits.content.splitlines()]
+    if not chosen:
+        return "unchanged", _skips(outcome)
+    after, _ = made(one, before, chosen)
+    check_sound(before, after)
+    return "becomes", text(after, weights=False)
+
+
+def _skips(outcome: Outcome) -> str:
+    return "".join(f"{skip.op}: {skip.reason}\n" for skip in outcome.skipped)
 
 
 def _result(after: oir.Model, outcome: Outcome) -> tuple[str, str]:
     """The kind of block and its content."""
     if outcome.rewritten:
         return "becomes", text(after)
-    return "unchanged", "".join(f"{skip.op}: {skip.reason}\n" for skip in outcome.skipped)
+    return "unchanged", _skips(outcome)
 
 
 def _compare(case: Case, kind: str, content: str) -> None:
     if case.expected is None:
-        raise LawBroken("the case has no `becomes` or `unchanged` block; `pytest --bless FILE` writes it")
+        raise LawBroken("the case has no `becomes`, `proposes` or `unchanged` block; `pytest --bless FILE` writes it")
     if case.expected.kind != kind:
         raise LawBroken(f"expected `{case.expected.kind}`, found `{kind}`:\n\n{content}")
     if case.expected.content != content:
@@ -120,7 +160,7 @@ def _blessed(source: str, case: Case, kind: str, content: str) -> str:
     block = f"```{kind}\n{content}```"
     if case.expected is not None:
         return source[: case.expected.start] + block + source[case.expected.end :]
-    end = (case.options or case.graph).end
+    end = (case.edits or case.options or case.graph).end
     return f"{source[:end]}\n\n{block}{source[end:]}"
 
 

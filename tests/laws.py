@@ -85,7 +85,7 @@ def check_laws(one: Pass, before: oir.Model, after: oir.Model, outcome: Outcome)
     if none.rewritten:
         raise LawBroken("a run that may rewrite nothing rewrites something: ask `outcome.take` before each rewrite")
     check_contract(before, after)
-    _check_nothing_unused(before, after)
+    check_nothing_unused(before, after)
     proto = oir.to_proto(after)
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -105,7 +105,7 @@ def check_contract(before: oir.Model, after: oir.Model) -> None:
             raise LawBroken(f"the {role} were {', '.join(old)} and are {', '.join(new)}")
 
 
-def _check_nothing_unused(before: oir.Model, after: oir.Model) -> None:
+def check_nothing_unused(before: oir.Model, after: oir.Model) -> None:
     """No initializer and no node is left that nobody reads, unless it was so before."""
     left = _unused(after) - _unused(before)
     if left:

@@ -1,0 +1,185 @@
+"""What a lossy pass is: it lists edits, each with what it would save, and makes those that are chosen.
+
+The engine scores every edit alone, chooses among the edits of all lossy passes together, and measures the joint result.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import cost
+from burnish.ir.edit import separate_names
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.passes import catalog
+from burnish.passes.base import Outcome, Pass
+from burnish.passes.protocols import Executor, Observer
+from burnish.passes.sites import Keep
+
+Keeps = Callable[[oir.Model, Mapping[str, tuple[oir.Value, int | None]]], Mapping[str, Keep | str | None]]
+"""Which rows of values (each with the axis of its features) count and are no padding, or why that cannot be told."""
+
+Gradients = Callable[[oir.Model, Sequence[Sample]], Mapping[str, np.ndarray]]
+"""The gradient of the task's loss, summed over all samples, by the name of the initializer."""
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What one edit alone takes away; negative numbers are what it adds.
+
+    Attributes:
+        parameters: elements of constants that the model holds.
+        bytes: bytes of constants that the model holds.
+        macs: multiply-adds of one run on the sample with the most; None when unknown.
+        seconds: seconds of one run on the target, from timed kernels; None when not measured.
+    """
+
+    parameters: int = 0
+    bytes: int = 0
+    macs: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One independent change that could be made to a model.
+
+    Attributes:
+        spec: the pass that makes it, with its options, as text.
+        site: what it changes, for people and as a key: `block 7`, `encoder.0.query`. Stable from run to run.
+        option: what it makes of it: `drop`, `rank 96`.
+        claims: what it takes for itself, mostly names of nodes. Two edits with a claim in common exclude each other.
+        savings: what it alone takes away.
+        payload: arrays that `apply` needs and the model does not hold, such as a basis; edits may share them.
+        anchors: names of the nodes or values by which `apply` finds its site again.
+    """
+
+    spec: str
+    site: str
+    option: str
+    claims: frozenset[str]
+    savings: Savings
+    payload: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    anchors: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The edit as text: the same for the same edit of the same model in every run."""
+        return f"{self.spec} | {self.site} | {self.option}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a lossy pass may look at when it proposes.
+
+    Attributes:
+        samples: the samples that edits are fitted to; never those that the result is verified on.
+        execute: makes a runner for a model.
+        observe: makes an observer for a model.
+        keeps: says which rows of a value are no padding.
+        gradients: of the task's loss; None where torch is missing.
+        dims: the sizes that the largest sample gives to symbolic dimensions, for multiply-adds.
+    """
+
+    samples: Sequence[Sample]
+    execute: Executor
+    observe: Callable[[oir.Model], Observer]
+    keeps: Keeps
+    gradients: Gradients | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossyPass(Pass):
+    """A pass that changes the function within a budget. It proposes and applies edits; it does not choose.
+
+    Class attributes:
+        order: passes of a lower number apply their chosen edits first: 0 whole blocks, 10 parts of blocks, 20 sharing,
+            30 factors, 40 numbers of fewer bits.
+        needs: also what proposing needs; the engine proposes on the normal form.
+    """
+
+    order: ClassVar[int]
+
+    @abstractmethod
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        """Every edit that could be made, in a fixed order, none of which enlarges the model without saving time.
+
+        Args:
+            model: the model in normal form; not changed.
+            context: samples and what runs models.
+            outcome: takes the sites that are left alone, with the reason (`outcome.skip`); nothing is taken.
+
+        Raises:
+            InputError: the pass cannot work on this model or these samples at all.
+        """
+
+    @abstractmethod
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        """Make edits of this pass, which do not exclude each other, in place; none of them leaves the model as it is.
+
+        Args:
+            model: a copy of what they were proposed for, to which passes of a lower order may have applied theirs.
+            edits: the chosen ones.
+            outcome: `outcome.take(node)` is asked once for each edit, before it is made.
+        """
+
+    def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
+        """The edits that the options name outright, for a pass that needs no measurement to know what to do.
+
+        Raises:
+            InputError: the options leave the choice to a measurement, or name what the model has not.
+        """
+        raise InputError(
+            f"`{self.pass_name()}` has to be told how much may be lost",
+            hint="give samples with `--data` and a budget with `--max-drop` or `--max-size`",
+        )
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        """Make the edits that the options name outright."""
+        self.apply(model, self.asked(model, outcome), outcome)
+
+
+def saved(before: oir.Model, after: oir.Model, dims: Mapping[str, int]) -> Savings:
+    """What `after` holds and multiplies less than `before`.
+
+    Args:
+        before, after: models whose values have shapes; not changed.
+        dims: numbers for symbolic dimensions.
+    """
+    old, new = cost.model_cost(before, dict(dims)), cost.model_cost(after, dict(dims))
+    return Savings(
+        old.total.parameters - new.total.parameters,
+        sum(one.bytes for one in old.stored) - sum(one.bytes for one in new.stored),
+        None if old.macs is None or new.macs is None else old.macs - new.macs,
+    )
+
+
+def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass]) -> tuple[oir.Model, list[Outcome]]:
+    """A copy of `model` with edits of several passes, made in the order of the passes' numbers.
+
+    Args:
+        model: left untouched; weights are shared with the copy.
+        chosen: edits that these passes proposed for `model`; no two exclude each other.
+        passes: the passes.
+
+    Returns:
+        The copy, and the account of each pass that had edits.
+    """
+    copy = model.clone()
+    outcomes = []
+    for one in sorted(passes, key=lambda one: one.order):
+        own = [edit for edit in chosen if edit.spec == catalog.spec(one)]
+        if own:
+            outcome = Outcome(one.pass_name())
+            copy.meta.pop("burnish.names", None)
+            one.apply(copy, own, outcome)
+            separate_names(copy)
+            outcomes.append(outcome)
+    return copy, outcomes
