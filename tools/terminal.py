@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SWITCHES = {
+    "BURNISH_CACHE": "folder for what was measured; else `$XDG_CACHE_HOME/burnish`, else `~/.cache/burnish`",
     "BURNISH_DUMP": "folder for the model's text after every pass that changed it",
     "BURNISH_LIMIT": "stop after so many rewrites",
 }
