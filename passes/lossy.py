@@ -95,6 +95,10 @@ class Context:
     dims: Mapping[str, int] = field(default_factory=dict)
 
 
+class Undecided(InputError):
+    """The options of a lossy pass leave the choice to a measurement. Exit code 2."""
+
+
 @dataclass(frozen=True)
 class LossyPass(Pass):
     """A pass that changes the function within a budget. It proposes and applies edits; it does not choose.
@@ -106,6 +110,14 @@ class LossyPass(Pass):
     """
 
     order: ClassVar[int]
+
+    @property
+    def decided(self) -> bool:
+        """Whether the options settle the choice by a rule that looks at samples (the seven blocks of least influence).
+
+        Then all that `propose` returns is made, and nothing is searched.
+        """
+        return False
 
     @abstractmethod
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
@@ -134,9 +146,10 @@ class LossyPass(Pass):
         """The edits that the options name outright, for a pass that needs no measurement to know what to do.
 
         Raises:
-            InputError: the options leave the choice to a measurement, or name what the model has not.
+            Undecided: the options leave the choice to a measurement.
+            InputError: they name what the model has not, or what cannot be made.
         """
-        raise InputError(
+        raise Undecided(
             f"`{self.pass_name()}` has to be told how much may be lost",
             hint="give samples with `--data` and a budget with `--max-drop` or `--max-size`",
         )

@@ -26,12 +26,11 @@ from laws import LawBroken, check_laws, rewrite
 from lossy_laws import check_edits, check_sound, made, proposals
 from onnx_ir.passes import common
 
-from burnish.ir.errors import InputError
 from burnish.ir.text import text
 from burnish.ir.walk import walk
 from burnish.passes import catalog
 from burnish.passes.base import Outcome, Pass
-from burnish.passes.lossy import LossyPass
+from burnish.passes.lossy import LossyPass, Undecided
 
 _KINDS = "onnx|options|edits|becomes|proposes|unchanged"
 _BLOCK = re.compile(rf"^```({_KINDS})[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -116,7 +115,7 @@ def _lossy(one: LossyPass, before: oir.Model, case: Case) -> tuple[str, str]:
     if case.edits is None:
         try:
             chosen = one.asked(before, outcome)
-        except InputError:
+        except Undecided:
             edits, outcome = proposals(one, before)
             check_edits(one, before, edits)
             lines = [f"{edit.site} | {edit.option} | {edit.savings.parameters:,} parameters\n" for edit in edits]
