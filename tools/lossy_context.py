@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as oir
 
     from burnish.ir.samples import Sample
@@ -26,5 +28,14 @@ def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "o
         execute=executor(threads=threads, target=target),
         observe=lambda one: OrtObserver(one, threads=threads, target=target),
         keeps=keeps_of,
+        gradients=_gradients if find_spec("torch") is not None else None,
         dims=cost.dims_of(model, largest.feeds),
     )
+
+
+def _gradients(model: oir.Model, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
+    """The gradients of the task's loss, computed in torch, which is imported when they are asked for."""
+    from burnish.backends.fx.gradients import gradients
+    from burnish.tools.observe import keeps_of
+
+    return gradients(model, samples, keeps_of)
