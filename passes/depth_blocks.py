@@ -1,0 +1,134 @@
+"""What passes that take blocks out share: blocks named in options, found again, and their states renamed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.views.block import Block, Structure
+from burnish.ir.views.blocks import stacks
+from burnish.ir.views.cache import rename_ports
+
+BLOCKS, STATES = "burnish.blocks", "burnish.states"
+"""Keys of the model's metadata: JSON lists that give, for each block (each block with a state of its own), from the
+first to the last, the number it had in the original model, from 0."""
+
+
+def blocks_of(model: oir.Model) -> Structure:
+    """The blocks of a model.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = stacks(model)
+    if not found.blocks:
+        why = "; ".join(found.missing)
+        raise InputError(f"the model has no residual blocks: {why}", hint="see `burnish inspect --blocks`")
+    return found
+
+
+def numbered(structure: Structure, wanted: str, option: str) -> list[Block]:
+    """The blocks that an option names: numbers with + between them, as in `3+4+12`.
+
+    Raises:
+        InputError: that is no list of different blocks of the model.
+    """
+    blocks = structure.blocks
+    try:
+        numbers = [int(one) for one in wanted.split("+")]
+    except ValueError:
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"`{option}={wanted}` is no list of blocks", hint="give numbers once each, as in `3+4+12`")
+    wrong = next((one for one in numbers if not 0 <= one < len(blocks)), None)
+    if wrong is not None:
+        last = len(blocks) - 1
+        raise InputError(
+            f"there is no block {wrong}: the model has the blocks 0 to {last}", place=f"`{option}={wanted}`"
+        )
+    return [blocks[one] for one in numbers]
+
+
+def anchors(block: Block) -> tuple[str, ...]:
+    """The names of its nodes, by which it is found again."""
+    return tuple(str(node.name) for node in block.nodes)
+
+
+def found_again(structure: Structure, wanted: Sequence[str], site: str) -> Block:
+    """The block that has most of these nodes, and that has none of them in another block.
+
+    Raises:
+        InputError: there is no such block any more.
+    """
+    names = set(wanted)
+    having = [block for block in structure.blocks if any(node.name in names for node in block.nodes)]
+    if len(having) != 1:
+        raise InputError("it is not there any more: another edit has changed it", place=site)
+    return having[0]
+
+
+class States:
+    """The inputs and outputs that carry the states of blocks, read before blocks go, renamed afterwards.
+
+    Exporters number caches by layer. The states of blocks that are alike take the names of the first of them, so that
+    the numbers stay without a gap; no name is read for that.
+
+    Args:
+        model: the model.
+        structure: its blocks.
+    """
+
+    def __init__(self, model: oir.Model, structure: Structure) -> None:
+        self.model = model
+        self.blocks = structure.blocks
+        self.stateful = [block for block in self.blocks if block.inputs or block.outputs]
+        self._names: dict[object, list[list[str]]] = defaultdict(list)
+        for block in self.stateful:
+            self._names[_signature(block)].append([str(port.name) for port in _ports(block)])
+
+    def renamed(self, kept: Iterable[Block]) -> Mapping[oir.Value, str]:
+        """The names that the states of the kept blocks, in their order, shall have."""
+        names: dict[oir.Value, str] = {}
+        taken: dict[object, int] = defaultdict(int)
+        for block in (one for one in kept if one.inputs or one.outputs):
+            key = _signature(block)
+            names.update(zip(_ports(block), self._names[key][taken[key]], strict=True))
+            taken[key] += 1
+        return names
+
+    def renumber(self, kept: Sequence[Block]) -> None:
+        """Close the gaps in the names, now that all other blocks are gone, and note where the kept ones come from."""
+        names = {port: name for port, name in self.renamed(kept).items() if port.name != name}
+        if names:
+            rename_ports(self.model, names)
+
+    def note(self, kept: Sequence[Block]) -> None:
+        """Write into the model's metadata which blocks of the original it has."""
+        _note(self.model, BLOCKS, [self.blocks.index(block) for block in kept], len(self.blocks))
+        own = [self.stateful.index(block) for block in kept if block in self.stateful]
+        if self.stateful:
+            _note(self.model, STATES, own, len(self.stateful))
+
+
+def _note(model: oir.Model, key: str, kept: list[int], count: int) -> None:
+    before = json.loads(model.metadata_props.get(key, "null")) or list(range(count))
+    if len(before) == count:
+        kept = [before[index] for index in kept]
+    model.metadata_props[key] = json.dumps(kept, separators=(",", ":"))
+
+
+def _ports(block: Block) -> tuple[oir.Value, ...]:
+    return (*block.inputs, *block.outputs)
+
+
+def _signature(block: Block) -> object:
+    """Equal for blocks whose states can change places: their numbers, dtypes, ranks and fixed sizes."""
+    return len(block.inputs), tuple((port.dtype, _fixed(port)) for port in _ports(block))
+
+
+def _fixed(port: oir.Value) -> object:
+    return None if port.shape is None else tuple(size if isinstance(size, int) else None for size in port.shape)
