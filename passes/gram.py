@@ -94,10 +94,11 @@ class Gram(Reducer):
     def covariance(self) -> Array:
         """The covariance of the rows (divided by their number), float64, shaped like `matrix`."""
         matrix, mean = self.matrix, self.mean
-        if matrix.ndim == 2:
-            return np.asarray(matrix / self.rows - np.outer(mean, mean))
-        parts = mean.reshape(len(matrix), -1)
-        return np.asarray(matrix / self.rows - parts[:, :, None] * parts[:, None, :])
+        with np.errstate(invalid="ignore", over="ignore"):
+            if matrix.ndim == 2:
+                return np.asarray(matrix / self.rows - np.outer(mean, mean))
+            parts = mean.reshape(len(matrix), -1)
+            return np.asarray(matrix / self.rows - parts[:, :, None] * parts[:, None, :])
 
     def state(self) -> dict[str, Array]:
         self._flush()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import onnx_ir as oir
 
 from burnish.ir.views.convolution import Convolution, convolutions
 from burnish.ir.views.linear import Linear, linears
 from burnish.passes.gram import ConvolutionGram, Gram
+from burnish.passes.reducers import Reducer
 from burnish.passes.sites import refusal
 
 Layer = Linear | Convolution
+R = TypeVar("R", bound=Reducer)
+
+STATISTICS = 1 << 30
+"""Bytes of statistics of layers that are held at once; further layers need further runs over the samples."""
 
 
 def layers(model: oir.Model) -> dict[str, Layer]:
@@ -66,7 +73,31 @@ def gram_of(layer: Layer, *, patches: bool = True, exact: bool = False) -> Gram:
     )
 
 
-def gram_bytes(layer: Layer, gram: Gram) -> int:
-    """The bytes that `gram` holds once it has seen the input of `layer`."""
+def portions(found: Mapping[str, Layer], wanted: Mapping[str, R]) -> Iterator[dict[str, R]]:
+    """The reducers of layers in groups that hold no more than `STATISTICS` bytes, layers of one input together.
+
+    Args:
+        found: layers by name, in order.
+        wanted: what is to see the input of some of them; one that needs more is alone.
+    """
+    part: dict[str, R] = {}
+    held = 0
+    seen: set[tuple[int, str]] = set()
+    for name, reducer in wanted.items():
+        layer = found[name]
+        key = (id(layer.input), reducer.options)
+        size = reducer.nbytes(_row_shape(layer, reducer))
+        if part and held + (0 if key in seen else size) > STATISTICS:
+            yield part
+            part, held, seen = {}, 0, set()
+        held += 0 if key in seen else size
+        part[name] = reducer
+        seen.add(key)
+    if part:
+        yield part
+
+
+def _row_shape(layer: Layer, reducer: Reducer) -> tuple[int, ...]:
+    """A shape whose features are those of the input of a layer."""
     features = layer.in_features if isinstance(layer, Linear) else layer.in_channels
-    return gram.nbytes({0: (features, 1), 1: (1, features, 1)}.get(gram.axis, (1, features)))
+    return {0: (features, 1), 1: (1, features, 1)}.get(reducer.feature_axis or 0, (1, features))

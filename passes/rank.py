@@ -130,7 +130,7 @@ def _check_finite(squares: np.ndarray, what: str) -> None:
 
 
 def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
-    """The ranks of the rows that a layer's weight multiplies.
+    """`utilized` for one layer.
 
     Args:
         layer: the layer.
@@ -140,13 +140,32 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
     Raises:
         InputError: there are no rows, or they or the weight are not finite.
     """
-    blocks = matrices(layer)
+    return utilized(matrices(layer), gram, share)
+
+
+def by_group(matrix: np.ndarray, features: int) -> np.ndarray:
+    """A moment of rows, [groups * features, ...] or [groups, features, features], as the latter."""
+    if matrix.ndim == 3:
+        return matrix
+    starts = range(0, len(matrix), features)
+    return np.stack([matrix[at : at + features, at : at + features] for at in starts])
+
+
+def utilized(blocks: np.ndarray, gram: Gram, share: float = SHARE) -> DataRank:
+    """The ranks of the rows that a weight multiplies.
+
+    Args:
+        blocks: float64 [groups, out / groups, features], as `matrices` gives them.
+        gram: of the rows.
+        share: of the energy.
+
+    Raises:
+        InputError: there are no rows, or they or the weight are not finite.
+    """
     groups, out, features = blocks.shape
     covariance = gram.covariance
     _check_finite(covariance, "its input")
-    if covariance.ndim == 2:
-        parts = range(0, len(covariance), features)
-        covariance = np.stack([covariance[start : start + features, start : start + features] for start in parts])
+    covariance = by_group(covariance, features)
     sources = np.empty((groups, features))
     results = np.empty((groups, min(out, features)))
     for index, (weight, one) in enumerate(zip(blocks, covariance, strict=True)):
@@ -158,8 +177,8 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
             root = weight @ (vectors * np.sqrt(np.maximum(sources[index], 0)))
             results[index] = np.linalg.eigvalsh(root.T @ root)
     feature = count_to(np.maximum(sources, 0), share)
-    utilized = min(feature, count_to(np.maximum(results, 0), share))
-    return DataRank(gram.rows, feature, utilized, utilized / max(results.size, 1), gram.rows <= features)
+    used = min(feature, count_to(np.maximum(results, 0), share))
+    return DataRank(gram.rows, feature, used, used / max(results.size, 1), gram.rows <= features)
 
 
 def fill(gram: Gram, share: float = SHARE) -> Fill:

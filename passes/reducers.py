@@ -221,6 +221,14 @@ class Moments(Reducer):
 
 
 @dataclass
+class Magnitudes(Moments):
+    """`Moments` of the absolute values."""
+
+    def add(self, array: Array, keep: Array | None = None) -> None:
+        super().add(np.abs(numeric(array)), keep)
+
+
+@dataclass
 class Range(Reducer):
     """Least and largest number: of the whole tensor, or at each index of one axis.
 

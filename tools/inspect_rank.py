@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from burnish.tools import terminal
@@ -12,9 +11,6 @@ if TYPE_CHECKING:
     from burnish.passes.gram import Gram
     from burnish.passes.layers import Layer
     from burnish.tools.subject import Subject
-
-STATISTICS = 1 << 30
-"""Bytes of Gram matrices that are held at once; further layers need further runs over the samples."""
 
 
 def report(subject: Subject) -> dict[str, Any]:
@@ -80,7 +76,7 @@ def _add_data(
 ) -> None:
     """Fill in what the samples show, some layers at a time."""
     from burnish.backends.ort.observe import OrtObserver
-    from burnish.passes.layers import unobservable
+    from burnish.passes.layers import portions, unobservable
     from burnish.passes.reservoirs import Several
     from burnish.passes.sites import Site
     from burnish.tools.observe import keeps_of
@@ -98,7 +94,7 @@ def _add_data(
         del wanted[name]
     observer = OrtObserver(subject.model, threads=subject.threads)
     done = 0
-    for part in _parts(found, wanted):
+    for part in portions(found, wanted):
         subject.on_step("observing", done, len(wanted))
         places = {name: Site(found[name].input, keep) for name in part if not isinstance(keep := keeps[name], str)}
         grams = observer.observe(places, part, samples)
@@ -115,27 +111,6 @@ def _reducer(layer: Layer) -> Any:
 
     rows, channels = gram_of(layer, exact=True), gram_of(layer, patches=False, exact=True)
     return Several((rows,) if rows.options == channels.options else (rows, channels))
-
-
-def _parts(found: dict[str, Layer], wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The reducers in groups that hold no more than `STATISTICS` bytes, layers of one input together."""
-    from burnish.passes.layers import gram_bytes
-
-    part: dict[str, Any] = {}
-    held = 0
-    seen: set[tuple[int, str]] = set()
-    for name, reducer in wanted.items():
-        key = (id(found[name].input), reducer.options)
-        size = 0 if key in seen else sum(gram_bytes(found[name], one) for one in reducer.parts)
-        if part and held + size > STATISTICS:
-            yield part
-            part, held, seen = {}, 0, set()
-            size = sum(gram_bytes(found[name], one) for one in reducer.parts)
-        part[name] = reducer
-        held += size
-        seen.add(key)
-    if part:
-        yield part
 
 
 def _fill_in(row: dict[str, Any], layer: Layer, gram: Gram, channels: Gram | None = None) -> None:

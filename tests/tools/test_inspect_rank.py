@@ -11,7 +11,7 @@ import onnx
 import pytest
 from inspecting import run
 
-from burnish.tools import inspect_rank
+from burnish.passes import layers
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
 
@@ -50,7 +50,7 @@ def test_the_layers_may_be_taken_in_several_runs(
 ) -> None:
     words = (str(DEMO / "digits_vit.onnx"), "--data", few)
     whole = document(capsys, *words)
-    monkeypatch.setattr(inspect_rank, "STATISTICS", 1 << 20)
+    monkeypatch.setattr(layers, "STATISTICS", 1 << 20)
     assert document(capsys, *words) == whole
 
 

@@ -1,0 +1,185 @@
+"""Layers as two factors that keep what the data use of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.views.linear import Linear
+from burnish.passes import catalog, factors, rank
+from burnish.passes.base import Outcome
+from burnish.passes.gram import Gram
+from burnish.passes.layers import Layer, gram_of, layers, portions
+from burnish.passes.lossy import Context, Edit, LossyPass
+from burnish.passes.reducers import Magnitudes
+from burnish.passes.reservoirs import Several
+from burnish.passes.sites import Site
+
+
+@dataclass(frozen=True)
+class ProjectRank(LossyPass):
+    """Write linear layers and convolutions as two smaller ones, which keep the part of the outputs that the data use.
+
+    Attributes:
+        policy: `grid` proposes `ranks` ranks for each layer, evenly below the one that would save nothing; `energy` the
+            one that keeps `share` of the energy of the outputs; `uniform` the largest that leaves `share` of the
+            layer's parameters.
+        ranks: how many ranks of each layer `grid` proposes.
+        multiple: ranks are multiples of it.
+        share: of the energy, or of the parameters; see `policy`.
+        basis: what is kept: `data` the outputs with the most energy, `weight` the largest singular values of the
+            weight alone, `activation` those of the weight scaled by the root of the inputs' magnitudes.
+        centred: keep the mean output exactly, by a bias.
+        joint: propose one first factor for layers that read the same value, too.
+    """
+
+    policy: Literal["grid", "energy", "uniform"] = "grid"
+    ranks: int = 4
+    multiple: int = 8
+    share: float = 0.99
+    basis: Literal["data", "weight", "activation"] = "data"
+    centred: bool = True
+    joint: bool = True
+    order: ClassVar[int] = 30
+    needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "multiple"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}", place="project-rank", hint="give 1 or more")
+        if not 0 < self.share <= 1:
+            raise InputError(f"`share` is {self.share}", place="project-rank", hint="give a number between 0 and 1")
+
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        """See the class of passes. A payload holds `basis` ([groups, features or outputs, rank]), and `mean`."""
+        found: dict[str, Layer] = {}
+        for name, layer in layers(model).items():
+            reason = factors.refusal(model, layer)
+            if reason is None and not self._saving((layer,), context, [self.multiple]):
+                reason = f"no rank that is a multiple of {self.multiple} saves parameters"
+            if reason is None:
+                found[name] = layer
+            else:
+                outcome.skip(layer.node, reason)
+        proposed: dict[str, list[Edit]] = {}
+        for names, seen in self._seen(model, found, context, outcome):
+            group = [found[name] for name in names]
+            try:
+                proposed[" + ".join(names)] = self._edits(names, group, seen, context, outcome)
+            except InputError as error:
+                outcome.skip(group[0].node, error.cause)
+        places = {name: index for index, name in enumerate(found)}
+        ordered = sorted(proposed, key=lambda site: (places[site.split(" + ")[0]], len(site)))
+        return [edit for site in ordered for edit in proposed[site]]
+
+    def _seen(
+        self, model: oir.Model, found: Mapping[str, Layer], context: Context, outcome: Outcome
+    ) -> Iterator[tuple[list[str], Several]]:
+        """Layers that are one edit, and the statistics of what they read, some layers at a time."""
+        wanted = {}
+        for name, layer in found.items():
+            gram = gram_of(layer)
+            also = (Magnitudes(axis=gram.axis),) if self.basis == "activation" else ()
+            wanted[name] = Several((gram, *also))
+        keeps = context.keeps(model, {name: (found[name].input, one.feature_axis) for name, one in wanted.items()})
+        for name, keep in keeps.items():
+            patches = keep is not None and type(wanted[name].parts[0]) is not Gram
+            if isinstance(keep, str) or patches:
+                why = keep if isinstance(keep, str) else "its patches mix positions"
+                outcome.skip(found[name].node, f"padding cannot be left out: {why}")
+                del wanted[name]
+        alone = {id(layer): name for name, layer in found.items() if name in wanted}
+        linears = [layer for layer in found.values() if isinstance(layer, Linear) and id(layer) in alone]
+        shared = factors.together(linears) if self.joint else []
+        observer = context.observe(model)
+        for part in portions(found, wanted):
+            sites = {name: Site(found[name].input, keep) for name in part if not isinstance(keep := keeps[name], str)}
+            done = observer.observe(sites, part, context.samples)
+            for name, one in done.items():
+                assert isinstance(one, Several)
+                yield [name], one
+                for group in (group for group in shared if alone[id(group[0])] == name):
+                    yield [alone[id(layer)] for layer in group], one
+        observer.close()
+
+    def _edits(
+        self, names: Sequence[str], group: Sequence[Layer], seen: Several, context: Context, outcome: Outcome
+    ) -> list[Edit]:
+        gram = seen.parts[0]
+        assert isinstance(gram, Gram)
+        if not gram.rows:
+            raise InputError("no row was seen: all are padding, or the samples have none")
+        weight = factors.stacked(group)
+        chosen = self._saving(group, context, self._ranks(weight, group, gram, context))
+        if not chosen:
+            if len(group) == 1:
+                outcome.skip(group[0].node, f"two factors of the rank that `{self.policy}` asks for save nothing")
+            return []
+        directions = factors.basis(weight, self._moment(weight, seen), chosen[-1])
+        mean = gram.mean if self.centred else None
+        return [
+            Edit(
+                catalog.spec(self),
+                " + ".join(names),
+                f"rank {one}",
+                frozenset(str(node.name) for layer in group for node in layer.nodes),
+                factors.savings(group, one, self.centred, context.dims),
+                {"basis": directions[:, :, :one]} | ({} if mean is None else {"mean": mean}),
+                tuple(str(layer.node.name) for layer in group),
+            )
+            for one in chosen
+        ]
+
+    def _ranks(self, weight: np.ndarray, group: Sequence[Layer], gram: Gram, context: Context) -> list[int]:
+        """The ranks that the policy asks for, ascending; they need not save anything."""
+        groups, out, size = weight.shape
+        even = out * size / (out + size)
+        if self.policy == "grid":
+            wanted = [even * step / (self.ranks + 1) for step in range(1, self.ranks + 1)]
+            return sorted({max(int(one // self.multiple), 1) * self.multiple for one in wanted})
+        if self.policy == "energy":
+            used = rank.utilized(weight, gram, self.share).utilized
+            return [math.ceil(used / groups / self.multiple) * self.multiple]
+        most = int(even // self.multiple) + 1
+        held = groups * out * size
+        least = held * (1 - self.share)
+        ranks = [one * self.multiple for one in range(1, most + 1)]
+        return [
+            one for one in ranks if factors.savings(group, one, self.centred, context.dims).parameters >= least
+        ][-1:]
+
+    def _saving(self, group: Sequence[Layer], context: Context, ranks: Sequence[int]) -> list[int]:
+        return [one for one in ranks if factors.savings(group, one, self.centred, context.dims).parameters > 0]
+
+    def _moment(self, weight: np.ndarray, seen: Several) -> np.ndarray:
+        groups, _, size = weight.shape
+        gram = seen.parts[0]
+        assert isinstance(gram, Gram)
+        matrix = gram.covariance if self.centred else gram.matrix / gram.rows
+        if not np.isfinite(matrix).all():
+            raise InputError("its input holds NaN, infinity, or numbers too large to be squared")
+        if self.basis == "data":
+            return rank.by_group(matrix, size)
+        if self.basis == "weight":
+            return np.broadcast_to(np.eye(size), (groups, size, size))
+        magnitudes = seen.parts[1]
+        assert isinstance(magnitudes, Magnitudes) and magnitudes.mean is not None
+        taps = groups * size // len(magnitudes.mean)
+        return np.stack([np.diag(one) for one in np.repeat(magnitudes.mean, taps).reshape(groups, size)])
+
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        """See the class of passes."""
+        nodes = {node.name: node for node in model.graph}
+        for edit in edits:
+            group = [factors.found(nodes[name]) for name in edit.anchors]
+            if not outcome.take(group[0].node):
+                return
+            weight = factors.stacked(group)
+            pair = factors.split(weight, edit.payload["basis"], edit.payload["basis"].shape[2])
+            factors.write(model, group, pair, factors.biases(group, weight, pair, edit.payload.get("mean")))

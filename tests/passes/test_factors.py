@@ -1,0 +1,228 @@
+"""What must hold of layers that are written as two factors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+from golden import parse_graph, prepare
+from laws import OrtRunner
+
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.ir.walk import walk
+from burnish.passes import catalog, factors, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import Edit, LossyPass
+from burnish.tools.lossy_context import context_for
+
+KINDS = {
+    "MatMul": "g (float[N, 7, 24] x) => (float[N, 7, 40] y) <float[24, 40] w> { y = MatMul (x, w) }",
+    "MatMul and Add": "g (float[N, 7, 40] x) => (float[N, 7, 24] y) <float[40, 24] w, float[24] b> "
+    "{ p = MatMul (x, w)  y = Add (b, p) }",
+    "MatMul of a vector": "g (float[40] x) => (float[24] y) <float[40, 24] w> { y = MatMul (x, w) }",
+    "MatMul of a thick weight": "g (float[N, 7, 40] x) => (float[N, 7, 24] y) <float[1, 40, 24] w> "
+    "{ y = MatMul (x, w) }",
+    "Gemm": "g (float[N, 40] x) => (float[N, 24] y) <float[40, 24] w, float[24] b> "
+    "{ y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b) }",
+    "Gemm transposed": "g (float[40, N] x) => (float[N, 24] y) <float[24, 40] w> "
+    "{ y = Gemm <transA = 1, transB = 1> (x, w) }",
+    "Conv": "g (float[N, 6, 9, 9] x) => (float[N, 20, 5, 5] y) <float[20, 6, 3, 3] w, float[20] b> "
+    "{ y = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w, b) }",
+    "Conv of one point": "g (float[N, 40, 6, 6] x) => (float[N, 20, 3, 3] y) <float[20, 40, 1, 1] w> "
+    "{ y = Conv <strides = [2, 2]> (x, w) }",
+    "Conv with dilation": "g (float[N, 6, 20] x) => (float[N, 24, 20] y) <float[24, 6, 3] w> "
+    '{ y = Conv <dilations = [2], pads = [2, 2]> (x, w) }',
+    "Conv with groups": "g (float[N, 12, 9, 9] x) => (float[N, 20, 9, 9] y) <float[20, 6, 3, 3] w, float[20] b> "
+    "{ y = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w, b) }",
+    "three that share": "g (float[N, 7, 24] x) => (float[N, 7, 24] a, float[N, 7, 8] b, float[N, 7, 40] c) "
+    "<float[24, 24] wa, float[24] ba, float[24, 8] wb, float[24, 40] wc> "
+    "{ p = MatMul (x, wa)  a = Add (p, ba)  b = MatMul (x, wb)  c = MatMul (x, wc) }",
+    "two Gemms that share": "g (float[24, N] x) => (float[N, 24] a, float[N, 40] b) "
+    "<float[24, 24] wa, float[24] ba, float[24, 40] wb> "
+    "{ a = Gemm <transA = 1> (x, wa, ba)  b = Gemm <transA = 1> (x, wb) }",
+}
+
+
+def model_of(source: str) -> oir.Model:
+    return prepare(parse_graph(source), catalog.make("project-rank"))
+
+
+def samples_of(model: oir.Model, seed: int = 0, count: int = 4, rows: int = 11) -> list[Sample]:
+    """Normal numbers with a mean, correlated along every axis."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        feeds = {}
+        for value in model.graph.inputs:
+            assert value.shape is not None
+            shape = [size if isinstance(size, int) else rows for size in value.shape]
+            array = rng.standard_normal(shape)
+            feeds[str(value.name)] = (array + np.roll(array, 1, -1) + 0.5).astype(np.float32)
+        found.append(Sample(f"sample {number}", feeds))
+    return found
+
+
+def outputs(model: oir.Model, samples: Sequence[Sample]) -> list[dict[str, np.ndarray]]:
+    runner = OrtRunner(model, optimize=True)
+    return [runner.run(sample.feeds) for sample in samples]
+
+
+def error(model: oir.Model, changed: oir.Model, samples: Sequence[Sample]) -> float:
+    """Frobenius error of all outputs, relative."""
+    pairs = zip(outputs(model, samples), outputs(changed, samples), strict=True)
+    both = [(one[name], two[name]) for one, two in pairs for name in one]
+    return float(
+        np.sqrt(sum(np.square(a - b).sum() for a, b in both) / sum(np.square(a.astype(float)).sum() for a, _ in both))
+    )
+
+
+def proposed(model: oir.Model, samples: Sequence[Sample], **options: object) -> tuple[LossyPass, list[Edit], Outcome]:
+    one = catalog.make("project-rank", options)
+    assert isinstance(one, LossyPass)
+    outcome = Outcome("project-rank")
+    return one, one.propose(model, context_for(model, samples), outcome), outcome
+
+
+def whitened(weight: np.ndarray, moment: np.ndarray, rank: int) -> np.ndarray:
+    """SVD-LLM: the truncated SVD of W L, times the inverse of L, with L Lᵀ the moment; L is its symmetric root."""
+    energies, directions = np.linalg.eigh(moment)
+    kept = energies > 1e-9 * energies[-1]
+    root = directions[:, kept] * np.sqrt(energies[kept])
+    inverse = (directions[:, kept] / np.sqrt(energies[kept])).T
+    left, sizes, right = np.linalg.svd(weight @ root, full_matrices=False)
+    return (left[:, :rank] * sizes[:rank]) @ right[:rank] @ inverse
+
+
+@pytest.mark.parametrize("directions", [30, 12])
+@pytest.mark.parametrize("out", [16, 50])
+def test_the_projection_is_the_whitened_svd_in_the_metric_of_the_data(out: int, directions: int) -> None:
+    rng = np.random.default_rng(out)
+    rows = rng.standard_normal((500, directions)) @ (
+        rng.standard_normal((directions, 30)) * np.geomspace(1, 0.01, directions)[:, None]
+    )
+    weight = rng.standard_normal((out, 30))
+    moment = rows.T @ rows / len(rows)
+    for rank in (1, 5, 11):
+        found = factors.basis(weight[None], moment[None], 12)
+        first, second = factors.split(weight[None], found, rank)
+        ours, theirs = rows @ (second[0] @ first[0]).T, rows @ whitened(weight, moment, rank).T
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+        np.testing.assert_allclose(np.linalg.norm(first[0], axis=1), np.linalg.norm(second[0], axis=0))
+        if directions == 30:
+            np.testing.assert_allclose(second[0] @ first[0], whitened(weight, moment, rank), atol=1e-6)
+
+
+@pytest.mark.parametrize("out", [16, 50])
+def test_with_the_unit_moment_the_projection_is_the_truncated_svd(out: int) -> None:
+    weight = np.random.default_rng(out).standard_normal((out, 30))
+    first, second = factors.split(weight[None], factors.basis(weight[None], np.eye(30)[None], 7), 7)
+    left, sizes, right = np.linalg.svd(weight, full_matrices=False)
+    np.testing.assert_allclose(second[0] @ first[0], (left[:, :7] * sizes[:7]) @ right[:7], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("centred", [True, False])
+def test_at_full_rank_every_kind_of_layer_computes_what_it_did(kind: str, centred: bool) -> None:
+    model = model_of(KINDS[kind])
+    copy = model.clone()
+    group = [factors.found(node) for node in walk(copy, "MatMul", "Gemm", "Conv")]
+    assert all(factors.refusal(copy, layer) is None for layer in group)
+    weight = factors.stacked(group)
+    groups, out, size = weight.shape
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((groups, 2 * size, size)) + 1
+    found = factors.basis(weight, rows.transpose(0, 2, 1) @ rows, min(out, size))
+    pair = factors.split(weight, found, min(out, size))
+    mean = rows.mean(1).reshape(-1) if centred else None
+    factors.write(copy, group, pair, factors.biases(group, weight, pair, mean))
+    assert error(model, copy, samples_of(model)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_keep_the_mean_of_each_output_and_more_ranks_keep_more(kind: str) -> None:
+    model = model_of(KINDS[kind])
+    samples = samples_of(model)
+    one, edits, _ = proposed(model, samples, multiple=2)
+    assert edits
+    before = outputs(model, samples)
+    alone = [edit for edit in edits if edit.site == edits[0].site]
+    errors = []
+    for edit in alone:
+        changed, _ = lossy.apply(model, [edit], [one])
+        errors.append(error(model, changed, samples))
+        after = outputs(changed, samples)
+        for name, array in before[0].items():
+            axis = 1 if "Conv" in kind else array.ndim - 1
+            means = [
+                np.concatenate([np.moveaxis(o[name], axis, -1).reshape(-1, array.shape[axis]) for o in some]).mean(0)
+                for some in (before, after)
+            ]
+            np.testing.assert_allclose(*means, atol=1e-4)
+    assert all(after <= before + 1e-6 for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "MatMul and Add", "Conv", "Conv with groups"])
+def test_no_other_basis_changes_the_outputs_less_at_the_same_rank(kind: str) -> None:
+    model = model_of(KINDS[kind])
+    rng = np.random.default_rng(1)
+    samples = [
+        Sample(one.name, {"x": (one.feeds["x"] * np.exp(rng.standard_normal(one.feeds["x"].shape))).astype(np.float32)})
+        for one in samples_of(model)
+    ]
+    errors = {}
+    for basis in ("data", "activation", "weight"):
+        one, edits, _ = proposed(model, samples, multiple=3, ranks=1, basis=basis)
+        errors[basis] = error(model, lossy.apply(model, edits, [one])[0], samples)
+    assert errors["data"] == min(errors.values())
+    assert len(set(errors.values())) == 3
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "MatMul and Add"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_data_of_few_directions_need_that_many_ranks_and_lose_nothing(kind: str, centred: bool) -> None:
+    model = model_of(KINDS[kind])
+    width = 24 if kind == "MatMul" else 40
+    rng = np.random.default_rng(0)
+    spread = rng.standard_normal((6, width))
+    samples = [Sample("one", {"x": (rng.standard_normal((50, 7, 6)) @ spread).astype(np.float32)})]
+    one, edits, _ = proposed(model, samples, policy="energy", share=1 - 1e-6, multiple=1, centred=centred)
+    assert [edit.option for edit in edits] == ["rank 6"]
+    assert error(model, lossy.apply(model, edits, [one])[0], samples) <= 1e-6
+
+
+def test_padding_has_no_say() -> None:
+    model = model_of(
+        "g (int64[N, S] mask, float[N, S, 32] x) => (float[N, S, 40] y) <float[32, 40] w, int64[1] last = {2}> "
+        "{ a = MatMul (x, w)  f = Cast <to = 1> (mask)  u = Unsqueeze (f, last)  y = Mul (a, u) }"
+    )
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 60, 32)).astype(np.float32)
+    mask = (np.arange(60) < 50).astype(np.int64)[None].repeat(3, 0)
+    found = []
+    for junk in (0.0, 100.0):
+        feeds = {"mask": mask, "x": np.where(mask[:, :, None] == 1, rows, np.float32(junk))}
+        context = context_for(model, [Sample("one", feeds)])
+        one = catalog.make("project-rank", {"ranks": 1})
+        assert isinstance(one, LossyPass)
+        (edit,) = one.propose(model, context, Outcome("project-rank"))
+        found.append(edit.payload)
+    np.testing.assert_array_equal(found[0]["basis"], found[1]["basis"])
+    np.testing.assert_array_equal(found[0]["mean"], found[1]["mean"])
+
+
+def test_inputs_that_are_not_finite_are_a_reason() -> None:
+    model = model_of(KINDS["MatMul"])
+    feeds = {"x": np.full((2, 7, 24), np.inf, np.float32)}
+    _, edits, outcome = proposed(model, [Sample("one", feeds)])
+    assert not edits
+    assert "NaN, infinity" in outcome.skipped[0].reason
+
+
+@pytest.mark.parametrize("options", [{"ranks": 0}, {"multiple": 0}, {"share": 0.0}, {"share": 1.5}])
+def test_options_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        catalog.make("project-rank", options)
