@@ -36,7 +36,7 @@ class ProjectRank(LossyPass):
         basis: what is kept: `data` the outputs with the most energy, `weight` the largest singular values of the
             weight alone, `activation` those of the weight scaled by the root of the inputs' magnitudes.
         centred: keep the mean output exactly, by a bias.
-        joint: propose one first factor for layers that read the same value, too.
+        joint: `grid` proposes one first factor for layers that read the same value, too.
     """
 
     policy: Literal["grid", "energy", "uniform"] = "grid"
@@ -55,6 +55,10 @@ class ProjectRank(LossyPass):
                 raise InputError(f"`{name}` is {getattr(self, name)}", place="project-rank", hint="give 1 or more")
         if not 0 < self.share <= 1:
             raise InputError(f"`share` is {self.share}", place="project-rank", hint="give a number between 0 and 1")
+
+    @property
+    def decided(self) -> bool:
+        return self.policy != "grid"
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds `basis` ([groups, features or outputs, rank]), and `mean`."""
@@ -96,7 +100,7 @@ class ProjectRank(LossyPass):
                 del wanted[name]
         alone = {id(layer): name for name, layer in found.items() if name in wanted}
         linears = [layer for layer in found.values() if isinstance(layer, Linear) and id(layer) in alone]
-        shared = factors.together(linears) if self.joint else []
+        shared = factors.together(linears) if self.joint and not self.decided else []
         observer = context.observe(model)
         for part in portions(found, wanted):
             sites = {name: Site(found[name].input, keep) for name in part if not isinstance(keep := keeps[name], str)}

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from burnish.passes import catalog, recipes
+from burnish.passes.lossy import LossyPass
 from burnish.tools.passes_command import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,13 +19,14 @@ _HEAD = """# Passes
 
 Written by `python -m burnish.tools.research.pass_pages` from the passes and their golden tests; do not edit by hand.
 
-All passes are exact: they preserve what the model computes ([how that is proved](ideas/proof.md)). The order in which
-they run, and how to choose, is on the page of [recipes](ideas/recipes.md). `burnish passes NAME` shows a pass in the
+Exact passes preserve what the model computes ([how that is proved](ideas/proof.md)). Lossy ones, which say so, change it:
+they propose edits, of which a search chooses within a budget, or make those that their options name. The order in which
+exact passes run, and how to choose, is on the page of [recipes](ideas/recipes.md). `burnish passes NAME` shows a pass in the
 terminal. The golden file of a pass shows on small graphs what it does and what it leaves alone. Reasons are quoted from
 there, with the numbers and names of those graphs.
 """
 
-_REASON = re.compile(r"^```unchanged\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_REASON = re.compile(r"^```(?:unchanged|proposes)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LISTED = 12
 
 
@@ -38,7 +40,8 @@ def page() -> str:
 def _section(name: str) -> list[str]:
     found = describe(name)
     golden = f"tests/passes/{name.replace('-', '_')}.md"
-    lines = ["", f"## {name}", "", found["summary"]]
+    lossy = " Lossy." if issubclass(catalog.load(name), LossyPass) else ""
+    lines = ["", f"## {name}", "", found["summary"] + lossy]
     if found["details"]:
         lines += ["", found["details"]]
     if found["options"]:
@@ -63,11 +66,11 @@ def _recipe(name: str) -> str:
 
 
 def _reasons(golden: Path) -> list[str]:
-    """The distinct reasons in the `unchanged` blocks of a golden file, in their order."""
+    """The distinct reasons in the `unchanged` and `proposes` blocks of a golden file, in their order."""
     if not golden.is_file():
         return []
     blocks = _REASON.findall(golden.read_text(encoding="utf-8"))
-    lines = [line for block in blocks for line in block.splitlines() if ": " in line]
+    lines = [line for block in blocks for line in block.splitlines() if ": " in line and " | " not in line]
     return list(dict.fromkeys(line.split(": ", 1)[1] for line in lines))[:_LISTED]
 
 
