@@ -150,16 +150,15 @@ class ProjectRank(LossyPass):
         if self.policy == "energy":
             used = rank.utilized(weight, gram, self.share).utilized
             return [math.ceil(used / groups / self.multiple) * self.multiple]
-        most = int(even // self.multiple) + 1
-        held = groups * out * size
-        least = held * (1 - self.share)
-        ranks = [one * self.multiple for one in range(1, most + 1)]
-        return [
-            one for one in ranks if factors.savings(group, one, self.centred, context.dims).parameters >= least
-        ][-1:]
+        least = groups * out * size * (1 - self.share)
+        ranks = range(self.multiple, int(even) + 1, self.multiple)
+        return [one for one in ranks if self._parameters(group, one, context) >= least][-1:]
+
+    def _parameters(self, group: Sequence[Layer], one: int, context: Context) -> int:
+        return factors.savings(group, one, self.centred, context.dims).parameters
 
     def _saving(self, group: Sequence[Layer], context: Context, ranks: Sequence[int]) -> list[int]:
-        return [one for one in ranks if factors.savings(group, one, self.centred, context.dims).parameters > 0]
+        return [one for one in ranks if self._parameters(group, one, context) > 0]
 
     def _moment(self, weight: np.ndarray, seen: Several) -> np.ndarray:
         groups, _, size = weight.shape

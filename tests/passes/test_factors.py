@@ -35,7 +35,7 @@ KINDS = {
     "Conv of one point": "g (float[N, 40, 6, 6] x) => (float[N, 20, 3, 3] y) <float[20, 40, 1, 1] w> "
     "{ y = Conv <strides = [2, 2]> (x, w) }",
     "Conv with dilation": "g (float[N, 6, 20] x) => (float[N, 24, 20] y) <float[24, 6, 3] w> "
-    '{ y = Conv <dilations = [2], pads = [2, 2]> (x, w) }',
+    "{ y = Conv <dilations = [2], pads = [2, 2]> (x, w) }",
     "Conv with groups": "g (float[N, 12, 9, 9] x) => (float[N, 20, 9, 9] y) <float[20, 6, 3, 3] w, float[20] b> "
     "{ y = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w, b) }",
     "three that share": "g (float[N, 7, 24] x) => (float[N, 7, 24] a, float[N, 7, 8] b, float[N, 7, 40] c) "

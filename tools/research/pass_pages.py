@@ -19,11 +19,11 @@ _HEAD = """# Passes
 
 Written by `python -m burnish.tools.research.pass_pages` from the passes and their golden tests; do not edit by hand.
 
-Exact passes preserve what the model computes ([how that is proved](ideas/proof.md)). Lossy ones, which say so, change it:
-they propose edits, of which a search chooses within a budget, or make those that their options name. The order in which
-exact passes run, and how to choose, is on the page of [recipes](ideas/recipes.md). `burnish passes NAME` shows a pass in the
-terminal. The golden file of a pass shows on small graphs what it does and what it leaves alone. Reasons are quoted from
-there, with the numbers and names of those graphs.
+Exact passes preserve what the model computes ([how that is proved](ideas/proof.md)). Lossy ones, which say so, change
+it: they propose edits, of which a search chooses within a budget, or make those that their options name. The order in
+which exact passes run, and how to choose, is on the page of [recipes](ideas/recipes.md). `burnish passes NAME` shows a
+pass in the terminal. The golden file of a pass shows on small graphs what it does and what it leaves alone. Reasons are
+quoted from there, with the numbers and names of those graphs.
 """
 
 _REASON = re.compile(r"^```(?:unchanged|proposes)\n(.*?)^```", re.MULTILINE | re.DOTALL)
