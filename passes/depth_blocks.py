@@ -58,17 +58,17 @@ def anchors(block: Block) -> tuple[str, ...]:
     return tuple(str(node.name) for node in block.nodes)
 
 
-def found_again(structure: Structure, wanted: Sequence[str], site: str) -> Block:
-    """The block that has most of these nodes, and that has none of them in another block.
+def found_again(structure: Structure, wanted: Sequence[str], site: str) -> list[Block]:
+    """The blocks that these are the nodes of.
 
     Raises:
-        InputError: there is no such block any more.
+        InputError: they are not there any more.
     """
     names = set(wanted)
-    having = [block for block in structure.blocks if any(node.name in names for node in block.nodes)]
-    if len(having) != 1:
-        raise InputError("it is not there any more: another edit has changed it", place=site)
-    return having[0]
+    found = [block for block in structure.blocks if any(node.name in names for node in block.nodes)]
+    if {str(node.name) for block in found for node in block.nodes} != names:
+        raise InputError("it is not there any more as it was: another edit has changed it", place=site)
+    return found
 
 
 class States:
