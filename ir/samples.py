@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+
+IGNORED = -100
+"""The label of a row without one, as torch has it."""
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,16 @@ class Sample:
     name: str
     feeds: dict[str, np.ndarray] = field(repr=False)
     labels: np.ndarray | None = field(default=None, repr=False)
+
+
+def are_pairs(labels: Iterable[np.ndarray]) -> bool:
+    """Whether labels tell queries from documents, of which there is one for each query at least.
+
+    A query is labelled with its key, 0 or more, a document with -1 - key.
+    """
+    found = [np.asarray(one).reshape(-1) for one in labels]
+    if not found or any(one.dtype.kind not in "iu" for one in found):
+        return False
+    keys = np.concatenate([one.astype(np.int64) for one in found])
+    queries = keys[keys >= 0]
+    return len(queries) > 0 and bool(np.isin(queries, -1 - keys[keys < 0]).all())

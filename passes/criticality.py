@@ -23,6 +23,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.linear import find_linear
 from burnish.ir.walk import bodies, is_op
+from burnish.passes.metrics import cosine_distances
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.protocols import Runner
 from burnish.passes.recipes import NORMAL_FORM
@@ -193,7 +194,7 @@ class Criticality:
                     place=f"sample `{sample.name}`",
                 )
             finite = np.isfinite(after).all(1)
-            distance = _distances(before, np.where(finite[:, None], after, 0.0))
+            distance = cosine_distances(before, np.where(finite[:, None], after, 0.0))
             distances.append(np.where(finite, distance, 1.0))
             ones.append(np.abs(after - before).sum(1)[finite])
             twos.append(np.linalg.norm(after - before, axis=1)[finite])
@@ -234,12 +235,3 @@ def _softmax(rows: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         powers = np.exp(rows - rows.max(1, keepdims=True))
         return np.asarray(powers / powers.sum(1, keepdims=True))
-
-
-def _distances(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """1 - cosine of each pair of rows, exactly 0 for equal rows; between nothing and something it is 1."""
-    lengths = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in (before, after)]
-    units = [rows / np.where(size > 0, size, 1.0) for rows, size in zip((before, after), lengths, strict=True)]
-    one, other = (size[:, 0] > 0 for size in lengths)
-    distance = np.square(units[0] - units[1]).sum(1) / 2
-    return np.asarray(np.where(one & other, distance, (one != other).astype(np.float64)))

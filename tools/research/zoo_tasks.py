@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from burnish.passes import metrics
+
 Array = NDArray[Any]
 Samples = list[dict[str, Array]]
 Outputs = Sequence[Mapping[str, Array]]
@@ -84,20 +86,15 @@ def _binary_accuracy(outputs: Outputs, labels: list[Array]) -> float:
 def _recall_at_one(outputs: Outputs, labels: list[Array]) -> float:
     """Share of queries (label >= 0) whose nearest document (label -1 - key) carries the same key."""
     vectors = np.concatenate([_first(output) for output in outputs])
-    keys = np.concatenate(labels).astype(np.int64)
-    queries, documents = keys >= 0, keys < 0
-    nearest = (vectors[queries] @ vectors[documents].T).argmax(1)
-    return float((-1 - keys[documents][nearest] == keys[queries]).mean())
+    return metrics.recall_at_one(vectors, np.concatenate(labels).astype(np.int64))
 
 
 def _perplexity(outputs: Outputs, labels: list[Array]) -> float:
     """Exponential of the mean negative log likelihood of each next token; lower is better."""
-    losses = []
-    for output, label in zip(outputs, labels, strict=True):
-        logits = np.asarray(_first(output), np.float64)[0, :-1]
-        shifted = logits - logits.max(-1, keepdims=True)
-        normalizer = np.log(np.exp(shifted).sum(-1))
-        losses.append(normalizer - shifted[np.arange(len(shifted)), label[1:].astype(np.int64)])
+    losses = [
+        metrics.negative_log_likelihoods(_first(output)[0, :-1], label[1:].astype(np.int64))
+        for output, label in zip(outputs, labels, strict=True)
+    ]
     return float(np.exp(np.concatenate(losses).mean()))
 
 

@@ -1,0 +1,142 @@
+"""Measures whose labels are more than class numbers: next tokens, pairs of queries and documents, yes and no."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from burnish.ir.errors import InputError
+from burnish.ir.samples import IGNORED, Sample
+from burnish.passes import metrics
+from burnish.passes.criticality import Reading
+from burnish.passes.measures import Mean, Outputs, RowMeasure
+from burnish.passes.sites import Keep
+
+
+class Perplexity(Mean):
+    """The exponential of the mean negative log likelihood of each label; lower is better.
+
+    The labels are the next tokens, one for each row, -100 where there is none. Where there are no labels, or they are
+    the identifiers that the model reads, each position is to tell the identifier after it.
+
+    Args:
+        look: the output, and what it is read as.
+        keep: the positions that are no padding.
+        ids: the input of token identifiers, for samples without labels.
+    """
+
+    name = "perplexity"
+    higher_is_better = False
+
+    def __init__(self, look: Reading, keep: Keep | None = None, ids: str | None = None) -> None:
+        super().__init__(look, keep)
+        self.ids = ids
+
+    def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[float, float, int]:
+        """The sum of negative log likelihoods in nats, and how many, twice."""
+        array = self._pair(outputs, reference, sample)[1]
+        if array.ndim < 2 or array.shape[-1] < 2:
+            raise InputError(
+                f"output `{self.look.output}` {list(array.shape)} has no classes along its last axis",
+                place=f"sample `{sample.name}`",
+            )
+        targets, counts = self._targets(array, sample)
+        rows = array.reshape(-1, array.shape[-1])[counts]
+        if self.look.kind == "probabilities":
+            rows = metrics.as_logits(rows)
+        losses = metrics.negative_log_likelihoods(rows, targets[counts])
+        return float(losses.sum()), float(len(losses)), len(losses)
+
+    def _targets(self, array: np.ndarray, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """What each row of the output is to tell, and whether it counts; both flat."""
+        rows = array.shape[:-1]
+        kept = self._kept(array, sample)
+        counts = np.ones(rows, bool) if kept is None else np.broadcast_to(kept[..., 0], rows).copy()
+        ids = sample.feeds.get(self.ids or "")
+        labels = None if ids is not None and sample.labels is None else self._integers(sample, rows, counts)
+        if ids is not None and (labels is None or (ids.shape == rows and _same(labels, ids))):
+            if ids.shape != rows or len(rows) < 2:
+                raise InputError(
+                    f"the identifiers `{self.ids}` {list(ids.shape)} are not the rows {list(rows)} of output "
+                    f"`{self.look.output}`",
+                    place=f"sample `{sample.name}`",
+                    hint="give the next tokens as `labels`",
+                )
+            labels = np.full(rows, IGNORED)
+            labels[..., :-1] = ids[..., 1:]
+            labels[..., :-1] = np.where(counts[..., :-1] & counts[..., 1:], labels[..., :-1], IGNORED)
+        labels = self._classes(np.asarray(labels), array.shape[-1], sample)
+        return labels.reshape(-1), (labels != IGNORED).reshape(-1)
+
+    def value(self, partials: Sequence[Any]) -> float:
+        """The perplexity over all positions; infinite where a token is ruled out or the output is NaN."""
+        mean = super().value(partials)
+        return math.exp(mean) if mean < 700 else math.inf
+
+
+def _same(labels: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether labels are the very identifiers, as far as there are any: they were not shifted yet."""
+    there = labels != IGNORED
+    return bool(there.any() and np.array_equal(labels[there], ids[there]))
+
+
+class Recall(RowMeasure):
+    """The share of the queries whose nearest document, by the dot product, is theirs: R@1.
+
+    A query has its key, 0 or more, as label; a document -1 - key. Documents of all samples are searched.
+    """
+
+    name = "recall"
+
+    def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors [rows, width] and the labels."""
+        array = self._array(outputs, sample)
+        rows = array.shape[:-1]
+        keys = self._integers(sample, rows).reshape(-1)
+        return array.reshape(len(keys), -1).copy(), keys
+
+    def value(self, partials: Sequence[Any]) -> float:
+        """The share over all queries."""
+        keys = np.concatenate([np.zeros(0, np.int64), *(one[1] for one in partials)])
+        if not (keys >= 0).any() or not (keys < 0).any():
+            raise InputError(
+                "the labels name no query, or no document",
+                hint="the metric `recall` takes a key of 0 or more for a query, and -1 - key for its document",
+            )
+        return metrics.recall_at_one(np.concatenate([one[0] for one in partials]), keys)
+
+
+class Auc(RowMeasure):
+    """The area under the ROC curve, of labels that are 0 or 1: the chance that a 1 scores higher than a 0."""
+
+    name = "auc"
+
+    def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """The score of each row that has a label, and its label."""
+        array = self._array(outputs, sample)
+        kept = self._kept(array, sample)
+        if self.look.kind == "chances" or array.ndim == 0 or array.shape[-1] == 1:
+            scores = array
+        elif array.shape[-1] == 2:
+            wide = array.astype(np.float64)
+            scores = wide[..., 1] if self.look.kind == "probabilities" else wide[..., 1] - wide[..., 0]
+            kept = None if kept is None else kept[..., 0]
+        else:
+            raise InputError(
+                f"output `{self.look.output}` has {array.shape[-1]} classes, `auc` takes two",
+                place=f"sample `{sample.name}`",
+                hint="take `accuracy`",
+            )
+        labels = self._classes(self._integers(sample, scores.shape, kept), 2, sample)
+        counts = labels != IGNORED
+        return scores[counts], labels[counts] == 1
+
+    def value(self, partials: Sequence[Any]) -> float:
+        """The area over all rows."""
+        labels = np.concatenate([np.zeros(0, bool), *(one[1] for one in partials)])
+        if labels.all() or not labels.any():
+            raise InputError("all labels are the same: there is no area under a curve", hint="give samples of both")
+        return metrics.area_under_curve(np.concatenate([one[0] for one in partials]), labels)
