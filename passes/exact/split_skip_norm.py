@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import onnx_ir as oir
 
 from burnish.ir import edit, match
-from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.flow import SKIP_NORMS
 from burnish.ir.walk import is_op, walk
 from burnish.passes.base import ExactPass, Outcome
+from burnish.passes.skip_norms import not_splittable, split
 
 MICROSOFT = "com.microsoft"
-_JOINED = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class SplitSkipNorm(ExactPass):
         if self.target != "ort-cpu":
             return
         for node in walk(model):
-            if is_op(node, *_JOINED, domain=MICROSOFT):
-                if reason := _not_splittable(node):
+            if is_op(node, *SKIP_NORMS, domain=MICROSOFT):
+                if reason := not_splittable(node):
                     outcome.skip(node, reason)
                 elif outcome.take(node):
-                    _split(node)
+                    split(node)
                 else:
                     return
             elif is_op(node, "LayerNormalization") and (add := _joined_by_runtime(node)) is not None:
@@ -47,31 +47,6 @@ class SplitSkipNorm(ExactPass):
                     return
                 total = edit.make("Sum", add.inputs, like=add)
                 edit.replace_node(add, total)
-
-
-def _not_splittable(node: oir.Node) -> str | None:
-    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:3]):
-        return "its mean or deviation is read"
-    return None if match.rank(node.inputs[0]) is not None else "the rank of its input is not known"
-
-
-def _split(node: oir.Node) -> None:
-    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
-    gamma, beta = node.inputs[2], None if simplified else match.input_of(node, 3)
-    bias = match.input_of(node, 3 if simplified else 4)
-    nodes: list[oir.Node] = []
-    first = node.inputs[0]
-    if bias is not None and node.inputs[0] is not None:
-        nodes.append(edit.make("Add", [first, bias], like=node))
-        first = same_shape(nodes[-1], node.inputs[0])
-    total = edit.make("Sum", [first, node.inputs[1]], like=node)
-    if node.inputs[0] is not None:
-        same_shape(total, node.inputs[0])
-    attributes = {"axis": -1, "epsilon": match.attribute(node, "epsilon", 1e-12)}
-    name = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
-    norm = edit.make(name, [total.outputs[0], gamma, beta], attributes, like=node)
-    values = [norm.outputs[0], *(total.outputs[0] for _ in node.outputs[1:])]
-    edit.replace_node(node, [*nodes, total, norm], values)
 
 
 def _joined_by_runtime(node: oir.Node) -> oir.Node | None:
