@@ -89,7 +89,8 @@ class EarlyExit(LossyPass):
             names = tuple(name for block in tail for name in anchors(block))
             tapped = (self._marker(block) for block in blocks[layer - self.last : layer]) if not self._plain else ()
             site = f"blocks {layer} to {len(blocks) - 1}" if tail else "head"
-            claims = frozenset({*names, *tapped})
+            rival = f"one of the blocks {layer - 1} and {layer}"  # as `remove-blocks` claims where both cannot go
+            claims = frozenset({*names, *tapped, rival})
             found.append(Edit(catalog.spec(self), site, f"exit at layer {layer}", claims, savings, anchors=names))
         return found
 
