@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import onnx_ir as oir
 
@@ -33,5 +33,24 @@ def part(model: oir.Model, nodes: Set[oir.Node]) -> oir.Model:
         model: left untouched; weights are shared. Values that become inputs may be without a type.
         nodes: nodes of its main graph, at least one.
     """
-    graph = oir.convenience.extract(model.graph, *ends(model, nodes))
-    return oir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values())).clone()
+    return bounded(model, [node for node in model.graph if node in nodes], *ends(model, nodes))
+
+
+def bounded(
+    model: oir.Model, nodes: Sequence[oir.Node], inputs: Sequence[oir.Value], outputs: Sequence[oir.Value]
+) -> oir.Model:
+    """Nodes of the main graph as a model, where what passes between them and the others is known already.
+
+    Args:
+        model: left untouched; weights are shared.
+        nodes: in order, with the Constants that they read.
+        inputs: what they read from outside, weights left out.
+        outputs: what they compute for outside.
+    """
+    given = set(inputs)
+    read = {value: None for node in nodes for value in reads(node) if value not in given and value.is_initializer()}
+    graph = oir.GraphView(
+        inputs, outputs, nodes=nodes, initializers=list(read), opset_imports=dict(model.graph.opset_imports)
+    ).clone()
+    functions = [function.clone() for function in model.functions.values()]
+    return oir.Model(graph, ir_version=model.ir_version, functions=functions)

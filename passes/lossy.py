@@ -29,6 +29,9 @@ Gradients = Callable[[oir.Model, Sequence[Sample]], Mapping[str, np.ndarray]]
 """The gradient of the task's loss, summed over all samples, by the name of the initializer."""
 
 
+_PORT = "burnish.port"
+
+
 @dataclass(frozen=True)
 class Savings:
     """What one edit alone takes away; negative numbers are what it adds.
@@ -174,6 +177,11 @@ def saved(before: oir.Model, after: oir.Model, dims: Mapping[str, int]) -> Savin
     )
 
 
+def port(value: oir.Value) -> str:
+    """The name that an input or output of a model made by `apply` had in the original; passes may rename caches."""
+    return str(value.meta.get(_PORT, value.name))
+
+
 def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass]) -> tuple[oir.Model, list[Outcome]]:
     """A copy of `model` with edits of several passes, made in the order of the passes' numbers.
 
@@ -183,9 +191,11 @@ def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass])
         passes: the passes.
 
     Returns:
-        The copy, and the account of each pass that had edits.
+        The copy, and the account of each pass that had edits. `port` tells what its inputs and outputs were called.
     """
     copy = model.clone()
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
+        value.meta[_PORT] = value.name
     outcomes = []
     for one in sorted(passes, key=lambda one: one.order):
         own = [edit for edit in chosen if edit.spec == catalog.spec(one)]
