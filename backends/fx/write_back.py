@@ -40,7 +40,7 @@ def write_back(module: nn.Module, model: oir.Model) -> list[str]:
             "the module was made from another model",
             hint="write into the model, or a copy of the model, that the module was made from, before it is rewritten",
         )
-    values = _values(model, ties.weights)
+    values = values_of(model, ties.weights)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     changed: list[tuple[oir.Value, oir.TensorProtocol]] = []
     for path, value in values.items():
@@ -60,7 +60,8 @@ def write_back(module: nn.Module, model: oir.Model) -> list[str]:
     return [str(value.name) for value, _ in changed]
 
 
-def _values(model: oir.Model, origins: Mapping[str, Origin]) -> dict[str, oir.Value]:
+def values_of(model: oir.Model, origins: Mapping[str, Origin]) -> dict[str, oir.Value]:
+    """The values of the model, initializers and outputs of Constant nodes, that weights of a module come from."""
     found: dict[tuple[int, str], oir.Value] = {}
     for number, graph in enumerate(graphs(model)):
         for value in graph.initializers.values():

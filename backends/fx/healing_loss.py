@@ -1,0 +1,136 @@
+"""What healing makes small: distances from what the original computes, and the loss of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as oir
+import torch
+import torch.nn.functional as F
+
+from burnish.backends.fx.healing_options import HealOptions
+from burnish.backends.fx.objective import Task, scores
+from burnish.ir.samples import Sample
+from burnish.passes.lossy import Keeps
+from burnish.passes.sites import Keep
+
+
+@dataclass
+class Term:
+    """A part of the loss: `weight` times the total over the count, both of which add up over samples and processes."""
+
+    total: torch.Tensor
+    count: float
+    weight: float = 1.0
+
+    def __add__(self, other: Term) -> Term:
+        return Term(self.total + other.total, self.count + other.count, self.weight)
+
+
+class Distances:
+    """Squared errors of values, each divided by the size that the value has in the original.
+
+    Args:
+        teacher: the original.
+        values: its values, by name, with the axis of their features.
+        keeps: says which positions are padding; all count without it.
+    """
+
+    def __init__(self, teacher: oir.Model, values: Mapping[str, tuple[oir.Value, int]], keeps: Keeps | None) -> None:
+        found = keeps(teacher, {name: one for name, one in values.items()}) if keeps is not None and values else {}
+        self._keep = {name: keep for name, keep in found.items() if isinstance(keep, Keep)}
+        self._axes = {name: axis for name, (_, axis) in values.items()}
+        self._sizes: dict[str, float] = {}
+
+    def _squares(self, name: str, value: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """The sum of squares of what counts."""
+        square = value.float().square() if value.dtype != torch.float64 else value.square()
+        keep = self._keep.get(name)
+        if keep is not None:
+            mask = keep.of(sample.feeds, np.broadcast_to(np.float32(0), tuple(value.shape)))
+            square = square * torch.from_numpy(mask.copy()).to(square.device)
+        return square.sum()
+
+    def measure(self, batches: Sequence[tuple[Mapping[str, torch.Tensor], Sample]]) -> None:
+        """Take the sizes of the values from what the original computes on some batches."""
+        for name in self._axes:
+            total = sum(float(self._squares(name, values[name], sample)) for values, sample in batches)
+            rows = sum(_rows(values[name]) for values, _ in batches)
+            self._sizes[name] = max(total / max(rows, 1), 1e-30)
+
+    def term(
+        self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], sample: Sample, weight: float
+    ) -> Term:
+        """The mean over the values of their errors."""
+        parts = [self._squares(name, student[name] - teacher[name], sample) / self._sizes[name] for name in self._axes]
+        return Term(torch.stack(parts).mean(), _rows(next(iter(student.values()))), weight)
+
+
+def _rows(value: torch.Tensor) -> int:
+    return value.shape[0] if value.ndim else 1
+
+
+class Goal:
+    """The loss on the outputs.
+
+    Args:
+        options: which loss.
+        task: of the original.
+        teacher, student: the models, whose outputs are compared where they are no scores of classes.
+        keeps: as for `Distances`.
+
+    Attributes:
+        outputs: the names of the outputs that are looked at.
+        distances: of the outputs; None where they are scores or the original is not asked.
+        parts: how many terms there are.
+    """
+
+    def __init__(
+        self, options: HealOptions, task: Task, teacher: oir.Model, student: oir.Model, keeps: Keeps | None
+    ) -> None:
+        self._options, self._task = options, task
+        self.distils = options.loss != "task"
+        self.parts = 2 if options.loss == "both" else 1
+        self.outputs = [task.look.output]
+        self.distances: Distances | None = None
+        if self.distils and task.look.kind == "values":
+            theirs = {str(value.name) for value in student.graph.outputs}
+            given = {str(v.name): (v, -1) for v in teacher.graph.outputs if _is_float(v) and v.name in theirs}
+            self.outputs = list(given)
+            self.distances = Distances(teacher, given, keeps)
+
+    def terms(
+        self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], sample: Sample
+    ) -> list[Term]:
+        """The parts of the loss on one batch; of `teacher`, nothing is read where the task alone counts.
+
+        Raises:
+            InputError: the labels that the task needs are missing or do not fit.
+        """
+        found = []
+        if self.distances is not None:
+            found.append(self.distances.term(student, teacher, sample, 1.0))
+        elif self.distils:
+            found.append(self._divergence(student[self.outputs[0]], teacher[self.outputs[0]], sample))
+        if self._options.loss != "distil":
+            found.append(Term(*self._task.loss(student[self._task.look.output], sample)))
+        return found
+
+    def _divergence(self, student: torch.Tensor, teacher: torch.Tensor, sample: Sample) -> Term:
+        """T² KL(original || student) of the scores at temperature T, summed over the rows that count."""
+        temperature, kind = self._options.temperature, self._task.look.kind
+        one, other = (
+            F.log_softmax(scores(output, kind) / temperature, -1) for output in (student, teacher.to(student.dtype))
+        )
+        found = F.kl_div(one, other, reduction="none", log_target=True).sum(-1) * temperature**2
+        kept = self._task.kept(sample, one.shape)
+        if kept is not None:
+            mask = torch.from_numpy(kept.copy()).to(found.device)
+            return Term((found * mask).sum(), float(mask.sum()))
+        return Term(found.sum(), float(found.numel()))
+
+
+def _is_float(value: oir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()

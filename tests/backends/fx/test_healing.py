@@ -1,0 +1,318 @@
+"""Healing: what is trained changes, the rest keeps its bytes; never worse; a killed run ends as one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+import torch
+from fx_checks import floats, model_of
+
+from burnish.backends.fx import healing_factors
+from burnish.backends.fx.builder import to_graph_module
+from burnish.backends.fx.healing import Healed, HealOptions, Progress, heal
+from burnish.backends.fx.healing_weights import trainable
+from burnish.backends.ort.session import executor
+from burnish.frontends import onnx_file
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.ir.text import text
+from burnish.ir.views import block_drop, blocks
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.recipes import NORMAL_FORM
+
+torch.set_num_threads(1)
+DEMO = Path(__file__).resolve().parents[3] / "tools" / "demo"
+QUICK = HealOptions(steps=20, batch=16, rate=2e-3, patience=10)
+
+
+@pytest.fixture(scope="module")
+def vit() -> oir.Model:
+    return Pipeline(NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
+
+
+@pytest.fixture(scope="module")
+def short(vit: oir.Model) -> oir.Model:
+    """The transformer without its second block."""
+    return without(vit, 1)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    data = np.load(DEMO / "digits.npz")
+    return [Sample("digits", {"image": data["image"][:160]}, data["label"][:160])]
+
+
+def without(model: oir.Model, *indices: int) -> oir.Model:
+    copy = model.clone()
+    found = blocks.stacks(copy)
+    block_drop.drop(copy, found, [found.blocks[i] for i in indices])
+    return copy
+
+
+def bytes_of(model: oir.Model) -> dict[str, bytes]:
+    return {name: value.const_value.numpy().tobytes() for name, value in model.graph.initializers.items()}
+
+
+def check(student: oir.Model, healed: Healed) -> set[str]:
+    """It is better, nothing but weights changed, and exactly those that it says."""
+    assert healed.improved and healed.after < healed.before
+    assert structure(healed.model) == structure(student)
+    old, new = bytes_of(student), bytes_of(healed.model)
+    changed = {name for name in new if name not in old or old[name] != new[name]}
+    assert changed == set(healed.written)
+    return changed
+
+
+def structure(model: oir.Model) -> str:
+    """The text of a model without what its weights hold."""
+    return "\n".join(line for line in text(model).splitlines() if " = weight " not in line)
+
+
+def divergence(student: oir.Model, teacher: oir.Model, samples: list[Sample]) -> float:
+    found = []
+    for model in (teacher, student):
+        logits = np.concatenate([next(iter(executor()(model).run(s.feeds).values())) for s in samples]).astype(float)
+        found.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    return float((np.exp(found[0]) * (found[0] - found[1])).sum(-1).mean())
+
+
+def test_all_weights_learn_and_the_student_stays(vit: oir.Model, short: oir.Model, samples: list[Sample]) -> None:
+    before, told = bytes_of(short), list[Progress]()
+    unlabelled = [replace(sample, labels=None) for sample in samples]
+    healed = heal(short, vit, unlabelled, QUICK, told.append)
+    check(short, healed)
+    assert bytes_of(short) == before
+    assert divergence(healed.model, vit, samples) < 0.5 * divergence(short, vit, samples)
+    assert [one.step for one in told] == list(range(1, 21)) and told[-1].share == 1
+    assert told[-1].held_out <= told[0].held_out
+    assert [step for step, _, _ in healed.history] == list(range(2, 21, 2)) and healed.steps == 20
+
+
+def test_the_same_seed_gives_the_same_bytes(vit: oir.Model, short: oir.Model, samples: list[Sample]) -> None:
+    one, two, other = (
+        bytes_of(heal(short, vit, samples, replace(QUICK, steps=4, seed=seed)).model) for seed in (0, 0, 1)
+    )
+    assert one == two != other
+
+
+def test_the_last_blocks_learn_and_what_is_frozen_keeps_its_bytes(vit: oir.Model, samples: list[Sample]) -> None:
+    four = Pipeline(NORMAL_FORM).rewrite(vit).model
+    found = blocks.stacks(four).blocks
+    student = without(four, 2)
+    first = {str(v.name) for node in found[0].nodes for v in node.inputs if v is not None and v.const_value is not None}
+    options = replace(QUICK, train="blocks", blocks=1)
+    changed = check(student, heal(student, four, samples, options))
+    kept = [
+        {str(v.name) for node in b.nodes for v in node.inputs if v is not None} for b in blocks.stacks(student).blocks
+    ]
+    assert sum(bool(changed & names) for names in kept) == 1 and changed <= set.union(*kept)
+    last = check(student, heal(student, four, samples, replace(QUICK, train="last")))
+    assert first & last and not any("patches" in name or "positions" in name for name in last)
+
+
+@pytest.mark.parametrize("loss", ["task", "both"])
+def test_labels_teach(vit: oir.Model, short: oir.Model, samples: list[Sample], loss: str) -> None:
+    healed = heal(short, vit, samples, replace(QUICK, loss=loss))  # type: ignore[arg-type]
+    check(short, healed)
+    with pytest.raises(InputError, match="labels"):
+        heal(short, vit, [replace(one, labels=None) for one in samples], replace(QUICK, loss=loss))  # type: ignore[arg-type]
+
+
+def test_a_low_rank_change_is_merged(vit: oir.Model, short: oir.Model, samples: list[Sample]) -> None:
+    healed = heal(short, vit, samples, replace(QUICK, train="lora", rank=2, rate=1e-2))
+    for name in check(short, healed):
+        old, new = (model.graph.initializers[name].const_value.numpy() for model in (short, healed.model))
+        assert np.linalg.matrix_rank((new - old).astype(np.float64), tol=1e-4) <= 2
+    assert divergence(healed.model, vit, samples) < divergence(short, vit, samples)
+    assert healed.trained < 10_000
+
+
+def test_it_is_never_worse(vit: oir.Model, short: oir.Model, samples: list[Sample]) -> None:
+    healed = heal(short, vit, samples, replace(QUICK, rate=1e4, patience=2, clip=1e6))
+    assert not healed.improved and healed.model is short and healed.after == healed.before
+    assert healed.ended == "2 evaluations without improvement" or "finite" in healed.ended
+    same = heal(vit, vit, samples, replace(QUICK, steps=2))
+    assert not same.improved and same.before == 0
+
+
+VALUES = """
+g (float[N, 4] x) => (float[N, 3] y, float[N, 4] z) <float[4, 8] w, float[8, 3] v, float[4, 4] u> {
+    h = MatMul (x, w)  a = Tanh (h)  p = MatMul (a, v)  y = Tanh (p)  q = MatMul (x, u)  z = Sin (q)
+}
+"""
+
+
+def test_other_outputs_are_compared_by_value(samples: list[Sample]) -> None:
+    teacher = model_of(VALUES)
+    student = teacher.clone()
+    for name in ("v", "u"):
+        value = student.graph.initializers[name]
+        value.const_value = oir.tensor(value.const_value.numpy() * 0.5, name=name)
+    rows = [Sample("s", {"x": floats(64, 4)})]
+    healed = heal(student, teacher, rows, replace(QUICK, steps=60, rate=5e-2))
+    assert {"v", "u"} <= check(student, healed) and healed.after < 0.1 * healed.before
+
+
+def test_frequencies_of_positions_are_not_learnt() -> None:
+    model = model_of(
+        """
+        g (float[N, S, 4] x, int64[N, S] places) => (float[N, S, 4] y) <float[1, 4] frequencies, float[4, 4] w> {
+            p = Cast <to = 1> (places)  u = Unsqueeze (p, last)  a = MatMul (u, frequencies)  c = Cos (a)
+            h = MatMul (x, w)  y = Mul (h, c)
+        }""".replace("float[4, 4] w>", "float[4, 4] w, int64[1] last = {-1}>")
+    )
+    assert set(trainable(model, to_graph_module(model))) == {"w"}
+
+
+PAIRS = """
+g (float[N, 6] x, float[N, 4, 5, 5] i) => (float[N, 3] y, float[N, 8, 5, 5] z)
+    <float[6, 2] v, float[2, 8] p, float[7, 2] q, float[2] c, float[15, 3] w,
+     float[3, 4, 3, 3] k, float[8, 3, 1, 1] l> {
+    h = MatMul (x, v)  a = MatMul (h, p)  d = Gemm <transB = 1> (h, q)  t = Concat <axis = 1> (a, d)  r = Tanh (t)
+    y = MatMul (r, w)  m = Conv <pads = [1, 1, 1, 1]> (i, k)  z = Conv (m, l)
+}
+"""
+
+
+def test_factors_are_found_split_and_decayed() -> None:
+    model = model_of(PAIRS)
+    module = to_graph_module(model)
+    pairs = healing_factors.pairs(model, trainable(model, module))
+    assert [(p.inner.path, [o.path for o in p.outer]) for p in pairs] == [("v", ["p", "q"]), ("k", ["l"])]
+    feeds = (torch.from_numpy(floats(3, 6)), torch.from_numpy(floats(3, 4, 5, 5)))
+    before = [one.detach() for one in module(*feeds)]
+    penalty = healing_factors.frobenius(module, pairs)
+    u, v = module.p.T, module.v.T
+    products = [u @ v, module.q @ v, module.l.flatten(1) @ module.k.flatten(1)]
+    assert penalty.item() == pytest.approx(sum((one**2).sum().item() / 2 for one in products), rel=1e-5)
+    penalty.backward()
+    torch.testing.assert_close(module.p.grad.T, u @ v @ v.T)
+    torch.testing.assert_close(module.v.grad.T, u.T @ u @ v + module.q.T @ module.q @ v)
+    healing_factors.split_anew(module, pairs)
+    for old, new in zip(before, module(*feeds), strict=True):
+        torch.testing.assert_close(new, old)
+    outer = torch.cat([module.p.T, module.q])
+    values = [torch.linalg.svdvals(one.detach()) for one in (outer, module.v.T)]
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_only_factors_learn() -> None:
+    teacher = model_of(PAIRS)
+    student = teacher.clone()
+    for value in student.graph.initializers.values():
+        value.const_value = oir.tensor((value.const_value.numpy() * 0.7).astype(np.float32), name=value.name)
+    rows = [Sample("s", {"x": floats(64, 6), "i": floats(64, 4, 5, 5)})]
+    options = replace(QUICK, train="factors", rate=1e-2, frobenius=1e-6, spectral=True, noise=0.01)
+    assert check(student, heal(student, teacher, rows, options)) <= {"v", "p", "q", "k", "l"}
+
+
+TIED = """
+g (int64[N, S] ids) => (float[N, S, 9] y) <float[9, 4] table, float[4, 8] w, float[8, 4] v> {
+    x = Gather (table, ids)  h = MatMul (x, w)  a = Tanh (h)  b = MatMul (a, v)  s = Add (x, b)
+    t = Transpose <perm = [1, 0]> (table)  y = MatMul (s, t)
+}
+"""
+
+
+def test_a_tied_head_learns_only_when_it_is_untied() -> None:
+    teacher = model_of(TIED)
+    student = teacher.clone()
+    value = student.graph.initializers["v"]
+    value.const_value = oir.tensor(value.const_value.numpy() * -1, name="v")
+    rows = [Sample("s", {"ids": np.random.default_rng(0).integers(0, 9, (32, 6))})]
+    options = replace(QUICK, train="last", rate=1e-2)
+    assert check(student, heal(student, teacher, rows, options)) <= {"w", "v"}
+    healed = heal(student, teacher, rows, replace(options, untie=True))
+    assert healed.improved and set(healed.written) - {"w", "v"} == {"table_head"}
+    assert bytes_of(healed.model)["table"] == bytes_of(student)["table"]
+    with pytest.raises(InputError, match="tied"):
+        heal(model_of(VALUES), model_of(VALUES), [Sample("s", {"x": floats(4, 4)})], replace(options, untie=True))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_healing as t
+vit = t.Pipeline(t.NORMAL_FORM).rewrite(t.onnx_file.read(t.DEMO / "digits_vit.onnx")).model
+data = t.np.load(t.DEMO / "digits.npz")
+samples = [t.Sample("digits", {"image": data["image"][:160]}, data["label"][:160])]
+def kill(progress):
+    if progress.step == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+t.heal(t.without(vit, 1), vit, samples, t.QUICK, kill, folder=Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
+    vit: oir.Model, short: oir.Model, samples: list[Sample], tmp_path: Path
+) -> None:
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parents[2] / ".src"), str(tests.parents[1])])}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(tests)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(tmp_path.glob("heal-*.pt"))) == 1
+    told: list[Progress] = []
+    healed = heal(short, vit, samples, QUICK, told.append, folder=tmp_path)
+    assert told[0].step == 13 and healed.steps == 20 and len(healed.history) == 10
+    assert not list(tmp_path.iterdir())
+    assert bytes_of(healed.model) == bytes_of(heal(short, vit, samples, QUICK).model)
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(
+    vit: oir.Model, short: oir.Model, samples: list[Sample], tmp_path: Path
+) -> None:
+    def spoil(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    options = replace(QUICK, steps=4, evaluations=4)
+    with pytest.raises(KeyboardInterrupt):
+        heal(short, vit, samples, options, spoil, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    assert heal(short, vit, samples, options, folder=tmp_path).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "labels"}, "`loss` is `labels`"),
+        ({"train": "heads"}, "`train` is `heads`"),
+        ({"rate": float("nan")}, "`rate` is nan"),
+        ({"batch": 0}, "`batch` is 0"),
+        ({"held_out": 1.0}, "share below 1"),
+        ({"train": "factors"}, "no low-rank pairs"),
+        ({"spectral": True}, "no low-rank pairs"),
+        ({"untie": True}, "no head of the model is tied"),
+        ({"device": "cuda:99"}, "torch cannot use the device"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(
+    vit: oir.Model, short: oir.Model, samples: list[Sample], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        heal(short, vit, samples, replace(QUICK, **changes))  # type: ignore[arg-type]
+
+
+def test_bad_samples_are_refused(vit: oir.Model, short: oir.Model) -> None:
+    for feeds, message in (
+        ({"image": floats(1, 1, 8, 8)}, "two samples at least"),
+        ({"image": floats(4, 1, 9, 7)}, "torch refuses"),
+        ({"picture": floats(4, 1, 8, 8)}, "input `image` is missing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            heal(short, vit, [Sample("s", feeds), Sample("t", feeds)][: 1 + ("image" not in feeds)], QUICK)
+    with pytest.raises(InputError, match="no residual blocks"):
+        heal(model_of(VALUES), model_of(VALUES), [Sample("s", {"x": floats(4, 4)})], replace(QUICK, train="last"))
+    with pytest.raises(InputError, match="has no input `x`"):
+        heal(model_of(VALUES), vit, [Sample("s", {"x": floats(4, 4)})], QUICK)
