@@ -54,6 +54,30 @@ def make(
     return node
 
 
+def copied(node: oir.Node, values: Mapping[oir.Value, oir.Value]) -> oir.Node:
+    """A node like another, not yet in a graph, that reads `values[v]` in the place of each `v` that is a key.
+
+    Attributes and weights are shared; outputs have the same types and shapes and no names. The node has no sub-graphs.
+    """
+    inputs = [values.get(value, value) if value is not None else None for value in node.inputs]
+    new = oir.Node(
+        node.domain,
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        overload=node.overload,
+        num_outputs=len(node.outputs),
+        version=node.version,
+    )
+    new.meta[SOURCES] = sources(node)
+    new.metadata_props.update(node.metadata_props)
+    for old, out in zip(node.outputs, new.outputs, strict=True):
+        out.type, out.shape = old.type, old.shape
+        if old.name == "":
+            out.name = ""
+    return new
+
+
 def insert_before(anchor: oir.Node, nodes: Iterable[oir.Node]) -> None:
     """Put new nodes into the graph of `anchor`, in order, right before it."""
     anchor.graph.insert_before(anchor, list(nodes))  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as oir
 
+from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.blocks import stacks
@@ -59,16 +60,23 @@ def anchors(block: Block) -> tuple[str, ...]:
 
 
 def found_again(structure: Structure, wanted: Sequence[str], site: str) -> list[Block]:
-    """The blocks that these are the nodes of.
+    """The blocks that these are the nodes of; sizes and masks that only they need by now may have joined them.
 
     Raises:
-        InputError: they are not there any more.
+        InputError: they are not there any more, or they consist of more than that.
     """
     names = set(wanted)
     found = [block for block in structure.blocks if any(node.name in names for node in block.nodes)]
-    if {str(node.name) for block in found for node in block.nodes} != names:
+    nodes = [node for block in found for node in block.nodes]
+    more = [node for node in nodes if node.name not in names and any(map(_is_weight, node.inputs))]
+    if more or not names <= {str(node.name) for node in nodes}:
         raise InputError("it is not there any more as it was: another edit has changed it", place=site)
     return found
+
+
+def _is_weight(value: oir.Value | None) -> bool:
+    tensor = weights.tensor_of(value)
+    return tensor is not None and tensor.size > 1 and tensor.dtype not in (oir.DataType.INT64, oir.DataType.BOOL)
 
 
 class States:
@@ -88,14 +96,14 @@ class States:
         self.stateful = [block for block in self.blocks if block.inputs or block.outputs]
         self._names: dict[object, list[list[str]]] = defaultdict(list)
         for block in self.stateful:
-            self._names[_signature(block)].append([str(port.name) for port in _ports(block)])
+            self._names[signature(block)].append([str(port.name) for port in _ports(block)])
 
     def renamed(self, kept: Iterable[Block]) -> Mapping[oir.Value, str]:
         """The names that the states of the kept blocks, in their order, shall have."""
         names: dict[oir.Value, str] = {}
         taken: dict[object, int] = defaultdict(int)
         for block in (one for one in kept if one.inputs or one.outputs):
-            key = _signature(block)
+            key = signature(block)
             names.update(zip(_ports(block), self._names[key][taken[key]], strict=True))
             taken[key] += 1
         return names
@@ -125,7 +133,7 @@ def _ports(block: Block) -> tuple[oir.Value, ...]:
     return (*block.inputs, *block.outputs)
 
 
-def _signature(block: Block) -> object:
+def signature(block: Block) -> object:
     """Equal for blocks whose states can change places: their numbers, dtypes, ranks and fixed sizes."""
     return len(block.inputs), tuple((port.dtype, _fixed(port)) for port in _ports(block))
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import onnx_ir as oir
 import pytest
+from decoding import decoded, normal, removed
 from laws import OrtRunner
 
 from burnish.frontends import synthesis
@@ -16,29 +15,14 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.blocks import stacks
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.pipeline import Pipeline
-from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.lossy_context import context_for
-from burnish.tools.research import structures
 
-FAMILIES = "bert-s-ts gemma-kv-op23 llama-kv-dynp mamba-dynp mixtral-dynp resnet-dynp swin-ts t5-ts unet-dynp".split()
-
-
-@cache
-def normal(name: str) -> oir.Model:
-    return Pipeline(NORMAL_FORM).rewrite(oir.from_proto(structures.load(name))).model
+FAST = "llama-kv-dynp mamba-dynp resnet-dynp t5-ts genai-llama".split()
+FAMILIES = "bert-s-ts gemma-kv-op23 genai-moe mixtral-dynp swin-ts unet-dynp".split()
+SLOW = pytest.mark.slow
 
 
-def removed(model: oir.Model, blocks: str, more: str = "") -> oir.Model:
-    (one,) = catalog.parse(f"remove-blocks{{blocks={blocks}{more}}}")
-    outcome = Outcome("remove-blocks")
-    after = model.clone()
-    one.rewrite(after, outcome)
-    assert outcome.rewritten == len(blocks.split("+"))
-    return after
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, "genai-llama", "genai-moe"])
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(one, marks=SLOW) for one in FAMILIES)])
 def test_each_block_saves_what_it_promises(name: str) -> None:
     model = normal(name)
     samples = synthesis.synthesise(model)[:1]
@@ -54,33 +38,10 @@ def test_each_block_saves_what_it_promises(name: str) -> None:
         OrtRunner(after, optimize=True).close()
 
 
-def step(runner: OrtRunner, ids: np.ndarray, mask: np.ndarray, past: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One call of a model with caches; positions count what the mask lets through."""
-    positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
-    wanted = {one.name for one in runner.session.get_inputs()}
-    feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
-    return runner.run({name: array for name, array in feeds.items() if name in wanted})
-
-
-def decoded(model: oir.Model, ids: np.ndarray, mask: np.ndarray, cuts: list[int]) -> np.ndarray:
-    """The logits of `ids` given in pieces that end at `cuts`, each with the cache of those before."""
-    runner = OrtRunner(model, optimize=True)
-    past = {
-        str(value.name): np.zeros([len(ids), *(n if isinstance(n, int) else 0 for n in value.shape[1:])], np.float32)
-        for value in model.graph.inputs
-        if value.dtype == oir.DataType.FLOAT
-    }
-    logits = []
-    for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
-        found = step(runner, ids[:, start:end], mask[:, :end], past)
-        logits.append(found["logits"])
-        past = {name: found[name.replace("past_key_values", "present")] for name in past}
-    runner.close()
-    return np.concatenate(logits, 1)
-
-
 @pytest.mark.parametrize("blocks", ["0", "1", "3", "0+2", "1+2+3"])
-@pytest.mark.parametrize("name", ["llama-kv-dynp", "llama-kv-ts", "gemma-kv-op23"])
+@pytest.mark.parametrize(
+    "name", ["llama-kv-dynp", pytest.param("llama-kv-ts", marks=SLOW), pytest.param("gemma-kv-op23", marks=SLOW)]
+)
 def test_decoding_with_the_caches_that_are_left_is_computing_at_once(name: str, blocks: str) -> None:
     before = normal(name)
     gone = [int(one) for one in blocks.split("+")]
