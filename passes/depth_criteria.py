@@ -7,28 +7,34 @@ tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.block_drop import drop, obstacle
 from burnish.ir.views.blocks import stacks
-from burnish.passes import criticality, probes
+from burnish.passes import criticality, measure_choice, probes
 from burnish.passes.lossy import Context
 from burnish.passes.reducers import Moments
+from burnish.passes.rerun import Rerun
 from burnish.passes.resets import resettable
+from burnish.passes.scoring import MEMORY
 from burnish.passes.sites import Keep
+
+Outputs = Mapping[str, np.ndarray]
 
 Criterion = Literal[
     "output-loss",
     "block-influence",
     "angular",
+    "perplexity",
     "taylor",
     "magnitude",
     "magnitude-l2",
@@ -141,30 +147,37 @@ class Ranking:
         states = {value for block in stacks(model).blocks for value in block.outputs}
         watched = {str(value.name): (value, -1) for value in model.graph.outputs if value not in states}
         keeps = {name: keep for name, keep in self.context.keeps(model, watched).items() if isinstance(keep, Keep)}
-        runner = self.context.execute(model)
-        try:
-            before = [runner.run(sample.feeds) for sample in self.context.samples]
-        finally:
-            runner.close()
-        return [self._moved(without(model, [block.index]), before, list(watched), keeps) for block in blocks]
 
-    def _moved(
-        self, model: oir.Model, before: Sequence[Mapping[str, np.ndarray]], names: list[str], keeps: Mapping[str, Keep]
-    ) -> float:
-        taken = {str(value.name) for value in model.graph.inputs}
-        total, count = 0.0, 0
-        runner = self.context.execute(model)
+        def moved(after: Outputs, before: Outputs, sample: Sample) -> tuple[float, int]:
+            total, count = 0.0, 0
+            for name in watched:
+                gap = after[name].astype(np.float64) - before[name]
+                if name in keeps:
+                    gap = gap[np.broadcast_to(keeps[name].of(sample.feeds, before[name]), gap.shape)]
+                total, count = total + float(np.square(gap).sum()), count + gap.size
+            return total, count
+
+        found = self._removed(model, blocks, moved)
+        return [sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1) for parts in found]
+
+    def _perplexity(self, model: oir.Model, blocks: Sequence[Block]) -> list[float]:
+        """The perplexity of the model without the block (SLEB, arXiv:2402.09025, when iterative)."""
+        measure = measure_choice.measure("perplexity", model, self.context.samples, keeps=self.context.keeps).measure
+        return [measure.value(parts) for parts in self._removed(model, blocks, measure.partial)]
+
+    def _removed(
+        self, model: oir.Model, blocks: Sequence[Block], partial: Callable[[Outputs, Outputs, Sample], Any]
+    ) -> Iterator[list[Any]]:
+        """For each block what `partial` keeps of each sample, of the model without the block and of the model."""
+        samples = self.context.samples
+        rerun = Rerun(model, samples, self.context.execute, MEMORY)
         try:
-            for sample, old in zip(self.context.samples, before, strict=True):
-                new = runner.run({name: array for name, array in sample.feeds.items() if name in taken})
-                for name in names:
-                    gap = new[name].astype(np.float64) - old[name]
-                    if name in keeps:
-                        gap = gap[np.broadcast_to(keeps[name].of(sample.feeds, old[name]), gap.shape)]
-                    total, count = total + float(np.square(gap).sum()), count + gap.size
+            rerun.prepare()
+            for block in blocks:
+                with rerun.running(rerun.route(without(model, [block.index]))) as run:
+                    yield [partial(run(at), rerun.original(at), sample) for at, sample in enumerate(samples)]
         finally:
-            runner.close()
-        return total / max(count, 1)
+            rerun.close()
 
     def _taylor(self, model: oir.Model, blocks: Sequence[Block]) -> list[float]:
         """Σ |w · ∂loss/∂w| over the block's weights (Molchanov et al., arXiv:1906.10771)."""
@@ -215,6 +228,7 @@ _CRITERIA: Mapping[str, Callable[[Ranking, oir.Model, Sequence[Block]], list[flo
     "output-loss": Ranking._output_loss,
     "block-influence": Ranking._influence,
     "angular": lambda ranking, model, blocks: ranking._angles(model, [[block] for block in blocks]),
+    "perplexity": Ranking._perplexity,
     "taylor": Ranking._taylor,
     "magnitude": Ranking._magnitude,
     "magnitude-l2": Ranking._magnitude,

@@ -29,8 +29,8 @@ class RemoveBlocks(LossyPass):
 
     Attributes:
         blocks: remove exactly these, numbered from 0 as `burnish inspect --blocks` shows them.
-        criterion: `block-influence` (ShortGPT), `angular` (blocks that follow each other), `taylor` (needs torch),
-            `magnitude` and `magnitude-l2`, `criticality`, `reverse` (the last ones) and `random`.
+        criterion: `block-influence` (ShortGPT), `angular` (blocks that follow each other), `perplexity`, `taylor`
+            (needs torch), `magnitude` and `magnitude-l2`, `criticality`, `reverse` (the last ones) and `random`.
         count: remove so many, chosen by the criterion without a search.
         iterative: choose one after the other, each on the model without those before it (SLEB, arXiv:2402.09025).
         renumber: name the caches that stay like the first ones, without gaps.

@@ -103,6 +103,21 @@ def test_the_output_loss_is_the_mean_square_over_what_is_no_padding() -> None:
     np.testing.assert_allclose(scores("output-loss"), expected, rtol=1e-4)
 
 
+def test_perplexity_is_that_of_the_next_tokens_that_are_no_padding() -> None:
+    model, context = language_model()
+    expected = []
+    for index in range(4):
+        losses = []
+        for sample in context.samples:
+            logits = OrtRunner(without(model, [index]), optimize=True).run(sample.feeds)["logits"].astype(np.float64)
+            chances = np.log(np.exp(logits).sum(-1, keepdims=True))
+            ids, mask = sample.feeds["input_ids"], sample.feeds["attention_mask"] == 1
+            found = (chances - logits)[:, :-1][np.arange(2)[:, None], np.arange(ids.shape[1] - 1)[None], ids[:, 1:]]
+            losses.append(found[mask[:, 1:]])
+        expected.append(np.exp(np.concatenate(losses).mean()))
+    np.testing.assert_allclose(scores("perplexity"), expected, rtol=1e-4)
+
+
 def test_criteria_that_need_no_samples() -> None:
     model, _ = language_model()
     blocks = stacks(model).blocks

@@ -42,11 +42,13 @@ CRITERIA: dict[str, tuple[Criterion, int, bool]] = {
     "output-loss": ("output-loss", CALIBRATION, False),
     "block-influence": ("block-influence", CALIBRATION, False),
     "angular": ("angular", CALIBRATION, False),
+    "perplexity": ("perplexity", CALIBRATION, False),
     "taylor": ("taylor", CALIBRATION, False),
     "magnitude": ("magnitude", FEW, False),
     "magnitude-l2": ("magnitude-l2", FEW, False),
     "reverse": ("reverse", FEW, False),
     "random": ("random", FEW, False),
+    "perplexity, one after the other": ("perplexity", FEW, True),
     "criticality": ("criticality", FEW, False),
 }
 """Rows of the table: the criterion, how many texts it sees, and whether it chooses one block after the other."""
