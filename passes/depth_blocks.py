@@ -79,6 +79,18 @@ def _is_weight(value: oir.Value | None) -> bool:
     return tensor is not None and tensor.size > 1 and tensor.dtype not in (oir.DataType.INT64, oir.DataType.BOOL)
 
 
+def block_with(structure: Structure, node: str, site: str) -> Block:
+    """The block that has the node of this name.
+
+    Raises:
+        InputError: there is none any more.
+    """
+    for block in structure.blocks:
+        if any(one.name == node for one in block.nodes):
+            return block
+    raise InputError("it is not there any more: another edit has changed it", place=site)
+
+
 class States:
     """The inputs and outputs that carry the states of blocks, read before blocks go, renamed afterwards.
 

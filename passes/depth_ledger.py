@@ -49,3 +49,15 @@ class Ledger:
             sum(one.bytes for one in kept),
             sum(count or 0 for count in macs) if self._known else None,
         )
+
+    def unread(self, uses: Iterable[tuple[oir.Node, int]]) -> Savings:
+        """What is saved when nodes read other constants, which the model has, in these places.
+
+        Args:
+            uses: nodes and numbers of their inputs.
+        """
+        places = set(uses)
+        read = {value for node, index in places if (value := node.inputs[index]) is not None}
+        lost = {str(value.name) for value in read if all((use.node, use.idx) in places for use in value.uses())}
+        kept = [self._stored[name] for name in lost if name in self._stored]
+        return Savings(sum(one.parameters for one in kept), sum(one.bytes for one in kept), 0 if self._known else None)

@@ -15,7 +15,7 @@ from burnish.ir.inference import Inference
 from burnish.ir.views.flow import Flow, Step
 from burnish.ir.walk import STANDARD_DOMAINS, bodies, is_op
 
-_COMMUTATIVE = frozenset(("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum"))
+COMMUTATIVE = frozenset(("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum"))
 _NORMS = {"LayerNormalization": "layer", "SimplifiedLayerNormalization": "rms", "RMSNormalization": "rms"}
 _INTEGERS = (oir.DataType.INT64, oir.DataType.INT32, oir.DataType.BOOL)
 
@@ -57,9 +57,9 @@ class BlockHash:
         if step.part or node.op_type in _NORMS:
             return self._normalized(step, node, known, entry)
         keys = [self._value(value, known, entry) for value in node.inputs]
-        if node.op_type in _COMMUTATIVE:
+        if node.op_type in COMMUTATIVE:
             keys.sort()
-        return _hash(node.domain, node.op_type, keys, _attributes(node, self._facts.opset))
+        return _hash(node.domain, node.op_type, keys, attributes_of(node, self._facts.opset))
 
     def _summands(self, step: Step, known: dict[int, str]) -> list[oir.Value]:
         """The terms of a sum, those of the sums among them in their place: fused operators group them differently."""
@@ -111,7 +111,7 @@ class BlockHash:
         return small and self._facts.dtype(value) in _INTEGERS and not self._flow.varies(value)
 
 
-def _attributes(node: oir.Node, opset: int) -> list[tuple[str, str]]:
+def attributes_of(node: oir.Node, opset: int) -> list[tuple[str, str]]:
     """The attributes as text, those left out that have their default."""
     defaults = _defaults(node.op_type, opset) if node.domain in STANDARD_DOMAINS else {}
     found = []
