@@ -1,0 +1,343 @@
+"""What an edit saves in time: the nodes that it takes away against those that it adds, both timed on the target.
+
+Times come from kernels that ran, not from multiply-adds: a layer of half the numbers may well be slower. What an edit
+changes is cut out of the model before and after it; the two parts are models of their own, which the target's runtime
+fuses and lays out as it does the whole. Parts of equal text and equal shapes are timed once, so thirty equal blocks
+cost one timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.part import part
+from burnish.ir.text import structure, type_text
+from burnish.ir.walk import bodies
+from burnish.ir.weights import tensor_of
+from burnish.passes import lossy, sites
+from burnish.passes.lossy import Edit, LossyPass
+from burnish.passes.protocols import Observer
+from burnish.passes.reducers import Array, Reducer
+from burnish.passes.sites import Site
+
+NOISE = 0.03
+"""A difference smaller than this share of the part's time is no difference."""
+
+_SMALL = 4096
+"""Elements up to which an inner value of floating point is kept as it was observed; larger ones are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A model and what it is run on: something to be timed."""
+
+    model: oir.Model
+    feeds: Mapping[str, np.ndarray] = field(repr=False)
+
+
+class Timer(Protocol):
+    """Times models on the target, in turns."""
+
+    def __call__(self, first: Work, others: Sequence[Work]) -> list[float | str]:
+        """Seconds of one run of each, `first` included, without what a call costs by itself; or why it cannot be timed.
+
+        Times that one call of the timer gives can be compared with each other.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Edits with what they save in seconds, and why the others have no such number, by their keys."""
+
+    edits: list[Edit]
+    reasons: dict[str, str]
+
+
+def timed(
+    model: oir.Model,
+    edits: Sequence[Edit],
+    passes: Sequence[LossyPass],
+    timer: Timer,
+    observer: Observer,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    lower: Callable[[oir.Model], oir.Model] = lambda part: part,
+    on_step: Callable[[int, int], None] = lambda done, all_of_them: None,
+) -> Timed:
+    """The edits, in their order, with `savings.seconds` filled in where that could be measured.
+
+    A saving within `NOISE` of the time of what is taken away counts as 0.
+
+    Args:
+        model: what the edits were proposed for; not changed.
+        edits: of `passes`; each is looked at alone.
+        passes: the passes.
+        timer: of the target.
+        observer: of `model`; tells the shapes of inner values.
+        feeds: the inputs to be timed on, by name: those of the largest sample.
+        lower: what is done to a model of its kind before the target runs it; must leave inputs and outputs.
+        on_step: called with the number of groups of parts that were timed, and with how many there are.
+    """
+    reasons: dict[str, str] = {}
+    changes: dict[str, Change] = {}
+    for edit in edits:
+        try:
+            changes[edit.key] = change(model, lossy.apply(model, [edit], passes)[0])
+        except InputError as error:
+            reasons[edit.key] = error.cause
+    arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])
+    works: dict[str, Work] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
+    for key, one in changes.items():
+        try:
+            before, after = (_keyed(side, arrays, works) for side in (one.removed, one.added))
+        except InputError as error:
+            reasons[key] = error.cause
+            continue
+        groups.setdefault(before, {}).setdefault(after, []).append(key)
+    seconds: dict[str, float] = {}
+    for number, (before, others) in enumerate(groups.items()):
+        on_step(number, len(groups))
+        for after, found in _compare(before, list(others), works, timer, lower).items():
+            for key in others[after]:
+                if isinstance(found, str):
+                    reasons[key] = found
+                else:
+                    seconds[key] = found
+    on_step(len(groups), len(groups))
+    filled = [replace(edit, savings=replace(edit.savings, seconds=seconds.get(edit.key))) for edit in edits]
+    return Timed(filled, reasons)
+
+
+def faster(edits: Iterable[Edit]) -> list[Edit]:
+    """Those edits that were measured to save time: the ones worth choosing from when latency is what counts."""
+    return [edit for edit in edits if edit.savings.seconds is not None and edit.savings.seconds > 0]
+
+
+def _compare(
+    before: str, others: list[str], works: Mapping[str, Work], timer: Timer, lower: Callable[[oir.Model], oir.Model]
+) -> dict[str, float | str]:
+    """What each of `others` saves against `before` in seconds, or why that is not known; an empty key is no part."""
+    wanted = [key for key in (before, *others) if key]
+    found: dict[str, float | str] = {"": 0.0}
+    ready: dict[str, Work] = {}
+    for key in dict.fromkeys(wanted):
+        try:
+            ready[key] = replace(works[key], model=lower(works[key].model))
+        except InputError as error:
+            found[key] = error.cause
+    if ready:
+        first, *rest = ready
+        found |= dict(zip(ready, timer(ready[first], [ready[key] for key in rest]), strict=True))
+    old = found[before]
+    savings: dict[str, float | str] = {}
+    for key in others:
+        new = found[key]
+        if isinstance(old, str) or isinstance(new, str):
+            savings[key] = old if isinstance(old, str) else str(new)
+        else:
+            savings[key] = 0.0 if abs(old - new) < NOISE * max(old, new) else old - new
+    return savings
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is only in one of two models.
+
+    Attributes:
+        model: as a model whose inputs are called in0, in1... in the order of their first use.
+        sources: for each of its inputs the name of the value in the model before the edit that comes in there.
+    """
+
+    model: oir.Model
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an edit takes away and what it puts there; None where that is nothing."""
+
+    removed: Side | None
+    added: Side | None
+
+    def names(self) -> list[str]:
+        """The values of the model before the edit that the two parts take in."""
+        return [name for side in (self.removed, self.added) if side is not None for name in side.sources]
+
+
+def change(before: oir.Model, after: oir.Model) -> Change:
+    """The nodes in which two models differ, in operator, attributes, or the kind and shape of a weight.
+
+    A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
+
+    Args:
+        before: a model.
+        after: an edited copy of it, in which what was kept has its name.
+
+    Raises:
+        InputError: what was added reads something that the model before had not.
+    """
+    known = {_name(node): node for node in before.graph}
+    pairs = {node: known.get(_name(node)) for node in after.graph}
+    kept = {node: old for node, old in pairs.items() if old is not None and _alike(old, node)}
+    same = set(kept.values())
+    removed = {node for node in before.graph if node not in same}
+    added = {node for node in after.graph if node not in kept}
+    names = {str(value.name): str(value.name) for value in before.graph.inputs}
+    for node, old in kept.items():
+        names |= {str(new.name): str(was.name) for new, was in zip(node.outputs, old.outputs, strict=True)}
+    own = {str(value.name): str(value.name) for value in (*before.graph.inputs, *_made(before))}
+    return Change(_side(before, removed, own), _side(after, added, names))
+
+
+def _side(model: oir.Model, nodes: set[oir.Node], names: Mapping[str, str]) -> Side | None:
+    if not nodes:
+        return None
+    found = part(model, nodes)
+    order = {value: None for node in found.graph.all_nodes() for value in node.inputs if value is not None}
+    position = {value: index for index, value in enumerate(order)}
+    inputs = sorted(found.graph.inputs, key=lambda value: position.get(value, len(position)))
+    unknown = [value.name for value in inputs if value.name not in names]
+    if unknown:
+        raise InputError(f"it cannot be timed: `{unknown[0]}`, which it reads, is not in the model before")
+    sources = tuple(names[str(value.name)] for value in inputs)
+    found.graph.inputs[:] = inputs
+    for kind, values in (("in", inputs), ("out", found.graph.outputs)):
+        for index, value in enumerate(values):
+            value.name = f"{kind}{index}"
+    return Side(found, sources)
+
+
+def _made(model: oir.Model) -> Iterable[oir.Value]:
+    return (value for node in model.graph for value in node.outputs)
+
+
+def _name(node: oir.Node) -> str:
+    """What a copy of a node is found by: its name, or that of its first result."""
+    return node.name or next((str(out.name) for out in node.outputs), "")
+
+
+def _alike(old: oir.Node, new: oir.Node) -> bool:
+    """Whether two nodes take the same time, as far as can be told without running them."""
+    if _signature(old) != _signature(new) or len(old.outputs) != len(new.outputs):
+        return False
+    types = [(type_text(was), type_text(now)) for was, now in zip(old.outputs, new.outputs, strict=True)]
+    return all(was == now or "?" in was + now or "..." in was + now for was, now in types)
+
+
+def _signature(node: oir.Node) -> tuple[object, ...]:
+    """Operator, attributes and weights without their numbers, small ones, which may be sizes, with them."""
+    inner = [tuple(_signature(one) for one in body) for body in bodies(node)]
+    plain = [
+        (one.name, one.ref_attr_name, one.type.name, _plain(one.value))
+        for one in node.attributes.values()
+        if one.type not in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
+    ]
+    read = [None if value is None else _plain(tensor_of(value)) for value in node.inputs]
+    return (*node.op_identifier(), sorted(plain, key=lambda one: one[0]), read, inner)
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, oir.TensorProtocol):
+        return str(value)
+    shape, dtype = tuple(value.shape), value.dtype
+    whole = dtype.is_integer() and value.size <= 64
+    return (dtype.name, shape, value.numpy().tolist() if whole else None)
+
+
+def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:
+    """The key of a part and its shapes, by which `works` has it now; empty for no part."""
+    if side is None:
+        return ""
+    feeds = {f"in{index}": arrays.of(name) for index, name in enumerate(side.sources)}
+    shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in feeds.values())
+    key = f"{structure(side.model)}{shapes}"
+    works.setdefault(key, Work(side.model, feeds))
+    return key
+
+
+class _Arrays:
+    """Arrays of the shapes that inner values have on given inputs.
+
+    Integers and what is small are what was observed, since it may be sizes or places; larger arrays of floating point
+    are drawn, one for each shape.
+    """
+
+    def __init__(
+        self, model: oir.Model, observer: Observer, feeds: Mapping[str, np.ndarray], names: Iterable[str]
+    ) -> None:
+        self._given = dict(feeds)
+        self._drawn: dict[tuple[np.dtype, tuple[int, ...]], np.ndarray] = {}
+        self._refusals: dict[str, str] = {}
+        values = {str(value.name): value for value in _made(model)}
+        wanted: dict[str, Site] = {}
+        for name in dict.fromkeys(names):
+            if name not in values:
+                continue
+            why = sites.refusal(model, values[name])
+            if why is None:
+                wanted[name] = Site(values[name])
+            else:
+                self._refusals[name] = why
+        self._seen = self._observe(observer, wanted) if wanted else {}
+
+    def _observe(self, observer: Observer, wanted: dict[str, Site]) -> dict[str, Reducer]:
+        """What the observer sees, or a refusal of everything that it was asked for."""
+        from burnish.ir.samples import Sample
+
+        try:
+            return observer.observe(wanted, Outline(), [Sample("largest", self._given)])
+        except InputError as error:
+            self._refusals |= dict.fromkeys(wanted, error.cause)
+            return {}
+
+    def of(self, name: str) -> np.ndarray:
+        """The array for a value.
+
+        Raises:
+            InputError: it cannot be observed.
+        """
+        if name in self._given:
+            return self._given[name]
+        if name in self._refusals:
+            raise InputError(
+                f"it cannot be timed: `{name}`, which it reads, cannot be observed: {self._refusals[name]}"
+            )
+        found = self._seen.get(name)
+        if not isinstance(found, Outline) or found.dtype is None:
+            raise InputError(f"it cannot be timed: the model's input `{name}`, which it reads, is not given")
+        if found.content is not None:
+            return found.content
+        key = (found.dtype, found.shape)
+        if key not in self._drawn:
+            drawn = np.random.default_rng(0).standard_normal(found.shape, np.float32)
+            self._drawn[key] = drawn.astype(found.dtype)
+        return self._drawn[key]
+
+
+@dataclass
+class Outline(Reducer):
+    """The shape and dtype of the last array, and the array itself unless it is large and of floating point."""
+
+    dtype: np.dtype | None = field(default=None, init=False)
+    shape: tuple[int, ...] = field(default=(), init=False)
+    content: Array | None = field(default=None, init=False)
+
+    def add(self, array: Array, keep: Array | None = None) -> None:
+        """Take one array more, whatever counts of it."""
+        whole = array.dtype.kind in "iub" or array.size <= _SMALL
+        self.dtype, self.shape, self.content = array.dtype, array.shape, array.copy() if whole else None
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """The bytes that are held, if the array is kept."""
+        return 8 * int(np.prod(shape))
+
+    def _join(self, other: Outline) -> None:
+        self.dtype, self.shape, self.content = other.dtype, other.shape, other.content
