@@ -30,8 +30,9 @@ _STEADY = 0.02
 class KernelTimes:
     """A `burnish.passes.latency.Timer` for ONNX Runtime, which keeps what it measured on disk.
 
-    Models that are compared are run in turns, so that whatever else the machine does meanwhile hits all alike. The time
-    of the first is the 20th percentile over all rounds; that of another is the first's times the median of the rounds'
+    Models that are compared are run in turns, so that whatever else the machine does meanwhile hits all alike. With one
+    thread on the CPU the clock is that thread's own, which stands still while other work has the processor. The time of
+    the first is the 20th percentile over all rounds; that of another is the first's times the median of the rounds'
     ratios. Rounds are made until all ratios are known to 2 %, or the time is up.
 
     Attributes:
@@ -53,6 +54,8 @@ class KernelTimes:
         self._known: dict[str, float] = {}
         self._load = executor(threads=threads, target=target)
         self._seconds = seconds
+        alone = threads == 1 and target == "ort-cpu" and time.get_clock_info("thread_time").resolution < 1e-6
+        self._clock = time.thread_time if alone else time.perf_counter
         self._place = f"{target}, {threads} threads, ONNX Runtime {runtime().__version__}, {processor()}"
         self._call: float | None = None
 
@@ -104,7 +107,7 @@ class KernelTimes:
             if 0 in refusals:
                 return [refusals.get(index, refusals[0]) for index in range(len(works))]
             order = list(actions)
-            times = _rounds([actions[index] for index in order], self._seconds * len(order))
+            times = _rounds([actions[index] for index in order], self._seconds * len(order), self._clock)
         finally:
             for runner in runners:
                 runner.close()
@@ -120,28 +123,30 @@ class KernelTimes:
         """What a call costs by itself, from a model that negates one number."""
         if self._call is None:
             runner = self._load(_nothing())
-            self._call = float(np.percentile(_rounds([runner.bound({"x": np.ones(1, np.float32)})], 0.1), 20))
+            self._call = float(
+                np.percentile(_rounds([runner.bound({"x": np.ones(1, np.float32)})], 0.1, self._clock), 20)
+            )
             runner.close()
         return self._call
 
 
-def _rounds(actions: Sequence[Callable[[], object]], seconds: float) -> np.ndarray:
+def _rounds(actions: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float]) -> np.ndarray:
     """Seconds per call, [rounds, actions]; every other round goes backwards."""
     calls = []
     for action in actions:
-        start = time.perf_counter()
+        start = clock()
         action()
-        calls.append(max(1, int(np.ceil(_STRETCH / max(time.perf_counter() - start, 1e-7)))))
+        calls.append(max(1, int(np.ceil(_STRETCH / max(clock() - start, 1e-7)))))
     end = time.perf_counter() + seconds
     rounds: list[list[float]] = []
     while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() < end):
         row = [0.0] * len(actions)
         indices = range(len(actions))
         for index in indices if len(rounds) % 2 == 0 else reversed(indices):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[index]):
                 actions[index]()
-            row[index] = (time.perf_counter() - start) / calls[index]
+            row[index] = (clock() - start) / calls[index]
         rounds.append(row)
         if len(rounds) % 5 == 0 and len(actions) > 1 and _steady(np.asarray(rounds)):
             break
