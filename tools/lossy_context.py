@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from burnish.ir.samples import Sample
-    from burnish.passes.lossy import Context
+    from burnish.passes.latency import Timed
+    from burnish.passes.lossy import Context, Edit, LossyPass
+    from burnish.passes.score_store import Store
 
 
 def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "ort-cpu", threads: int = 1) -> Context:
@@ -22,15 +24,53 @@ def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "o
     from burnish.passes.lossy import Context
     from burnish.tools.observe import keeps_of
 
-    largest = max(samples, key=lambda sample: sum(array.size for array in sample.feeds.values()))
     return Context(
         samples=samples,
         execute=executor(threads=threads, target=target),
         observe=lambda one: OrtObserver(one, threads=threads, target=target),
         keeps=keeps_of,
         gradients=_gradients if find_spec("torch") is not None else None,
-        dims=cost.dims_of(model, largest.feeds),
+        dims=cost.dims_of(model, largest(samples).feeds),
     )
+
+
+def with_seconds(
+    model: oir.Model,
+    edits: Sequence[Edit],
+    passes: Sequence[LossyPass],
+    samples: Sequence[Sample],
+    *,
+    target: str = "ort-cpu",
+    threads: int = 1,
+    store: Store | None = None,
+) -> Timed:
+    """The edits with what they save in seconds on the largest sample, lowered as the default recipe lowers the model.
+
+    Args:
+        model: what the edits were proposed for.
+        edits: edits of `passes`.
+        passes: the passes.
+        samples: at least one.
+        target: `ort-cpu` or `ort-cuda`.
+        threads: threads inside an operator.
+        store: where timings are kept; None to forget them.
+    """
+    from burnish.backends.ort.kernel_times import KernelTimes
+    from burnish.backends.ort.observe import OrtObserver
+    from burnish.passes import recipes
+    from burnish.passes.latency import timed
+    from burnish.passes.pipeline import Pipeline
+
+    lowering = Pipeline(recipes.named("default", target, None))
+    timer = KernelTimes(store, target=target, threads=threads)
+    observer = OrtObserver(model, threads=threads, target=target)
+    feeds = largest(samples).feeds
+    return timed(model, edits, passes, timer, observer, feeds, lower=lambda part: lowering.rewrite(part).model)
+
+
+def largest(samples: Sequence[Sample]) -> Sample:
+    """The sample with the most elements."""
+    return max(samples, key=lambda sample: sum(array.size for array in sample.feeds.values()))
 
 
 def _gradients(model: oir.Model, samples: Sequence[Sample]) -> Mapping[str, np.ndarray]:
