@@ -126,11 +126,11 @@ class States:
         if names:
             rename_ports(self.model, names)
 
-    def note(self, kept: Sequence[Block]) -> None:
-        """Write into the model's metadata which blocks of the original it has."""
+    def note(self, kept: Sequence[Block], stateful: Sequence[Block] | None = None) -> None:
+        """Write into the model's metadata which blocks of the original it has, and which with their states."""
         _note(self.model, BLOCKS, [self.blocks.index(block) for block in kept], len(self.blocks))
-        own = [self.stateful.index(block) for block in kept if block in self.stateful]
         if self.stateful:
+            own = [self.stateful.index(one) for one in (kept if stateful is None else stateful) if one in self.stateful]
             _note(self.model, STATES, own, len(self.stateful))
 
 

@@ -14,7 +14,12 @@ def not_splittable(node: oir.Node) -> str | None:
     """Why a skip-normalization cannot be taken apart, in plain words; None when it can."""
     if any(out.uses() or out.is_graph_output() for out in node.outputs[1:3]):
         return "its mean or deviation is read"
-    return None if match.rank(node.inputs[0]) is not None else "the rank of its input is not known"
+    return None if _typed(node) is not None else "the rank of its input is not known"
+
+
+def _typed(node: oir.Node) -> oir.Value | None:
+    """One of the two streams that are added, of known rank; they have the same shape."""
+    return next((value for value in node.inputs[:2] if match.rank(value) is not None), None)
 
 
 def split(node: oir.Node) -> oir.Value:
@@ -30,12 +35,13 @@ def split(node: oir.Node) -> oir.Value:
     bias = match.input_of(node, 3 if simplified else 4)
     nodes: list[oir.Node] = []
     first = node.inputs[0]
-    if bias is not None and node.inputs[0] is not None:
+    typed = _typed(node)
+    if bias is not None and typed is not None:
         nodes.append(edit.make("Add", [first, bias], like=node))
-        first = same_shape(nodes[-1], node.inputs[0])
+        first = same_shape(nodes[-1], typed)
     total = edit.make("Sum", [first, node.inputs[1]], like=node)
-    if node.inputs[0] is not None:
-        same_shape(total, node.inputs[0])
+    if typed is not None:
+        same_shape(total, typed)
     attributes = {"axis": -1, "epsilon": match.attribute(node, "epsilon", 1e-12)}
     name = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
     norm = edit.make(name, [total.outputs[0], gamma, beta], attributes, like=node)

@@ -60,7 +60,7 @@ def obstacle(structure: Structure, chosen: Iterable[Block]) -> str | None:
         if block.refusal is not None:
             return f"block {block.index} stays: {block.refusal}"
         for value in (*block.inputs, *block.outputs):
-            if _measured(value, block) and _twin(value, block, kept) is None:
+            if _measured(value, block) and twin(value, block, kept) is None:
                 cause = f"the size of its cache `{value.name}` is read outside, and no kept block has one of that size"
                 return f"block {block.index} stays: {cause}"
     blocks.sort(key=lambda block: block.index)
@@ -99,8 +99,14 @@ def _measured(value: oir.Value, block: Block) -> list[oir.Node]:
     return [node for node in match.consumers(value) if id(node) not in own]
 
 
-def _twin(value: oir.Value, block: Block, kept: list[Block]) -> oir.Value | None:
-    """The same cache of a kept block that is alike, where it is declared to have the same sizes."""
+def twin(value: oir.Value, block: Block, kept: list[Block]) -> oir.Value | None:
+    """The same cache of one of the kept blocks that is alike, declared to have the same sizes; None when there is none.
+
+    Args:
+        value: an input or output of the graph that `block` has for its state.
+        block: the block.
+        kept: blocks whose states stay.
+    """
     own = block.inputs if value in block.inputs else block.outputs
     at = own.index(value)
     for other in kept:
@@ -116,10 +122,10 @@ def _same_sizes(one: oir.Value, other: oir.Value) -> bool:
 
 def _release_cache(block: Block, kept: list[Block]) -> None:
     for value in (*block.inputs, *block.outputs):
-        twin = _twin(value, block, kept)
+        other = twin(value, block, kept)
         for node in _measured(value, block):
-            if twin is not None:
-                node.replace_input_with(node.inputs.index(value), twin)
+            if other is not None:
+                node.replace_input_with(node.inputs.index(value), other)
     for value in block.outputs:
         if value.graph is not None:
             value.graph.outputs.remove(value)

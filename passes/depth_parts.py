@@ -1,0 +1,100 @@
+"""What the passes that take the attention or the mlp out of blocks have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.views.block import Block, Structure
+from burnish.passes import catalog, depth_branches
+from burnish.passes.base import Outcome
+from burnish.passes.depth_blocks import States, block_with, blocks_of, numbered
+from burnish.passes.depth_branches import Branch
+from burnish.passes.depth_ledger import Ledger
+from burnish.passes.lossy import Context, Edit, LossyPass
+
+
+@dataclass(frozen=True)
+class DropBranches(LossyPass):
+    """A pass that takes a branch of one kind out of blocks."""
+
+    order: ClassVar[int] = 10
+    needs: ClassVar[tuple[str, ...]] = ("named", "lifted")
+    what: ClassVar[str]
+
+    blocks: str = ""
+
+    @abstractmethod
+    def branch(self, block: Block) -> Branch | str | None:
+        """The branch of a block, or why it stays; None when it has none."""
+
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        structure = blocks_of(model)
+        chosen = numbered(structure, self.blocks, "blocks") if self.blocks else structure.blocks
+        found = []
+        for block in chosen:
+            one = self._possible(structure, block)
+            if isinstance(one, Branch):
+                found.append(one)
+            elif one is not None:
+                outcome.skip(block.nodes[-1], f"block {block.index}: {one}")
+        if not found and not outcome.skipped:
+            raise InputError(f"no block of the model has {self.what}", hint="see `burnish inspect --blocks`")
+        return self._edits(model, found, context.dims)
+
+    def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
+        if not self.blocks:
+            return super().asked(model, outcome)
+        structure, found = blocks_of(model), []
+        place = f"`{catalog.spec(self)}`"
+        for block in numbered(structure, self.blocks, "blocks"):
+            one = self._possible(structure, block)
+            if not isinstance(one, Branch):
+                raise InputError(f"block {block.index}: {one or f'it has no {self.what}'}", place=place)
+            found.append(one)
+        reason = depth_branches.obstacle(structure, found)
+        if reason is not None:
+            raise InputError(reason, place=place)
+        return self._edits(model, found, {})
+
+    def _possible(self, structure: Structure, block: Block) -> Branch | str | None:
+        one = self.branch(block)
+        return (depth_branches.obstacle(structure, [one]) or one) if isinstance(one, Branch) else one
+
+    def _edits(self, model: oir.Model, branches: Sequence[Branch], dims: Mapping[str, int]) -> list[Edit]:
+        ledger, spec = Ledger(model, dims), catalog.spec(self)
+        return [
+            Edit(
+                spec,
+                f"block {one.block.index}",
+                f"drop its {self.what}",
+                frozenset(str(node.name) for node in one.nodes),
+                ledger.without(one.nodes),
+                anchors=tuple(str(node.name) for node in one.nodes[-1:]),
+            )
+            for one in branches
+        ]
+
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        structure = blocks_of(model)
+        chosen: list[Branch] = []
+        for edit in edits:
+            one = self.branch(block_with(structure, edit.anchors[0], edit.site))
+            if not isinstance(one, Branch):
+                raise InputError(str(one or "another edit has changed it"), place=edit.site)
+            if outcome.take(one.join):
+                chosen.append(one)
+        reason = depth_branches.obstacle(structure, chosen)
+        if reason is not None:
+            raise InputError(reason, place=self.pass_name(), hint="drop fewer")
+        states, gone = States(model, structure), [one.block for one in chosen if one.inputs or one.outputs]
+        depth_branches.drop_branches(model, structure, chosen)
+        if gone:
+            kept = [block for block in structure.blocks if block not in gone]
+            states.renumber(kept)
+            states.note(structure.blocks, kept)
