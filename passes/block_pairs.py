@@ -15,26 +15,27 @@ from burnish.ir.views.block import Block
 from burnish.ir.views.block_hash import COMMUTATIVE, attributes_of
 from burnish.ir.views.flow import SKIP_NORMS, Flow, Step
 from burnish.ir.views.norm import find_norm
-from burnish.ir.walk import bodies
+from burnish.ir.walk import STANDARD_DOMAINS, bodies
 
-_WEIGHTS: dict[str, Sequence[int]] = {
-    "MatMul": (0, 1),
-    "Gemm": (1, 2),
-    "Conv": (1, 2),
-    "FusedMatMul": (1,),
-    "FusedConv": (1, 2),
-    "MultiHeadAttention": (3,),
-    "BiasGelu": (1,),
-    "FastGelu": (1,),
-    "PRelu": (1,),
-    "BatchNormalization": (1, 2, 3, 4),
-    "LayerNormalization": (1, 2),
-    "SimplifiedLayerNormalization": (1,),
-    "RMSNormalization": (1,),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
+_WEIGHTS: dict[tuple[str, str], Sequence[int]] = {
+    ("", "MatMul"): (0, 1),
+    ("", "Gemm"): (1, 2),
+    ("", "Conv"): (1, 2),
+    ("", "PRelu"): (1,),
+    ("", "BatchNormalization"): (1, 2, 3, 4),
+    ("", "LayerNormalization"): (1, 2),
+    ("", "SimplifiedLayerNormalization"): (1,),
+    ("", "RMSNormalization"): (1,),
+    ("", "GroupNormalization"): (1, 2),
+    ("", "InstanceNormalization"): (1, 2),
+    ("com.microsoft", "FusedMatMul"): (1,),
+    ("com.microsoft", "FusedConv"): (1, 2),
+    ("com.microsoft", "Attention"): (1, 2),
+    ("com.microsoft", "MultiHeadAttention"): (3,),
+    ("com.microsoft", "BiasGelu"): (1,),
+    ("com.microsoft", "FastGelu"): (1,),
 }
-"""The inputs of operators that are weights."""
+"""The inputs that are weights, by domain and operator."""
 
 _VECTORS = ("Add", "Sub", "Mul", "Div")
 """Operators whose constant vectors are weights: biases and scales of channels."""
@@ -179,7 +180,8 @@ class _Pairing:
             return
         if (one.dtype, tuple(one.shape)) != (two.dtype, tuple(two.shape)):
             raise Different(f"the constants `{own.name}` and `{other.name}` have different shapes")
-        weight = is_norm or index in _WEIGHTS.get(node.op_type, ()) or (node.op_type in _SUMS and _is_vector(one))
+        known = _WEIGHTS.get(("" if node.domain in STANDARD_DOMAINS else node.domain, node.op_type), ())
+        weight = is_norm or index in known or (node.op_type in _SUMS and _is_vector(one))
         if weight and one.dtype.is_floating_point() and one.size > 1 and own not in self._aside:
             self.uses.append(Use(node, index, own, other))
         elif not np.array_equal(one.numpy(), two.numpy()):

@@ -13,6 +13,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.blocks import stacks
 from burnish.ir.views.cache import rename_ports
+from burnish.ir.views.flow import CONTRACTIONS
 
 BLOCKS, STATES = "burnish.blocks", "burnish.states"
 """Keys of the model's metadata: JSON lists that give, for each block (each block with a state of its own), from the
@@ -57,6 +58,12 @@ def numbered(structure: Structure, wanted: str, option: str) -> list[Block]:
 def anchors(block: Block) -> tuple[str, ...]:
     """The names of its nodes, by which it is found again."""
     return tuple(str(node.name) for node in block.nodes)
+
+
+def marker(block: Block) -> str:
+    """The name of a node whose claim keeps a block from being removed, and its layers free for other passes."""
+    plain = (node for node in reversed(block.nodes) if node.op_type not in CONTRACTIONS)
+    return str(next(plain, block.nodes[-1]).name)
 
 
 def found_again(structure: Structure, wanted: Sequence[str], site: str) -> list[Block]:

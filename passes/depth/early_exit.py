@@ -9,12 +9,10 @@ from typing import ClassVar, Literal
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.views.block import Block
 from burnish.ir.views.block_drop import drop, obstacle
-from burnish.ir.views.flow import CONTRACTIONS
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.depth_blocks import States, anchors, blocks_of
+from burnish.passes.depth_blocks import States, anchors, blocks_of, marker
 from burnish.passes.depth_ledger import Ledger
 from burnish.passes.exits import Head, chain, read_between
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
@@ -87,18 +85,12 @@ class EarlyExit(LossyPass):
                 outcome.skip((tail or blocks)[-1].nodes[-1], savings)
                 continue
             names = tuple(name for block in tail for name in anchors(block))
-            tapped = (self._marker(block) for block in blocks[layer - self.last : layer]) if not self._plain else ()
+            tapped = (marker(block) for block in blocks[layer - self.last : layer]) if not self._plain else ()
             site = f"blocks {layer} to {len(blocks) - 1}" if tail else "head"
             rival = f"one of the blocks {layer - 1} and {layer}"  # as `remove-blocks` claims where both cannot go
             claims = frozenset({*names, *tapped, rival})
             found.append(Edit(catalog.spec(self), site, f"exit at layer {layer}", claims, savings, anchors=names))
         return found
-
-    @staticmethod
-    def _marker(block: Block) -> str:
-        """A node whose claim keeps a block from being removed, and its layers free for other passes."""
-        plain = (node for node in reversed(block.nodes) if node.op_type not in CONTRACTIONS)
-        return str(next(plain, block.nodes[-1]).name)
 
     def _savings(self, model: oir.Model, layer: int, ledger: Ledger, dims: Mapping[str, int]) -> Savings | str:
         tail = chain(blocks_of(model))[layer:]
