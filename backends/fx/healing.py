@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as oir
 import torch
@@ -21,6 +22,7 @@ from burnish.backends.fx.healing_options import Healed, HealOptions, Progress
 from burnish.backends.fx.healing_ranks import Ranks
 from burnish.backends.fx.healing_rows import Batches
 from burnish.backends.fx.healing_runs import Frozen, Trained, outputs_of
+from burnish.backends.fx.healing_streams import Streams
 from burnish.backends.fx.objective import Task, module_of
 from burnish.backends.fx.write_back import write_back
 from burnish.ir.errors import InputError
@@ -87,9 +89,8 @@ def heal(
             run.finish()
             model = patient.clone()
             written = write_back(run.module.cpu(), model)
-    trained = sum(parameter.numel() for parameter in loop.parameters.values())
     return Healed(
-        model, tuple(written), state.first, state.best, trained, state.step, state.seconds, loop.ended,
+        model, tuple(written), state.first, state.best, run.trained, state.step, state.seconds, loop.ended,
         tuple(state.history),
     )  # fmt: skip
 
@@ -100,6 +101,9 @@ def _check(student: oir.Model, teacher: oir.Model) -> None:
     strange = [str(value.name) for value in student.graph.inputs if str(value.name) not in given]
     if strange:
         raise InputError(f"the original has no input `{strange[0]}`", hint="heal before ports are renamed")
+    made = {str(value.name) for value in student.graph.outputs}
+    if not made & {str(value.name) for value in teacher.graph.outputs}:
+        raise InputError("the two models have no output in common", hint="heal before outputs are renamed")
 
 
 def _key(student: oir.Model, teacher: oir.Model, samples: Sequence[Sample], options: HealOptions) -> str:
@@ -130,27 +134,50 @@ class _Run:
         self._values = weights.trainable(student, self.module)
         self._pairs = factors.pairs(student, self._values)
         self._changed: list[str] = []
-        blocks = stacks(student).blocks
-        self._wanted = outputs_of(self.module, self._goal.outputs)
-        self._theirs = Frozen(
-            self._teacher, outputs_of(self._teacher, self._goal.outputs), _end(self._teacher, stacks(teacher).blocks),
-            options.cache // 2, len(self._batches.training) + len(self._batches.held_out),
-        )  # fmt: skip
+        blocks, theirs = stacks(student).blocks, stacks(teacher).blocks
+        self._ends = [_node(self.module, block.exit) for block in blocks]
+        self._wanted = [outputs_of(module, self._goal.outputs) for module in (self.module, self._teacher)]
+        self._streams = Streams(options, self.module, self._teacher, blocks, theirs, teacher, keeps)
+        limit, count = options.cache // 2, len(self._batches.training) + len(self._batches.held_out)
+        end = _node(self._teacher, theirs[-1].exit) if theirs else None
+        self._theirs = Frozen(self._teacher, self._wanted[1] | self._streams.teacher, end, limit, count)
         self.parameters = self._chosen(student, blocks)
-        self._own = Trained(self.module, self._wanted, set(self.parameters), options.cache // 2)
-        if self._goal.distances is not None:
-            first = [(self._theirs(sample, (True, i)), sample) for i, sample in self._first()]
-            self._goal.distances.measure(first)
+        self.trained = sum(parameter.numel() for parameter in self.parameters.values())
+        self._own = Trained(self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit)
+        self._measure(end)
+        if options.memory is not None:
+            marks = {node.name for node in self._ends if node is not None}
+            largest = max(self._first(None), key=lambda one: sum(array.size for array in one[1].feeds.values()))
+            self._own.limit(marks, options.memory, largest[1], largest[0])
 
-    def _first(self) -> list[tuple[tuple[int, int], Sample]]:
-        """Some samples of training, with their keys."""
-        found = self._batches.training[:_MEASURED]
-        return [((i, k), sample) for i, batch in enumerate(found) for k, sample in enumerate(batch)]
+    def _first(self, count: int | None = _MEASURED) -> list[tuple[Any, Sample]]:
+        """Some samples of training with their keys, all of them for None."""
+        found = self._batches.training[:count]
+        return [((True, i, k), sample) for i, batch in enumerate(found) for k, sample in enumerate(batch)]
+
+    def _measure(self, end: fx.Node | None) -> None:
+        """Learn filters, and take the sizes of what is compared from what the original computes."""
+        if self._goal.distances is not None:
+            found = ((self._theirs(sample, key), sample) for key, sample in self._first())
+            self._goal.distances.measure(found, self._ranks.total)
+        if not self._options.features:
+            return
+        first = self._first()
+        if first:
+            key, sample = first[0]
+            self._streams.check(self._own(sample, key), self._theirs(sample, key))
+        if self._options.filters:
+            self._streams.learn_filters(
+                self._wanted, (self._ends[-1], end), self._first(None), self._theirs, self._goal.terms,
+                self._ranks.add_gradients,
+            )  # fmt: skip
+            self.parameters |= self._streams.parameters()
+        self._streams.measure(((self._theirs(sample, key), sample) for key, sample in first), self._ranks.total)
 
     def loop(self, file: Path | None, started: float) -> Loop:
         """The training."""
         decay = self._options.frobenius
-        penalty = (lambda: decay * factors.frobenius(self.module, self._pairs)) if decay and self._pairs else None
+        penalty = (lambda: decay * factors.frobenius(self.module, self._pairs)) if decay else None
         return Loop(
             self.parameters, self.losses, len(self._batches.held_out), self._batches.at, penalty,
             [self.module, self._own.behind], self._options, self._ranks, file, started,
@@ -162,13 +189,19 @@ class _Run:
             merge_changes(self.module, self._changed)
 
     def losses(self, training: bool, number: int) -> list[Term]:
-        """The terms of one batch."""
+        """The terms of one batch; features count in training only."""
         batch = (self._batches.training if training else self._batches.held_out)[number]
+        features = self._options.features if training else 0.0
         total = [Term(torch.zeros(()), 0.0) for _ in range(self._goal.parts)]
+        if features:
+            total.append(Term(torch.zeros(()), 0.0, features))
         for k, sample in enumerate(batch):
-            key = (training, (number, k))
-            theirs = self._theirs(sample, key) if self._goal.distils else {}
-            terms = self._goal.terms(self._own(sample, key), theirs, sample)
+            key = (training, number, k)
+            theirs = self._theirs(sample, key) if self._goal.distils or features else {}
+            own = self._own(sample, key)
+            terms = self._goal.terms(own, theirs, sample)
+            if features:
+                terms.append(self._streams.term(own, theirs, sample))
             total = [mine + term for mine, term in zip(total, terms, strict=True)]
         return total
 
@@ -184,41 +217,37 @@ class _Run:
             paths = self._by_gradient(blocks)
         elif options.train == "lora":
             self._changed = weights.matrices(student, self._values, blocks)
-            paths = (
-                add_changes(self.module, self._changed, options.rank, options.alpha, options.seed)
-                if self._changed
-                else []
-            )
+            paths = add_changes(self.module, self._changed, options.rank, options.alpha, options.seed)
         if not paths:
-            reasons = {
-                "factors": "it has no low-rank pairs",
-                "lora": "it has no matrices",
-                "blocks": "it has no blocks",
-            }
+            missing = {"factors": "low-rank pairs", "lora": "matrices", "blocks": "blocks"}
             raise InputError(
-                f"there is nothing to train: {reasons.get(options.train, 'it has no weights')}",
+                f"there is nothing to train: it has no {missing.get(options.train, 'weights of its own there')}",
                 place=f"heal, `train={options.train}`",
             )
-        if options.spectral or options.noise:
-            if not self._pairs:
-                raise InputError(
-                    "the model has no low-rank pairs", place="heal", hint="leave out `spectral` and `noise`"
-                )
-            if options.spectral:
-                factors.split_anew(self.module, self._pairs)
-            if options.noise:
-                factors.disturb(self.module, self._pairs, options.noise)
+        self._prepare_factors(set(paths))
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in set(paths))
         return {path: self.module.get_parameter(path) for path in paths}
+
+    def _prepare_factors(self, paths: Set[str]) -> None:
+        """Do what the options want of the low-rank pairs that are trained."""
+        options = self._options
+        self._pairs = [pair for pair in self._pairs if paths >= set(factors.paths_of([pair]))]
+        wanted = [name for name in ("spectral", "noise", "frobenius") if getattr(options, name)]
+        if wanted and not self._pairs:
+            raise InputError("no low-rank pairs are trained", place="heal", hint=f"leave out `{wanted[0]}`")
+        if options.spectral:
+            factors.split_anew(self.module, self._pairs)
+        if options.noise:
+            factors.disturb(self.module, self._pairs, options.noise)
 
     def _by_gradient(self, blocks: Sequence[Block]) -> list[str]:
         """The weights of the blocks with the largest gradients, summed over some batches before they are squared."""
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in self._values)
-        own = Trained(self.module, self._wanted, set(self._values), 0)
+        own = Trained(self.module, self._wanted[0], set(self._values), 0)
         for key, sample in self._first():
-            theirs = self._theirs(sample, (True, key)) if self._goal.distils else {}
+            theirs = self._theirs(sample, key) if self._goal.distils else {}
             terms = self._goal.terms(own(sample, key), theirs, sample)
             torch.stack([term.total for term in terms]).sum().backward()
         self._ranks.add_gradients(self.module.get_parameter(path) for path in self._values)
@@ -239,7 +268,7 @@ def _loaded(model: oir.Model, device: torch.device) -> fx.GraphModule:
         raise InputError(f"torch cannot use the device `{device}`: {str(error).splitlines()[0]}") from error
 
 
-def _end(module: fx.GraphModule, blocks: Sequence[Block]) -> fx.Node | None:
-    """The node that computes what is behind the last block; None where there is none."""
-    name = bridge_of(module).values.get(str(blocks[-1].exit.name)) if blocks else None
+def _node(module: fx.GraphModule, value: oir.Value) -> fx.Node | None:
+    """The node that computes a value of the model; None where it is computed together with another."""
+    name = bridge_of(module).values.get(str(value.name))
     return next((node for node in module.graph.nodes if node.name == name), None)

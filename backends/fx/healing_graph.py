@@ -68,7 +68,7 @@ def cut(module: fx.GraphModule, wanted: Sequence[fx.Node], moving: Set[fx.Node])
     behind = {node for node in needed if node not in given or node in live}
     return Halves(
         leading_to(module, kept),
-        _part(module, kept, [n for n in nodes if n in behind], wanted),
+        part(module, kept, [n for n in nodes if n in behind], wanted),
         kept,
     )
 
@@ -78,12 +78,20 @@ def leading_to(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> fx.GraphMod
     nodes = list(module.graph.nodes)
     places = [node for node in nodes if node.op == "placeholder"]
     needed = ancestors(wanted)
-    return _part(module, places, [node for node in nodes if node in needed and node not in places], wanted)
+    return part(module, places, [node for node in nodes if node in needed and node not in places], wanted)
 
 
-def _part(
+def part(
     module: fx.GraphModule, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> fx.GraphModule:
+    """A graph of its own of some nodes of a module, which shares its weights.
+
+    Args:
+        module: it has all weights that the nodes read.
+        inputs: nodes whose values it takes.
+        nodes: what it computes, each behind what it needs.
+        outputs: nodes whose values it gives, as a tuple.
+    """
     graph = fx.Graph()
     made = {node: graph.placeholder(node.name) for node in inputs}
     for node in nodes:

@@ -16,6 +16,7 @@ from torch import nn
 from burnish.backends.fx.healing_loss import Term
 from burnish.backends.fx.healing_options import HealOptions, Progress
 from burnish.backends.fx.healing_ranks import Ranks
+from burnish.ir.errors import InputError
 
 SAVE_SECONDS = 60.0
 """The longest time between two checkpoints."""
@@ -84,9 +85,15 @@ class Loop:
         self.best: dict[str, torch.Tensor] = {}
 
     def run(self, on_step: Callable[[Progress], None] | None) -> None:
-        """Train until the budget is used; afterwards the parameters have their best values."""
+        """Train until the budget is used; afterwards the parameters have their best values.
+
+        Raises:
+            InputError: the loss is not finite before the first step.
+        """
         if not self._resume():
             self.state.first = self.state.best = self.evaluate()
+            if not math.isfinite(self.state.first):
+                raise InputError("the student's loss on held-out rows is not a finite number", place="heal")
             self._remember()
         while not self.ended:
             share = self._share()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,13 @@ import torch.nn.functional as F
 
 from burnish.backends.fx.healing_options import HealOptions
 from burnish.backends.fx.objective import Task, scores
+from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes.lossy import Keeps
 from burnish.passes.sites import Keep
+
+Add = Callable[[Iterable[float]], list[float]]
+"""Adds numbers up over all processes."""
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Term:
     weight: float = 1.0
 
     def __add__(self, other: Term) -> Term:
+        """The sum, with the weight of the first."""
         return Term(self.total + other.total, self.count + other.count, self.weight)
 
 
@@ -39,9 +44,9 @@ class Distances:
     """
 
     def __init__(self, teacher: oir.Model, values: Mapping[str, tuple[oir.Value, int]], keeps: Keeps | None) -> None:
-        found = keeps(teacher, {name: one for name, one in values.items()}) if keeps is not None and values else {}
+        found = keeps(teacher, values) if keeps is not None and values else {}
         self._keep = {name: keep for name, keep in found.items() if isinstance(keep, Keep)}
-        self._axes = {name: axis for name, (_, axis) in values.items()}
+        self._names = list(values)
         self._sizes: dict[str, float] = {}
 
     def _squares(self, name: str, value: torch.Tensor, sample: Sample) -> torch.Tensor:
@@ -53,19 +58,21 @@ class Distances:
             square = square * torch.from_numpy(mask.copy()).to(square.device)
         return square.sum()
 
-    def measure(self, batches: Sequence[tuple[Mapping[str, torch.Tensor], Sample]]) -> None:
-        """Take the sizes of the values from what the original computes on some batches."""
-        for name in self._axes:
-            total = sum(float(self._squares(name, values[name], sample)) for values, sample in batches)
-            rows = sum(_rows(values[name]) for values, _ in batches)
-            self._sizes[name] = max(total / max(rows, 1), 1e-30)
+    def measure(self, batches: Iterable[tuple[Mapping[str, torch.Tensor], Sample]], add: Add) -> None:
+        """Take the sizes of the values from what the original computes on some batches; `add` adds over processes."""
+        totals = {name: 0.0 for name in self._names}
+        rows = 0.0
+        for values, sample in batches:
+            rows += _rows(next(iter(values.values())))
+            for name in self._names:
+                totals[name] += float(self._squares(name, values[name], sample))
+        rows, *found = add([float(rows), *totals.values()])
+        self._sizes = {name: max(one / max(rows, 1.0), 1e-30) for name, one in zip(totals, found, strict=True)}
 
-    def term(
-        self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], sample: Sample, weight: float
-    ) -> Term:
+    def term(self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], sample: Sample) -> Term:
         """The mean over the values of their errors."""
-        parts = [self._squares(name, student[name] - teacher[name], sample) / self._sizes[name] for name in self._axes]
-        return Term(torch.stack(parts).mean(), _rows(next(iter(student.values()))), weight)
+        parts = [self._squares(name, student[name] - teacher[name], sample) / self._sizes[name] for name in self._names]
+        return Term(torch.stack(parts).mean(), _rows(next(iter(student.values()))))
 
 
 def _rows(value: torch.Tensor) -> int:
@@ -85,6 +92,9 @@ class Goal:
         outputs: the names of the outputs that are looked at.
         distances: of the outputs; None where they are scores or the original is not asked.
         parts: how many terms there are.
+
+    Raises:
+        InputError: the student lacks the output that is looked at.
     """
 
     def __init__(
@@ -94,9 +104,11 @@ class Goal:
         self.distils = options.loss != "task"
         self.parts = 2 if options.loss == "both" else 1
         self.outputs = [task.look.output]
+        theirs = {str(value.name) for value in student.graph.outputs}
+        if task.look.output not in theirs:
+            raise InputError(f"the student has no output `{task.look.output}`", hint="heal before outputs are renamed")
         self.distances: Distances | None = None
         if self.distils and task.look.kind == "values":
-            theirs = {str(value.name) for value in student.graph.outputs}
             given = {str(v.name): (v, -1) for v in teacher.graph.outputs if _is_float(v) and v.name in theirs}
             self.outputs = list(given)
             self.distances = Distances(teacher, given, keeps)
@@ -111,7 +123,7 @@ class Goal:
         """
         found = []
         if self.distances is not None:
-            found.append(self.distances.term(student, teacher, sample, 1.0))
+            found.append(self.distances.term(student, teacher, sample))
         elif self.distils:
             found.append(self._divergence(student[self.outputs[0]], teacher[self.outputs[0]], sample))
         if self._options.loss != "distil":

@@ -21,8 +21,8 @@ class HealOptions:
         temperature: divides the scores that are distilled; the divergence is multiplied by its square.
         features: weight of the squared error of what passes between the blocks, each divided by its own size
             (LAPTOP-Diff, arXiv:2404.11098); 0 for none.
-        filters: these values go through linear filters first, which have learnt beforehand to keep what the output
-            needs of them (TED, arXiv:2210.01351).
+        filters: steps in which linear filters first learn to keep what the output needs of these values, which are then
+            compared behind the filters (TED, arXiv:2210.01351); 0 for no filters.
         train: `all` weights; the `factors` of low-rank pairs; the `last` three blocks with what follows them
             (arXiv:2411.15558); the `blocks` with the largest gradients (arXiv:2408.15600); or `lora`, a low-rank change
             of the matrices of all blocks, added to them in the end (arXiv:2106.09685).
@@ -51,7 +51,7 @@ class HealOptions:
     loss: Literal["distil", "task", "both"] = "distil"
     temperature: float = 2.0
     features: float = 0.0
-    filters: bool = False
+    filters: int = 0
     train: Literal["all", "factors", "last", "blocks", "lora"] = "all"
     untie: bool = False
     blocks: int = 4
@@ -85,14 +85,18 @@ class HealOptions:
             if getattr(self, name) not in allowed:
                 raise InputError(f"`{name}` is `{getattr(self, name)}`", place="heal", hint=f"give {_or(allowed)}")
         least = {
-            "temperature": 1e-3, "features": 0, "blocks": 1, "rank": 1, "alpha": 0, "frobenius": 0, "noise": 0,
-            "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0, "evaluations": 1,
-            "patience": 1, "steps": 1, "minutes": 0, "seed": 0,
+            "temperature": 1e-3, "features": 0, "filters": 0, "blocks": 1, "rank": 1, "alpha": 0, "frobenius": 0,
+            "noise": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
+            "evaluations": 1, "patience": 1, "steps": 1, "minutes": 0, "seed": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= bound):
                 raise InputError(f"`{name}` is {value}", place="heal", hint=f"give a number of at least {bound}")
+        if self.filters and not self.features:
+            raise InputError(
+                "filters without features do nothing", place="heal", hint="give `features` a weight, such as 1"
+            )
         for name in ("warm_up", "held_out"):
             if getattr(self, name) >= 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place="heal", hint="give a share below 1")

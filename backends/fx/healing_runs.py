@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from burnish.backends.fx import healing_graph as halves
 from burnish.backends.fx.bridge import bridge_of
+from burnish.backends.fx.healing_memory import Stretches
 from burnish.backends.fx.objective import tensors
 from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.samples import Sample
@@ -32,7 +33,7 @@ class Trained:
         limit: bytes that may be kept.
 
     Attributes:
-        behind: what is computed anew in every step.
+        behind: what is computed anew in every step; takes and gives tuples.
     """
 
     def __init__(self, module: fx.GraphModule, wanted: Mapping[str, fx.Node], trained: Set[str], limit: int) -> None:
@@ -41,7 +42,8 @@ class Trained:
         moving = halves.descendants([*roots, *changed]) | set(changed)
         self._module, self._names = module, list(wanted)
         parts = halves.cut(module, list(wanted.values()), moving)
-        self._before, self.behind = parts.before, parts.behind
+        self._before = parts.before
+        self.behind: nn.Module = parts.behind
         self._kept = halves.Kept(limit, halves.storages(module))
 
     def __call__(self, sample: Sample, key: Any) -> dict[str, torch.Tensor]:
@@ -51,12 +53,31 @@ class Trained:
             InputError: the module refuses the sample.
         """
 
-        def before() -> tuple[Any, ...]:
+        return _guarded(lambda: self.behind(*self._leading(sample, key)), self._names, sample)
+
+    def _leading(self, sample: Sample, key: Any) -> tuple[Any, ...]:
+        def compute() -> tuple[Any, ...]:
             with torch.no_grad():
                 found: tuple[Any, ...] = self._before(*tensors(self._module, sample.feeds))
                 return found
 
-        return _guarded(lambda: self.behind(*self._kept.get(key, before)), self._names, sample)
+        return self._kept.get(key, compute)
+
+    def limit(self, marks: Set[str], budget: int, sample: Sample, key: Any) -> None:
+        """Compute stretches of the graph again for their gradients, so that activations take no more than a budget.
+
+        Args:
+            marks: the names of nodes behind each of which a stretch ends.
+            budget: bytes.
+            sample: a large one; `key` as for a call.
+
+        Raises:
+            InputError: the budget is too small.
+        """
+        assert isinstance(self.behind, fx.GraphModule)
+        stretches = Stretches(self.behind, marks)
+        stretches.fit(self._leading(sample, key), budget)
+        self.behind = stretches
 
 
 class Frozen:

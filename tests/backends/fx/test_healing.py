@@ -16,8 +16,12 @@ import torch
 from fx_checks import floats, model_of
 
 from burnish.backends.fx import healing_factors
+from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import Healed, HealOptions, Progress, heal
+from burnish.backends.fx.healing_features import taps
+from burnish.backends.fx.healing_graph import size_of, storages
+from burnish.backends.fx.healing_memory import Stretches
 from burnish.backends.fx.healing_weights import trainable
 from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
@@ -291,8 +295,9 @@ def test_a_damaged_checkpoint_is_as_good_as_none(
         ({"rate": float("nan")}, "`rate` is nan"),
         ({"batch": 0}, "`batch` is 0"),
         ({"held_out": 1.0}, "share below 1"),
-        ({"train": "factors"}, "no low-rank pairs"),
-        ({"spectral": True}, "no low-rank pairs"),
+        ({"train": "factors"}, "it has no low-rank pairs"),
+        ({"spectral": True}, "no low-rank pairs are trained"),
+        ({"frobenius": 1e-3}, "no low-rank pairs are trained"),
         ({"untie": True}, "no head of the model is tied"),
         ({"device": "cuda:99"}, "torch cannot use the device"),
     ],
@@ -316,3 +321,111 @@ def test_bad_samples_are_refused(vit: oir.Model, short: oir.Model) -> None:
         heal(model_of(VALUES), model_of(VALUES), [Sample("s", {"x": floats(4, 4)})], replace(QUICK, train="last"))
     with pytest.raises(InputError, match="has no input `x`"):
         heal(model_of(VALUES), vit, [Sample("s", {"x": floats(4, 4)})], QUICK)
+    renamed, broken = short.clone(), short.clone()
+    renamed.graph.outputs[0].name = "others"
+    for value in broken.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == oir.DataType.FLOAT:
+            value.const_value = oir.tensor(value.const_value.numpy() * np.float32(np.nan), name=value.name)
+    for student, message in ((renamed, "no output in common"), (broken, "not a finite number")):
+        with pytest.raises(InputError, match=message):
+            heal(student, vit, [Sample("s", {"image": floats(4, 1, 8, 8)})], QUICK)
+
+
+def test_features_are_matched_and_help(vit: oir.Model, samples: list[Sample]) -> None:
+    student = without(vit, 1)
+    for options in (replace(QUICK, features=1.0), replace(QUICK, features=1.0, filters=10)):
+        healed = heal(student, vit, samples, options)
+        check(student, healed)
+        assert healed.trained == heal(student, vit, samples, replace(QUICK, steps=1)).trained
+    with pytest.raises(InputError, match="filters without features"):
+        heal(student, vit, samples, replace(QUICK, filters=10))
+    with pytest.raises(InputError, match="no residual blocks"):
+        heal(model_of(VALUES), model_of(VALUES), [Sample("s", {"x": floats(4, 4)})], replace(QUICK, features=1.0))
+
+
+def test_a_block_answers_for_the_removed_ones_behind_it(vit: oir.Model) -> None:
+    theirs = blocks.stacks(vit).blocks
+    for gone, ends in ((0, [1, 2]), (1, [1, 2]), (2, [0, 2])):
+        found = taps(blocks.stacks(without(vit, gone)).blocks, theirs)
+        assert [tap.teacher for tap in found] == [theirs[end].exit for end in ends]
+    moved = without(vit, 0)
+    for value in moved.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == oir.DataType.FLOAT:
+            value.const_value = oir.tensor(value.const_value.numpy() + np.float32(1), name=value.name)
+    with pytest.raises(InputError, match="shares no weight"):
+        taps(blocks.stacks(moved).blocks, theirs)
+
+
+def test_filters_of_equal_models_find_nothing_to_learn(vit: oir.Model, samples: list[Sample]) -> None:
+    """With the identity as filter and the student equal to the original, the features add nothing."""
+    same = heal(vit, vit, samples, replace(QUICK, steps=2, features=1.0))
+    assert same.before == 0 and not same.improved and same.history[0][1] < 1e-9
+
+
+def test_activations_within_a_budget_give_the_same_weights(
+    vit: oir.Model, short: oir.Model, samples: list[Sample]
+) -> None:
+    options = replace(QUICK, steps=4)
+    free, tight = (
+        bytes_of(heal(short, vit, samples, one).model) for one in (options, replace(options, memory=1_500_000))
+    )
+    assert free == tight
+    with pytest.raises(InputError, match="even with every block computed twice"):
+        heal(short, vit, samples, replace(options, memory=1000))
+
+
+def test_stretches_hold_what_they_promise(vit: oir.Model, samples: list[Sample]) -> None:
+    module = to_graph_module(vit)
+    marks = {bridge_of(module).values[str(block.exit.name)] for block in blocks.stacks(vit).blocks}
+    image = torch.from_numpy(samples[0].feeds["image"])
+    sizes = []
+    for budget in (1 << 40, 14_000_000):
+        stretches = Stretches(module, marks)
+        expected = stretches.fit([image], budget)
+        held: list[torch.Tensor] = []
+
+        def keep(one: torch.Tensor, held: list[torch.Tensor] = held) -> torch.Tensor:
+            held.append(one)
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+            (found,) = stretches(image)
+        sizes.append(size_of(held, storages(module)))
+        torch.testing.assert_close(found, module(image)[0])
+        assert sizes[-1] <= expected <= budget
+    assert 0 < sizes[1] < 0.6 * sizes[0]
+
+
+RANKS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_healing as t
+vit = t.Pipeline(t.NORMAL_FORM).rewrite(t.onnx_file.read(t.DEMO / "digits_vit.onnx")).model
+data = t.np.load(t.DEMO / "digits.npz")
+samples = [t.Sample("digits", {"image": data["image"][:51]}, data["label"][:51])]
+options = t.replace(t.QUICK, steps=4, batch=7, loss="both", features=1.0)
+healed = t.heal(t.without(vit, 1), vit, samples, options, folder=Path(sys.argv[1]))
+if t.os.environ.get("RANK", "0") == "0":
+    weights = {name: value.const_value.numpy() for name, value in healed.model.graph.initializers.items()}
+    t.np.savez(Path(sys.argv[1]) / f"{t.os.environ.get('WORLD_SIZE', '1')}.npz", **weights)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """Batches of seven rows, so that the processes have unequal shares; the last batch has one row for one of them."""
+    pytest.importorskip("accelerate")
+    tests = Path(__file__).parent
+    paths = [str(tests.parents[2] / ".src"), str(tests.parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "run.py").write_text(RANKS)
+    script = [str(tmp_path / "run.py"), str(tmp_path), str(tests)]
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        command = [sys.executable, *launcher, *script]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (np.load(tmp_path / f"{world}.npz") for world in (1, 2))
+    assert set(one.files) == set(two.files)
+    for name in one.files:
+        np.testing.assert_allclose(one[name], two[name], atol=2e-5, err_msg=name)
