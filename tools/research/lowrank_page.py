@@ -1,0 +1,107 @@
+"""The page and the picture of `lowrank.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from burnish.tools import plots
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+SHARES = (0.9, 0.7, 0.5)
+METHODS = ("ours", "ours, no bias", "ASVD", "ASVD + bias", "SVD", "SVD + bias")
+Row = dict[str, Any]
+
+_HEAD = """# Low rank, measured
+
+Made by `python -m burnish.tools.research.lowrank`; numbers in [lowrank.json](lowrank.json). `project-rank` against the
+truncated SVD of the weight and ASVD (columns scaled by the root of the mean magnitude of their input), both in the same
+pass (`basis=weight`, `basis=activation`): every layer that can be two factors keeps the same share of its weight, with
+the same rank for every method, before any training. Nothing is evaluated on what was calibrated on.
+
+"no bias" and "+ bias" say whether the mean output of each layer is kept by its bias: ours keeps it unless told not to,
+ASVD and SVD as published do not. `error` is the relative Frobenius error of all outputs.
+"""
+
+
+def write(kept: Row) -> int:
+    """Write `lowrank.md` and `lowrank.svg`; 1 where ours has the larger error on some model at some share, else 0."""
+    lines = [_HEAD, "![error against the share of parameters](lowrank.svg)", "", "## Before healing"]
+    lost = []
+    for row in kept["bases"].values():
+        lines += ["", *_model(row)]
+        lost += [f"{row['name']} at {share}" for share in SHARES if not _holds(row, share)]
+    good = "Ours has the smallest error on every model at every share, against both as published."
+    bad = f"Ours has **not** the smallest error on {', '.join(lost)}, against both as published."
+    lines[2:2] = [bad if lost else good, ""]
+    lines += _alone(kept["bases"])
+    (RESULTS / "lowrank.md").write_text("\n".join(lines) + "\n")
+    _draw(kept["bases"])
+    return int(bool(lost))
+
+
+def _error(row: Row, method: str, share: float) -> float:
+    return float(row["results"][f"{method} | {share}"]["error"])
+
+
+def _holds(row: Row, share: float) -> bool:
+    """Whether ours is no worse than ASVD and better than SVD."""
+    ours = _error(row, "ours", share)
+    return ours <= _error(row, "ASVD", share) and ours < _error(row, "SVD", share)
+
+
+def _model(row: Row) -> list[str]:
+    lines = [
+        f"### {row['name']}",
+        "",
+        f"{row['layers']} layers factored, {row['left_alone']} left alone. {row['metric_name']}: the original has "
+        f"{row['metric']:.4g}.",
+        "",
+        "| parameters of the layers | " + " | ".join(METHODS) + " |",
+        "| --- |" + " --- |" * len(METHODS),
+    ]
+    for share in SHARES:
+        best = min(METHODS, key=lambda method: _error(row, method, share))
+        cells = []
+        for method in METHODS:
+            one = row["results"][f"{method} | {share}"]
+            text = f"{one['error']:.3f}"
+            cells.append(f"{f'**{text}**' if method == best else text} / {one['metric']:.4g}")
+        lines.append(f"| {share:.0%} | " + " | ".join(cells) + " |")
+    return [*lines, "", "Error / metric; the smallest error is bold."]
+
+
+def _alone(rows: dict[str, Row]) -> list[str]:
+    """What the layers do alone, where it was measured."""
+    lines = [
+        "",
+        "## Each layer alone",
+        "",
+        "The error of the outputs when one layer is factored and the others are not, root of the mean square over the",
+        "layers. It is what a search adds up, and tells methods apart where all layers together leave nothing of the",
+        "outputs (an error of 1 is that of an output of zeros).",
+        "",
+        "| model | parameters of the layer | ours | ASVD | SVD |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows.values():
+        for share in SHARES:
+            found = [row["results"][f"{method} | {share}"]["alone"] for method in ("ours", "ASVD", "SVD")]
+            if None not in found:
+                lines.append(f"| {row['name']} | {share:.0%} | " + " | ".join(f"{one:.3f}" for one in found) + " |")
+    return lines
+
+
+def _draw(rows: dict[str, Row]) -> None:
+    with plots.style():
+        figure, axes = plots.figure(2.6 * len(rows), 2.8, ncols=len(rows), sharey=True, squeeze=False)
+        for axis, row in zip(axes[0], rows.values(), strict=True):
+            for method, color, mark in zip(("ours", "ASVD", "SVD"), plots.COLORS, plots.MARKS, strict=False):
+                errors = [_error(row, method, share) for share in SHARES]
+                axis.plot([100 * share for share in SHARES], errors, color=color, marker=mark, label=method)
+            axis.set_title(row["name"])
+            axis.set_xlabel("% of the parameters")
+            axis.invert_xaxis()
+        axes[0][0].set_ylabel("relative error of the outputs")
+        axes[0][0].legend()
+        plots.save(figure, RESULTS / "lowrank.svg")
