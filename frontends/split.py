@@ -1,0 +1,251 @@
+"""Samples in two parts: one that edits are fitted to and scored on, one that the result is verified on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.frontends.batch import batch_axes
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample, are_pairs
+
+_ENOUGH = 20
+"""Samples from which on batches are not cut: ten for the error of a measurement in each part."""
+
+_PIECES = 10
+"""Samples that a part is cut into at least, where it has as many rows."""
+
+_ALL = None
+"""Stands for the rows of every class."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples in two parts that share nothing.
+
+    Attributes:
+        fit: what edits are fitted to and scored on.
+        held_out: what the result is verified on.
+        how: what was done, in plain words.
+    """
+
+    fit: list[Sample]
+    held_out: list[Sample]
+    how: str
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A sample, or one row of its batch: what goes into a part as a whole.
+
+    Attributes:
+        source: the place of the sample.
+        row: the row of its batch; None for the whole sample.
+        rows: how many rows it has.
+        labels: what is known of them.
+        digest: the same for the same inputs.
+    """
+
+    source: int
+    row: int | None
+    rows: int
+    labels: np.ndarray | None = field(repr=False)
+    digest: bytes = field(repr=False)
+
+
+def split(samples: Sequence[Sample], model: oir.Model, *, share: float = 0.5, seed: int = 0) -> Split:
+    """Two parts of the samples, the same for the same seed.
+
+    Fewer than 20 samples are cut into the rows of their batches, where the model's batch is dynamic and the labels, if
+    there are any, have a first axis of as many entries. The rows of a sample that come into one part are batches again,
+    of a size that makes at least ten samples of a part, in their old order.
+
+    Samples with the same inputs stay together, and so do queries and documents (labels as in
+    `burnish.ir.samples.are_pairs`) with the same key. Of labels that are one whole number for each row, each part gets
+    its share of every class, as near as that can be.
+
+    Args:
+        samples: as from `read_samples`; not changed.
+        model: says where the batch is.
+        share: the part of all rows that is held out, between 0 and 1.
+        seed: of the draw.
+
+    Raises:
+        InputError: there are no samples, or nothing can be parted.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share is {share}, not between 0 and 1")
+    if not samples:
+        raise InputError("there are no samples to split")
+    axes, fixed = _axes(model)
+    pairs = all(one.labels is not None for one in samples) and are_pairs(np.asarray(one.labels) for one in samples)
+    units = [_Unit(i, None, _rows(one, axes) or 1, _labels(one), _digest(one.feeds)) for i, one in enumerate(samples)]
+    groups = _together(units, pairs)
+    if len(samples) < _ENOUGH or len(groups) < 2:
+        units = [unit for place, one in enumerate(samples) for unit in _cut(one, place, axes)]
+        groups = _together(units, pairs)
+    if len(groups) < 2:
+        raise InputError(
+            f"the samples cannot be split into a part to fit and a part to verify: {_why(samples, units, fixed)}",
+            place=f"sample `{samples[0].name}`" if len(samples) == 1 else None,
+            hint="give more samples, 20 or more where that is possible",
+        )
+    classes = not pairs and all(_has_classes(unit) for unit in units)
+    held = _draw(groups, share, seed, classes)
+    parts = [
+        _gathered(
+            [unit for group, out in zip(groups, held, strict=True) if out == part for unit in group], samples, axes
+        )
+        for part in (False, True)
+    ]
+    rows = [
+        sum(unit.rows for group, out in zip(groups, held, strict=True) if out == part for unit in group)
+        for part in (False, True)
+    ]
+    kind = "rows" if any(unit.row is not None for unit in units) else "samples"
+    count = rows if kind == "rows" else [len(part) for part in parts]
+    how = f"{count[0]} {kind} to fit, {count[1]} held out"
+    how += ", each class in both" if classes else ", queries beside their documents" if pairs else ""
+    return Split(parts[0], parts[1], how)
+
+
+def _axes(model: oir.Model) -> tuple[dict[str, int], str]:
+    """The batch axes, or none and why."""
+    try:
+        return batch_axes(model), ""
+    except InputError as error:
+        return {}, error.cause
+
+
+def _rows(sample: Sample, axes: Mapping[str, int]) -> int | None:
+    """The rows of the batch; None where the inputs do not agree or there is no batch."""
+    counts = {array.shape[axes[name]] for name, array in sample.feeds.items() if name in axes}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _labels(sample: Sample) -> np.ndarray | None:
+    return None if sample.labels is None else np.asarray(sample.labels)
+
+
+def _digest(feeds: Mapping[str, np.ndarray]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(feeds.items()):
+        found.update(f"{name} {array.dtype} {array.shape};".encode())
+        found.update(repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).data)
+    return found.digest()
+
+
+def _cut(sample: Sample, place: int, axes: Mapping[str, int]) -> list[_Unit]:
+    """The rows of a sample, or the sample where it cannot be cut."""
+    rows, labels = _rows(sample, axes), _labels(sample)
+    if rows is None or rows < 2 or (labels is not None and (labels.ndim == 0 or len(labels) != rows)):
+        return [_Unit(place, None, rows or 1, labels, _digest(sample.feeds))]
+    return [
+        _Unit(
+            place,
+            row,
+            1,
+            None if labels is None else labels[row : row + 1],
+            _digest(_taken(sample.feeds, axes, np.array([row]))),
+        )
+        for row in range(rows)
+    ]
+
+
+def _taken(feeds: Mapping[str, np.ndarray], axes: Mapping[str, int], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array.take(rows, axis=axes[name]) if name in axes else array for name, array in feeds.items()}
+
+
+def _together(units: Sequence[_Unit], pairs: bool) -> list[list[_Unit]]:
+    """Groups of units that may not be parted: those of the same inputs, and with `pairs` those of the same keys."""
+    parent = list(range(len(units)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[Hashable, int] = {}
+    for index, unit in enumerate(units):
+        marks: list[Hashable] = [unit.digest]
+        if pairs and unit.labels is not None:
+            marks += [int(key) if key >= 0 else -1 - int(key) for key in unit.labels.reshape(-1)]
+        for mark in marks:
+            parent[root(index)] = root(first.setdefault(mark, index))
+    found: dict[int, list[_Unit]] = {}
+    for index, unit in enumerate(units):
+        found.setdefault(root(index), []).append(unit)
+    return list(found.values())
+
+
+def _has_classes(unit: _Unit) -> bool:
+    return unit.labels is not None and unit.labels.dtype.kind in "iub" and unit.labels.size == unit.rows
+
+
+def _draw(groups: Sequence[Sequence[_Unit]], share: float, seed: int, classes: bool) -> list[bool]:
+    """Which groups are held out.
+
+    One after the other, the largest first, goes where the numbers of rows, of all and of each class, stay nearest to
+    the share, by the sum of squares.
+    """
+    amounts = [_amounts(group, classes) for group in groups]
+    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    order.sort(key=lambda index: -amounts[index][_ALL])
+    seen, out = Counter[int | None](), Counter[int | None]()
+    held = [False] * len(groups)
+    for index in order:
+        seen.update(amounts[index])
+        lack = sum(n * (2 * (share * seen[kind] - out[kind]) - n) for kind, n in amounts[index].items())
+        if lack > 1e-9:
+            held[index] = True
+            out.update(amounts[index])
+    if len(set(held)) == 1:
+        held[order[-1]] = not held[order[-1]]
+    return held
+
+
+def _amounts(group: Sequence[_Unit], classes: bool) -> Counter[int | None]:
+    """The rows of a group: of each class, and under `_ALL` of all."""
+    found = Counter[int | None]({_ALL: sum(unit.rows for unit in group)})
+    for unit in group:
+        if classes and unit.labels is not None:
+            found.update(unit.labels.reshape(-1).tolist())
+    return found
+
+
+def _gathered(units: Sequence[_Unit], samples: Sequence[Sample], axes: Mapping[str, int]) -> list[Sample]:
+    """The units as samples, those of one sample's batch in a few batches."""
+    size = max(1, sum(unit.rows for unit in units) // _PIECES)
+    rows: dict[int, list[int]] = {}
+    for unit in units:
+        rows.setdefault(unit.source, []).extend([] if unit.row is None else [unit.row])
+    found = []
+    for place, own in sorted(rows.items()):
+        sample = samples[place]
+        if not own:
+            found.append(sample)
+            continue
+        for piece in np.array_split(np.array(sorted(own)), math.ceil(len(own) / size)):
+            labels = None if sample.labels is None else np.asarray(sample.labels).take(piece, axis=0)
+            name = f"{sample.name}, rows {piece[0]} to {piece[-1]}"
+            found.append(Sample(name, _taken(sample.feeds, axes, piece), labels))
+    return found
+
+
+def _why(samples: Sequence[Sample], units: Sequence[_Unit], fixed: str) -> str:
+    if len(units) > 1:
+        same = len({unit.digest for unit in units}) == 1
+        return "all of them are the same" if same else "queries and documents of all of them belong together"
+    labels = samples[0].labels
+    if fixed:
+        return f"there is one, and {fixed}"
+    if labels is not None and units[0].rows > 1:
+        return f"there is one, and its labels {list(np.shape(labels))} are not one for each of {units[0].rows} rows"
+    return "there is one, of one row"
