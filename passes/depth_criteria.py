@@ -184,11 +184,13 @@ class Ranking:
         if self.context.gradients is None:
             raise InputError("`taylor` needs gradients", hint="install the extra `torch`, or take another criterion")
         slopes = self.context.gradients(model, self.context.samples)
-        held = [_weights(block) for block in blocks]
-        lost = next((name for one in held for name in one if name not in slopes), None)
-        if lost is not None:
-            raise InputError(f"there is no gradient for the weight `{lost}`")
-        return [sum(float(np.abs(array * slopes[name]).sum()) for name, array in one.items()) for one in held]
+        found = []
+        for block in blocks:
+            held = {name: array for name, array in _weights(block).items() if name in slopes}
+            found.append(sum(float(np.abs(array * slopes[name]).sum()) for name, array in held.items()))
+        if not any(found):
+            raise InputError("all gradients are zero: the loss depends on no weight of a block", hint="give labels")
+        return found
 
     def _criticality(self, model: oir.Model, blocks: Sequence[Block]) -> list[float]:
         """What the outputs lose when a layer is drawn anew, the mean over the block's layers (arXiv:2410.14470)."""
@@ -238,6 +240,10 @@ _CRITERIA: Mapping[str, Callable[[Ranking, oir.Model, Sequence[Block]], list[flo
 }
 
 
+_ON_TABLES = ("Add", "Sub", "Where", "Expand", "Tile")
+"""Operators that read masks and tables of positions."""
+
+
 def without(model: oir.Model, gone: Iterable[int]) -> oir.Model:
     """A copy without the blocks of these numbers, which can go together; weights are shared."""
     numbers = list(gone)
@@ -262,17 +268,18 @@ def _runs(structure: Structure) -> list[list[Block]]:
 
 
 def _weights(block: Block) -> dict[str, np.ndarray]:
-    """The float64 weights that the nodes of a block read, by name.
+    """The float64 weights that the nodes of a block read, by name; tables that are added to scores are none.
 
     Raises:
         InputError: one is quantized.
     """
     found = {}
-    for value in (value for node in block.nodes for value in node.inputs if value is not None):
+    for node, value in ((one, value) for one in block.nodes for value in one.inputs if value is not None):
         tensor = weights.tensor_of(value)
         if tensor is None or tensor.size < 2 or tensor.dtype in (oir.DataType.INT64, oir.DataType.BOOL):
             continue
         if not tensor.dtype.is_floating_point():
             raise InputError(f"its weight `{value.name}` is quantized", place=f"block {block.index}")
-        found[str(value.name)] = tensor.numpy().astype(np.float64)
+        if node.op_type not in _ON_TABLES or min((1, 1, *tensor.shape.numpy())[-2:]) == 1:
+            found[str(value.name)] = tensor.numpy().astype(np.float64)
     return found

@@ -11,9 +11,13 @@ import onnx_ir as oir
 from burnish.ir import edit
 from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block
+from burnish.ir.views.blocks import stacks
+from burnish.ir.views.flow import SKIP_NORMS
+from burnish.ir.walk import is_op
 from burnish.passes.lossy import Context
 from burnish.passes.reducers import Array, Reducer, check_keep, numeric
-from burnish.passes.sites import Keep, Site
+from burnish.passes.sites import Site
+from burnish.passes.skip_norms import not_splittable, split
 
 
 @dataclass
@@ -58,8 +62,8 @@ def cosines(
 ) -> list[Reducer]:
     """What reducers see of the cosines between the stream before one block and behind another, one for each token.
 
-    The features lie along the last axis, or along axis 1 in blocks of convolutions. A vector of zeros has the cosine
-    0.5 with every other, as in ShortGPT's code.
+    The features lie along axis 1 where convolutions read pictures of the stream's shape, else along the last axis. A
+    vector of zeros has the cosine 0.5 with every other, as in ShortGPT's code.
 
     Args:
         model: the model; left untouched.
@@ -71,25 +75,33 @@ def cosines(
         InputError: the stream is no value of the main graph, or it cannot be told which of its rows are padding.
     """
     copy = model.clone()
-    writer = _Writer(copy)
-    values, axes = {}, {}
-    for number, (first, last) in enumerate(pairs):
-        axis = 1 if first.form == "cnn" else -1
-        name = f"cosine {number}"
-        values[name], axes[name] = writer.cosine(first.entry, last.exit, axis), axis
-    keeps = context.keeps(copy, {name: (value, axes[name]) for name, value in values.items()})
-    sites = {}
-    for name, value in values.items():
-        keep = keeps[name]
+    for node in list(copy.graph):
+        if is_op(node, *SKIP_NORMS, domain="com.microsoft") and not_splittable(node) is None:
+            split(node)
+    blocks = stacks(copy).blocks
+    ends = [(blocks[first.index].entry, blocks[last.index].exit) for first, last in pairs]
+    axes = [_axis(blocks[first.index]) for first, _ in pairs]
+    keeps = context.keeps(copy, {str(at): (ends[at][0], axis) for at, axis in enumerate(axes)})
+    writer, sites = _Writer(copy), {}
+    for at, (before, behind) in enumerate(ends):
+        keep = keeps[str(at)]
         if isinstance(keep, str):
-            raise InputError(f"it cannot be told which rows of the stream are padding: {keep}")
-        sites[name] = Site(value, keep if isinstance(keep, Keep) else None)
+            cause = f"it cannot be told which rows of the stream are padding: {keep}"
+            raise InputError(cause, place=f"block {pairs[at][0].index}", hint="take a criterion that needs no padding")
+        sites[str(at)] = Site(writer.cosine(before, behind, axes[at]), keep)
     observer = context.observe(copy)
     try:
-        found = observer.observe(sites, {name: reducer(axis) for name, axis in axes.items()}, context.samples)
+        found = observer.observe(sites, {str(at): reducer(axis) for at, axis in enumerate(axes)}, context.samples)
     finally:
         observer.close()
-    return [found[name] for name in values]
+    return [found[str(at)] for at in range(len(ends))]
+
+
+def _axis(block: Block) -> int:
+    """The axis of the features of a block's stream."""
+    shape = block.entry.shape
+    pictures = (node for node in block.nodes if is_op(node, "Conv") and shape is not None and len(shape) > 2)
+    return 1 if any(node.inputs[0] is not None and node.inputs[0].shape == shape for node in pictures) else -1
 
 
 class _Writer:
@@ -97,8 +109,6 @@ class _Writer:
 
     def __init__(self, model: oir.Model) -> None:
         self._model = model
-        self._named = {str(value.name): value for value in model.graph.inputs}
-        self._named |= {str(value.name): value for node in model.graph for value in node.outputs}
         self._floats: dict[oir.Value, oir.Value] = {}
         self._lengths: dict[tuple[oir.Value, int], oir.Value] = {}
         self._half = self._constant("half", np.array(0.5, np.float32))
@@ -107,10 +117,15 @@ class _Writer:
 
     def cosine(self, one: oir.Value, other: oir.Value, axis: int) -> oir.Value:
         first, second = self._float(one), self._float(other)
+        if one.shape != other.shape:
+            sizes = self._add("Shape", first, dtype=oir.DataType.INT64, shape=oir.Shape([len(one.shape or ())]))
+            second = self._add("Reshape", second, sizes, shape=one.shape)
         dot = self._sum(self._add("Mul", first, second), axis)
         size = self._add("Mul", self._length(first, axis), self._length(second, axis))
         nothing = self._add("Equal", size, self._zero, dtype=oir.DataType.BOOL)
-        return self._add("Where", nothing, self._half, self._add("Div", dot, size), shape=dot.shape)
+        found = self._add("Where", nothing, self._half, self._add("Div", dot, size), shape=dot.shape)
+        found.name = edit.unique_name(self._model, f"cosine of {one.name} and {other.name}")
+        return found
 
     def _length(self, value: oir.Value, axis: int) -> oir.Value:
         key = value, axis
@@ -119,13 +134,13 @@ class _Writer:
         return self._lengths[key]
 
     def _float(self, value: oir.Value) -> oir.Value:
-        own = self._named.get(str(value.name))
-        if own is None:
+        owner = value.producer().graph if value.producer() is not None else value.graph  # type: ignore[union-attr]
+        if owner is not self._model.graph or not value.name:
             raise InputError(f"the stream `{value.name}` is no value of the main graph, where it could be observed")
-        if own not in self._floats:
-            cast = own.dtype != oir.DataType.FLOAT
-            self._floats[own] = self._add("Cast", own, to=int(oir.DataType.FLOAT)) if cast else own
-        return self._floats[own]
+        if value not in self._floats:
+            cast = value.dtype != oir.DataType.FLOAT
+            self._floats[value] = self._add("Cast", value, to=int(oir.DataType.FLOAT)) if cast else value
+        return self._floats[value]
 
     def _sum(self, value: oir.Value, axis: int) -> oir.Value:
         shape = None

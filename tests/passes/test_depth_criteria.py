@@ -11,6 +11,7 @@ import pytest
 from golden import name_nodes, parse_graph
 from laws import OrtRunner
 
+from burnish.frontends import synthesis
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.blocks import stacks
@@ -211,3 +212,22 @@ def test_pictures_turn_along_their_channels_and_have_no_last_token() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     with pytest.raises(InputError, match="there are no tokens"):
         Ranking("angular", context).scores(model, stacks(model))
+
+
+@pytest.mark.parametrize("name", ["genai-llama", "tf-bert", pytest.param("swin-ts", marks=pytest.mark.slow)])
+def test_streams_are_followed_however_they_are_spelled(name: str) -> None:
+    """Sums inside a skip-normalization, rows of all texts in one matrix, a stream that is reshaped on the way."""
+    model = Pipeline(NORMAL_FORM).rewrite(oir.from_proto(structures.load(name))).model
+    context = context_for(model, synthesis.synthesise(model)[:1])
+    structure = stacks(model)
+    found = Ranking("block-influence", context).scores(model, structure)
+    assert len(found) == len(structure.blocks) and all(0 < one < 1 for one in found.values())
+    sizes = Ranking("magnitude", context).scores(model, structure)
+    assert max(sizes.values()) < 20 * min(sizes.values())
+
+
+def test_a_stream_whose_padding_is_not_known_is_refused() -> None:
+    model = Pipeline(NORMAL_FORM).rewrite(oir.from_proto(structures.load("t5-ts"))).model
+    context = context_for(model, synthesis.synthesise(model)[:1])
+    with pytest.raises(InputError, match="it cannot be told which rows of the stream are padding"):
+        Ranking("block-influence", context).scores(model, stacks(model))

@@ -40,7 +40,13 @@ def test_each_block_saves_what_it_promises(name: str) -> None:
 
 @pytest.mark.parametrize("blocks", ["0", "1", "3", "0+2", "1+2+3"])
 @pytest.mark.parametrize(
-    "name", ["llama-kv-dynp", pytest.param("llama-kv-ts", marks=SLOW), pytest.param("gemma-kv-op23", marks=SLOW)]
+    "name",
+    [
+        "llama-kv-dynp",
+        pytest.param("llama-kv-ts", marks=SLOW),
+        pytest.param("gemma-kv-op23", marks=SLOW),
+        pytest.param("a3-smollm2-kv", marks=SLOW),
+    ],
 )
 def test_decoding_with_the_caches_that_are_left_is_computing_at_once(name: str, blocks: str) -> None:
     before = normal(name)
