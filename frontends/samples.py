@@ -7,8 +7,6 @@ What can be given: an `.npz` file, a folder of `.npz` and `.npy` files, `package
 from __future__ import annotations
 
 import difflib
-import importlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ import onnx_ir as oir
 from burnish.frontends.arrays import LARGEST_BYTES, read_npy, read_npz
 from burnish.frontends.dims import free_symbols, is_unnamed, symbol_of
 from burnish.frontends.fill import numpy_dtype
+from burnish.frontends.functions import function_named, is_function
 from burnish.frontends.roles import required_inputs
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _LABELS = ("labels", "label")
 _FORMS = "give an `.npz` file, a folder of `.npz` or `.npy` files, or `package.module:function`"
 
@@ -67,7 +65,7 @@ def _named(spec: str, model: oir.Model) -> Iterator[Sample]:
         yield from _bounded((sample for file in files for sample in _file(file, model)), spec)
     elif path.is_file():
         yield from _file(path, model)
-    elif _FUNCTION.fullmatch(spec):
+    elif is_function(spec):
         yield from _bounded(_rows(_call(spec), model, spec), spec)
     else:
         raise InputError("there is no such file or folder", place=spec, hint=_FORMS)
@@ -164,24 +162,7 @@ def _fixed_batches(
 
 def _call(spec: str) -> object:
     """What the named function returns."""
-    module_name, _, function_name = spec.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"`{module_name}` cannot be imported: {type(error).__name__}: {error}",
-            place=spec,
-            hint="is its folder on PYTHONPATH?",
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [name for name, thing in vars(module).items() if callable(thing)]
-        near = difflib.get_close_matches(function_name, functions, 1)
-        raise InputError(
-            f"`{module_name}` has no function `{function_name}`",
-            place=spec,
-            hint=f"did you mean `{near[0]}`?" if near else None,
-        )
+    function = function_named(spec)
     try:
         return function()
     except (Exception, SystemExit) as error:
