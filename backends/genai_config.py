@@ -60,3 +60,27 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, int):
         raise InputError("it says nothing of `model.decoder.num_hidden_layers`", place=str(path))
     return dict(config)
+
+
+def write_beside(text: str, config: Path, model: Path) -> Path:
+    """Write an updated configuration beside a written model, whole or not at all; the original's is never replaced.
+
+    Args:
+        text: what `updated` gave.
+        config: the configuration of the original.
+        model: the written model.
+
+    Returns:
+        The file: `genai_config.json`, or with the model's name before it where the original lies in the same folder.
+    """
+    target = model.parent / NAME
+    if target.exists() and config.exists() and target.samefile(config):
+        target = model.with_suffix(f".{NAME}")
+    partial = target.with_name(f".burnish-{target.name}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"it cannot be written: {error.strerror}", place=str(target)) from error
+    return target

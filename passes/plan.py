@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from burnish.ir.errors import InputError
+from burnish.passes import budget as budgets
 from burnish.passes import catalog, recipe_file, recipes
 from burnish.passes.base import Pass
+from burnish.passes.budget import Budget
+from burnish.passes.lossy import LossyPass
 from burnish.passes.prove import Verify
 
 NAMED = ("default", "normal-form", "none")
@@ -20,12 +23,17 @@ class Plan:
     """A run, resolved.
 
     Attributes:
-        passes: in order.
+        passes: exact passes in order; those behind the lossy ones where there are any.
         target: what the model is written for.
         verify: `off`, `ends` or `each`.
         guard: what no pass may make worse.
         require: passes that must change something.
         opset: the opset that was asked for, None when none was.
+        prepare: exact passes before the lossy ones; the normal form closes them.
+        lossy: passes that change the function, searched together.
+        budget: how much they may lose, and what is wanted of them.
+        metric: what the loss is measured by, as `burnish.optimize` takes it; None for what suits the model.
+        heal: train what the lossy passes left.
     """
 
     passes: tuple[Pass, ...]
@@ -34,6 +42,11 @@ class Plan:
     guard: frozenset[str]
     require: tuple[str, ...]
     opset: int | None = None
+    prepare: tuple[Pass, ...] = ()
+    lossy: tuple[LossyPass, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    metric: Any = None
+    heal: bool = False
 
 
 def resolve(
@@ -46,6 +59,12 @@ def resolve(
     verify: str | None = None,
     guard: Iterable[str] | None = None,
     require: Sequence[str] = (),
+    max_drop: str | float | None = None,
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    objective: str | None = None,
+    metric: Any = None,
+    heal: bool | None = None,
 ) -> Plan:
     """Resolve what the caller gave; what is given here wins over what a recipe file says.
 
@@ -54,11 +73,16 @@ def resolve(
         passes: run after the recipe.
         without: names of passes to leave out.
         target, opset, verify, guard, require: see `Plan`; `opset` raises the model to that opset.
+        max_drop, max_size, max_latency, objective: the budget, as `burnish.passes.budget.budget` reads it. With one,
+            and no lossy pass among the passes, those of `recipes.LOSSY` are searched.
+        metric, heal: see `Plan`.
 
     Raises:
         InputError: for anything unknown.
     """
-    name = str(recipe) if recipe is not None else ("normal-form" if passes else "default")
+    own = [one for item in passes or () for one in ([item] if isinstance(item, Pass) else catalog.parse(item))]
+    exact = [one for one in own if not isinstance(one, LossyPass)]
+    name = str(recipe) if recipe is not None else ("normal-form" if exact else "default")
     given: recipe_file.RecipeFile | None = None
     if name not in NAMED:
         if not Path(name).exists() and not name.endswith((".yaml", ".yml")):
@@ -78,17 +102,67 @@ def resolve(
         base = [*given.passes, *raised]
     else:
         base = recipes.named(name, chosen_target, to_opset)
-    own = [one for item in passes or () for one in ([item] if isinstance(item, Pass) else catalog.parse(item))]
+    allowed = _budget(settings, max_drop, max_size, max_latency, objective)
     for name in (*without, *require):
         catalog.load(name)
-    kept = [one for one in (*base, *recipes.after(own)) if one.pass_name() not in without]
+    lossy = [one for one in (*base, *own) if isinstance(one, LossyPass)]
+    if allowed and not lossy:
+        lossy = [one for name in recipes.LOSSY if isinstance(one := catalog.make(name), LossyPass)]
+    lossy = [one for one in lossy if one.pass_name() not in without]
+    if allowed and not lossy:
+        raise InputError("there is a budget, and no lossy pass is left to spend it", hint="leave `--without` out")
+    kept = [one for one in (*base, *recipes.after(exact)) if one.pass_name() not in without]
+    prepare, kept = _around(kept, lossy)
     required = tuple(dict.fromkeys((*require, *(given.require if given is not None else ()))))
     for name in required:
-        if not any(one.pass_name() == name for one in kept):
+        if not any(one.pass_name() == name for one in (*prepare, *lossy, *kept)):
             raise InputError(
                 f"`{name}` is required to change something but is not among the passes", hint=f"add `-p {name}`"
             )
-    return Plan(tuple(kept), chosen_target, cast(Verify, chosen_verify), frozenset(chosen_guard), required, to_opset)
+    return Plan(
+        tuple(kept),
+        chosen_target,
+        cast(Verify, chosen_verify),
+        frozenset(chosen_guard),
+        required,
+        to_opset,
+        prepare=tuple(prepare),
+        lossy=tuple(lossy),
+        budget=allowed,
+        metric=metric or settings.get("metric"),
+        heal=bool(settings.get("heal", False) if heal is None else heal),
+    )
+
+
+def _around(kept: list[Pass], lossy: list[LossyPass]) -> tuple[list[Pass], list[Pass]]:
+    """The exact passes before and behind the lossy ones.
+
+    Those stand where the first of them stands in the recipe, else behind the normal form; they need the normal form, so
+    it closes what is before them.
+    """
+    if not lossy:
+        return [], kept
+    first = next((index for index, one in enumerate(kept) if isinstance(one, LossyPass)), None)
+    if first is None:
+        normal = [index for index, one in enumerate(kept) if one.pass_name() == recipes.NORMAL_FORM[-1]]
+        first = normal[0] + 1 if normal else 0
+    before = [one for one in kept[:first] if not isinstance(one, LossyPass)]
+    closing = [catalog.make(name) for name in recipes.NORMAL_FORM]
+    if [catalog.spec(one) for one in before[-len(closing) :]] != [catalog.spec(one) for one in closing]:
+        before += closing
+    return before, [one for one in kept[first:] if not isinstance(one, LossyPass)]
+
+
+def _budget(
+    settings: Mapping[str, Any],
+    max_drop: str | float | None,
+    max_size: str | float | None,
+    max_latency: str | float | None,
+    objective: str | None,
+) -> Budget:
+    given = (("max-drop", max_drop), ("max-size", max_size), ("max-latency", max_latency), ("objective", objective))
+    drop, size, latency, aim = (value if value is not None else settings.get(name) for name, value in given)
+    return budgets.budget(drop, size, latency, None if aim is None else str(aim))
 
 
 def _choice(setting: str, value: str) -> str:

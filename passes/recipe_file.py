@@ -9,13 +9,16 @@ from typing import Any
 from burnish.ir.errors import InputError
 from burnish.passes import catalog
 from burnish.passes.base import Pass
+from burnish.passes.budget import OBJECTIVES
 
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "target": TARGETS,
     "verify": ("off", "ends", "each"),
     "guard": ("latency", "size", "off"),
+    "objective": OBJECTIVES,
 }
+TEXTS = ("max-drop", "max-size", "max-latency", "metric")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class RecipeFile:
 
     Attributes:
         passes: the passes in order.
-        settings: `target`, `verify`, `guard` (a tuple), `opset`, as far as given.
+        settings: `target`, `verify`, `guard` (a tuple), `opset`, `objective`, `heal`, and as text `max-drop`,
+            `max-size`, `max-latency` and `metric`, as far as given.
         require: passes that must change something.
     """
 
@@ -73,7 +77,7 @@ class _Reader:
             raise InputError(f"this is not YAML: {cause}", place=self.path, hint="a recipe is a YAML file") from None
         if not isinstance(root, yaml.MappingNode):
             raise self.fail(root or 0, "a recipe is a mapping", "begin with `passes:` and a list of passes")
-        known = ["passes", "opset", "require", *SETTINGS]
+        known = ["passes", "opset", "require", "heal", *SETTINGS, *TEXTS]
         passes: tuple[Pass, ...] = ()
         settings: dict[str, Any] = {}
         require: tuple[str, ...] = ()
@@ -89,6 +93,10 @@ class _Reader:
                 passes = tuple(self.one_pass(item) for item in self.items(value, "passes"))
             elif name == "require":
                 require = tuple(self.known_pass(item) for item in self.items(value, "require"))
+            elif name == "heal":
+                settings["heal"] = self.truth(value)
+            elif name in TEXTS:
+                settings[name] = self.text_of(value, name)
             elif name == "opset":
                 settings["opset"] = self.integer(value)
             elif name == "guard":
@@ -137,6 +145,16 @@ class _Reader:
         if value not in SETTINGS[name]:
             raise self.fail(node, f"`{name}` cannot be `{node.value}`", catalog.nearest(value, SETTINGS[name]))
         return value
+
+    def truth(self, node: Any) -> bool:
+        if str(node.value).lower() not in ("true", "false"):
+            raise self.fail(node, f"`{node.value}` is neither true nor false", "write `heal: true`")
+        return str(node.value).lower() == "true"
+
+    def text_of(self, node: Any, name: str) -> str:
+        if not isinstance(node.value, str):
+            raise self.fail(node, f"`{name}` is one value", f"write `{name}: 1%`")
+        return node.value
 
     def integer(self, node: Any) -> int:
         if not str(node.value).isdecimal():

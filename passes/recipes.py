@@ -58,6 +58,9 @@ CLEAN: tuple[str, ...] = ("drop-identity", "fold-constants", "share-repeats", "d
 LAST: tuple[str, ...] = ("drop-annotations",)
 """What only the passes needed."""
 
+LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "project-rank")
+"""What is searched for a budget when no lossy pass is named."""
+
 OPTIONS: dict[tuple[str, str], dict[str, object]] = {("fold-affine", "ort-cpu"): {"attention_scale": True}}
 """Options of passes by target. ONNX Runtime's CPU multiplies small matrices slower with a scale than without."""
 

@@ -7,22 +7,26 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
 import burnish
-from burnish.backends import onnx_metadata, onnx_writer
+from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.ir import origin
 from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS
-from burnish.passes import pipeline, plan, prove
+from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
-from burnish.passes.protocols import Judge, Runner
+from burnish.passes.protocols import Judge, Measure, Runner, Verdict
 from burnish.tools import crash
 from burnish.tools.observe import observe
+
+if TYPE_CHECKING:
+    from burnish.backends.fx.healing import HealOptions
+    from burnish.tools.lossy import Lossy
 
 __all__ = ["Pipeline", "Result", "emit", "load", "observe", "optimize"]
 
@@ -39,6 +43,7 @@ class Result:
         refused_samples: samples that the original model itself refused.
         files: the files that were written; empty for a dry run.
         sizes: bytes on disk before and after; None where there is no file.
+        lossy: what the lossy passes did; None when there were none. `proof` then compares with what they left.
     """
 
     proof: prove.Proof
@@ -47,6 +52,20 @@ class Result:
     undone: dict[str, str]
     files: list[Path] = field(default_factory=list)
     sizes: tuple[int | None, int | None] = (None, None)
+    lossy: Lossy | None = None
+
+    @property
+    def steps(self) -> list[pipeline.Step]:
+        """What every pass did, in order."""
+        before = [] if self.lossy is None else [*self.lossy.proof.run.steps, *self.lossy.steps]
+        return [*before, *self.proof.run.steps]
+
+    @property
+    def timing(self) -> tuple[Verdict | None, str]:
+        """The paired timing against the original, None when there is none, and the sample that was timed."""
+        if self.lossy is not None:
+            return self.lossy.latency, self.lossy.timed
+        return self.proof.latency, self.proof.latency_sample
 
     @property
     def model(self) -> oir.Model:
@@ -143,6 +162,14 @@ def optimize(
     verify: prove.Verify | None = None,
     guard: Iterable[prove.Guard] | None = None,
     require: Sequence[str] = (),
+    max_drop: str | float | None = None,
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    objective: str | None = None,
+    metric: str | Measure | None = None,
+    heal: bool | HealOptions | None = None,
+    workers: str | int | None = None,
+    pairs: bool = False,
     crash_folder: str | Path = "burnish-crash",
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -161,16 +188,40 @@ def optimize(
         verify: `ends`, `each` or `off`.
         guard: what no pass may make worse; `latency` and `size` by default, latency only where the target runs here.
         require: passes that must change something.
+        max_drop: search lossy edits: the metric may get so much worse, `"1%"` of what the original has or `0.01` in its
+            own unit.
+        max_size: bytes of weights to come down to, `"50%"` or a number.
+        max_latency: time of a run to come down to, `"80%"` of the original's.
+        objective: what the search makes small, `size` (default) or `latency`.
+        metric: what a drop is measured by: a name of `burnish.passes.measure_choice.NAMES`, `package.module:function`,
+            or a function of the outputs and labels of all samples; by default what suits the model and the labels.
+        heal: train what the lossy passes left, with these options when they are given.
+        workers: processes that score edits, or the `ray://` address of a cluster.
+        pairs: score edits beside each other together, too, and choose with what they do to each other.
         crash_folder: where the reproducer goes when a rewrite proves wrong.
         on_step: progress: (pass, number, total).
 
     Raises:
         InputError: bad input or options (exit code 2).
+        BudgetError: the budget cannot be met (exit code 1).
         UnchangedError: a required pass changed nothing (exit code 4).
         Miscompiled: a rewrite proved wrong; nothing was written (exit code 3).
     """
     todo = plan.resolve(
-        recipe, passes, without, target=target, opset=opset, verify=verify, guard=guard, require=require
+        recipe,
+        passes,
+        without,
+        target=target,
+        opset=opset,
+        verify=verify,
+        guard=guard,
+        require=require,
+        max_drop=max_drop,
+        max_size=max_size,
+        max_latency=max_latency,
+        objective=objective,
+        metric=metric,
+        heal=None if heal is None else bool(heal),
     )
     file = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None:
@@ -188,29 +239,44 @@ def optimize(
     files = origin.files(model)
     fingerprint = onnx_file.fingerprint(file) if file is not None and files else ""
     steps = pipeline.Pipeline(todo.passes)
+    recipe_text = [catalog.spec(one) for one in (*todo.prepare, *todo.lossy, *todo.passes)]
     judged = todo.verify != "off"
+    samples = samples_for(model, data) if judged or data is not None else []
+    reduced: Lossy | None = None
+    if todo.lossy:
+        from burnish.tools import lossy_stage
+
+        options = lossy_stage.options(metric, heal, workers, pairs, on_step)
+        reduced = lossy_stage.run(model, todo, samples if data is not None else None, ort_judge(todo.target), options)
+        samples = reduced.proved_on
+    start = model if reduced is None else reduced.model
     prover = prove.Prover(
         steps,
-        model,
-        samples_for(model, data) if judged else [],
+        start,
+        samples if judged else [],
         ort_judge(todo.target) if judged else None,
         todo.verify,
         todo.guard,
         on_step=on_step,
         largest_timed=prove.LARGEST_TIMED if guard is None else float("inf"),
     )
+    declared = {value.name: value.shape for value in model.graph.outputs}
     with ExitStack() as stack:
         stage: list[onnx_writer.Staged] = []
 
         def write_aside(run: pipeline.Run) -> onnx_writer.Staged:
             stack.pop_all().close()
-            for output, declared in zip(run.model.graph.outputs, model.graph.outputs, strict=True):
-                if declared.shape is None:
+            for output in run.model.graph.outputs:
+                if declared[output.name] is None:
                     output.shape = None
             onnx_metadata.strip_private(run.model)
             fired = {step.spec: step.outcome.rewritten for step in run.steps if step.outcome.rewritten}
             onnx_metadata.provenance(
-                run.model, version=burnish.__version__, recipe=steps.specs(), input_fingerprint=fingerprint, fired=fired
+                run.model,
+                version=burnish.__version__,
+                recipe=recipe_text,
+                input_fingerprint=fingerprint,
+                fired=fired if reduced is None else {**reduced.fired(), **fired},
             )
             stage[:] = [stack.enter_context(onnx_writer.staged(run.model, Path(path or "")))]
             return stage[0]
@@ -226,15 +292,26 @@ def optimize(
             except (InputError, OSError) as error:
                 failure.hint = f"nothing was written, and no reproducer either: {error}"
             raise
-        _require(todo.require, proof)
-        _require_opset(todo.opset, proof)
         before = sum(one.stat().st_size for one in files) if files else None
-        result = Result(proof, steps.specs(), todo.target, prover.undone, sizes=(before, None))
+        result = Result(proof, recipe_text, todo.target, prover.undone, sizes=(before, None), lossy=reduced)
+        _require(todo.require, result)
+        _require_opset(todo.opset, proof)
+        if path is not None and not stage:
+            write_aside(proof.run)
+        if reduced is not None:
+            judge = ort_judge(todo.target)
+            written = _open(stage[0].path, todo.target, False) if stage else judge.execute(proof.run.model)
+            reduced.measure_written(written, proof.run.model, judge)
+            written.close()
+        config = file.parent / genai_config.NAME if file is not None else None
+        layers = None
+        if path is not None and reduced is not None and config is not None and config.is_file():
+            layers = genai_config.updated(config, model, proof.run.model)
         if path is not None:
-            if not stage:
-                write_aside(proof.run)
             result.files = stage[0].commit()
             result.sizes = (before, sum(one.stat().st_size for one in result.files))
+            if layers is not None and config is not None:
+                result.files.append(genai_config.write_beside(layers, config, Path(path)))
     return result
 
 
@@ -261,9 +338,9 @@ def _opset(model: oir.Model) -> int | None:
     return next((model.opset_imports[name] for name in STANDARD_DOMAINS if name in model.opset_imports), None)
 
 
-def _require(names: Sequence[str], proof: prove.Proof) -> None:
+def _require(names: Sequence[str], result: Result) -> None:
     for name in names:
-        steps = [step for step in proof.run.steps if step.outcome.name == name]
+        steps = [step for step in result.steps if step.outcome.name == name]
         if any(step.outcome.rewritten for step in steps):
             continue
         undone = next((step.undone for step in steps if step.undone), "")

@@ -12,6 +12,8 @@ from burnish.tools import terminal
 _VERIFY = ("ends", "each", "off")
 _GUARD = ("latency", "size", "off")
 _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+_BUDGET = ("max_drop", "max_size", "max_latency", "objective", "metric", "heal", "workers", "pairs")
+_PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,6 +47,17 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
     multiple=True,
     help="What no pass may make worse; may be repeated (default: latency and size).",
 )
+@click.option("--max-drop", metavar="AMOUNT", help="Search lossy edits: the metric may drop so far, `1%` or `0.01`.")
+@click.option("--max-size", metavar="AMOUNT", help="Bring the weights down to `50%` of their bytes.")
+@click.option("--max-latency", metavar="SHARE", help="Bring the time of a run down to `80%` of the original's.")
+@click.option("--objective", type=click.Choice(("size", "latency")), help="What is made small (default: size).")
+@click.option(
+    "--metric", metavar="NAME|FUNCTION", help="What a drop is measured by: a name, or package.module:function."
+)
+@click.option("--heal", is_flag=True, default=None, help="Train what the lossy passes left, against the original.")
+@click.option("--workers", metavar="N|ray://...", help="Score edits on so many processes, or on a Ray cluster.")
+@click.option("--pairs", is_flag=True, default=None, help="Score neighbouring edits together, too.")
+@click.option("--plot", metavar="FILE", help="Draw what the measured plans save and lose (.svg or .png).")
 @click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
 @click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
 @click.option("--require-change", multiple=True, metavar="PASS", help="Exit with 4 when PASS changes nothing.")
@@ -53,7 +66,10 @@ _TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 def optimize_command(model: str, **given: Any) -> int:
     """Rewrite the model IN, prove that it computes the same, and write OUT.
 
-    Exit codes: 0 done, 2 bad usage or input, 3 a rewrite proved wrong, 4 a required pass changed nothing.
+    With a budget (--max-drop, --max-size, --max-latency) lossy edits are searched, and measured on held-out samples.
+
+    Exit codes: 0 done, 1 the budget cannot be met, 2 bad usage or input, 3 a rewrite proved wrong, 4 a required pass
+    changed nothing.
     """
     arguments = _arguments(given)
     if given["as_python"]:
@@ -67,6 +83,10 @@ def optimize_command(model: str, **given: Any) -> int:
         raise click.UsageError("name the output with `-o OUT`, or ask for `--dry-run`")
     if given["report"] is not None:
         _check_report(given["report"], given["output"])
+    if given["plot"] is not None:
+        from burnish.tools import plots
+
+        plots.check(given["plot"])
 
     from burnish.tools import api, report
 
@@ -76,10 +96,12 @@ def optimize_command(model: str, **given: Any) -> int:
         )
     if given["report"] is not None:
         report.write(result, given["report"])
+    if given["plot"] is not None:
+        _plot(result, given["plot"])
     if given["why"] is not None:
         report.why(result, given["why"])
     else:
-        report.show(result)
+        report.show(result, plan=given["dry_run"])
     return 0
 
 
@@ -95,7 +117,7 @@ def _source(model: str) -> str:
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {
-        key: given[key] for key in ("recipe", "data", "target", "opset", "verify") if given[key] is not None
+        key: given[key] for key in _PASSED if given[key] is not None
     }
     if given["passes"]:
         chosen["passes"] = list(given["passes"])
@@ -118,6 +140,16 @@ def _as_python(model: str, given: dict[str, Any], arguments: dict[str, Any]) -> 
     return "\n".join(
         ["import burnish", "from burnish.tools import report", "", f"result = burnish.optimize(\n{call})", *after]
     )
+
+
+def _plot(result: Any, path: str) -> None:
+    from burnish.ir.errors import InputError
+    from burnish.tools import lossy_report, plots
+
+    if result.lossy is None or result.lossy.found is None:
+        raise InputError("there is nothing to draw: nothing was searched", place=path, hint="give a `--max-drop`")
+    with plots.style():
+        plots.save(lossy_report.plot(result.lossy), path)
 
 
 def _check_report(path: str, output: str | None) -> None:

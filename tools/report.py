@@ -12,7 +12,7 @@ from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
 from burnish.passes.protocols import Verdict
-from burnish.tools import terminal
+from burnish.tools import lossy_report, terminal
 from burnish.tools.api import Result
 
 if TYPE_CHECKING:
@@ -45,13 +45,14 @@ def merged(steps: list[Step]) -> list[Step]:
 
 def as_dict(result: Result) -> dict[str, Any]:
     """Everything that is known about a run, in plain types."""
-    check, latency = result.proof.verification, result.proof.latency
+    check, (latency, timed) = result.proof.verification, result.timing
     return {
         "target": result.target,
         "recipe": result.recipe,
         "files": [str(path) for path in result.files],
         "bytes": {"before": result.sizes[0], "after": result.sizes[1]},
-        "passes": [_pass_as_dict(step) for step in merged(result.proof.run.steps)],
+        "passes": [_pass_as_dict(step) for step in merged(result.steps)],
+        "lossy": None if result.lossy is None else lossy_report.as_dict(result.lossy),
         "undone": result.undone,
         "notes": list(origin.notes(result.model)),
         "unverified": result.proof.unverified,
@@ -75,7 +76,7 @@ def as_dict(result: Result) -> dict[str, Any]:
             "low": latency.low,
             "high": latency.high,
             "rounds": latency.rounds,
-            "sample": result.proof.latency_sample,
+            "sample": timed,
         },
     }
 
@@ -123,14 +124,20 @@ def _pass_as_dict(step: Step) -> dict[str, Any]:
     }
 
 
-def show(result: Result, console: Console | None = None) -> None:
-    """Print what changed, what it was verified against, and what came of it; to stdout by default."""
+def show(result: Result, console: Console | None = None, *, plan: bool = False) -> None:
+    """Print what changed, what it was verified against, and what came of it; to stdout by default.
+
+    Args:
+        result: the run.
+        console: where to print.
+        plan: print every lossy edit too.
+    """
     from rich.table import Table
 
     console = console or terminal.out()
     table = Table("pass", "eligible", "matched", "changed", "nodes", "left alone because", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
-    steps = merged(result.proof.run.steps)
+    steps = merged(result.steps)
     for step in steps:
         outcome = step.outcome
         if not (outcome.rewritten or outcome.skipped or step.undone):
@@ -149,15 +156,20 @@ def show(result: Result, console: Console | None = None) -> None:
     before, after = result.sizes
     if before is not None and after is not None:
         console.print(f"size      {terminal.size(before)} -> {terminal.size(after)}")
+    if result.lossy is not None:
+        for line in lossy_report.lines(result.lossy):
+            console.print(line)
     for line in (*(f"note      {note}" for note in origin.notes(result.model)), *proof_lines(result)):
         console.print(line)
     for path in result.files[:1]:
         console.print(f"written   {path}")
+    if plan and result.lossy is not None:
+        lossy_report.show_plan(result.lossy)
 
 
 def proof_lines(result: Result) -> list[str]:
     """What was verified and timed, a line each."""
-    check, latency, count = result.proof.verification, result.proof.latency, terminal.count
+    check, (latency, timed), count = result.proof.verification, result.timing, terminal.count
     if check is None:
         return [f"verified  nothing: {result.proof.unverified}"]
     worst = check.worst
@@ -182,7 +194,7 @@ def proof_lines(result: Result) -> list[str]:
         span = f"{latency.low:.3f} to {latency.high:.3f}"
         lines.append(
             f"latency   {latency.ratio:.3f}x of the original ({span}), {_verdict(latency)},"
-            f" {latency.rounds} paired rounds on {result.proof.latency_sample}"
+            f" {latency.rounds} paired rounds on {timed}"
         )
     return lines
 
@@ -200,7 +212,7 @@ def why(result: Result, name: str, console: Console | None = None) -> None:
     from rich.table import Table
 
     console = console or terminal.out()
-    steps = [step for step in merged(result.proof.run.steps) if step.outcome.name == name]
+    steps = [step for step in merged(result.steps) if step.outcome.name == name]
     if not steps:
         listed = any(spec.partition("{")[0] == name for spec in result.recipe)
         console.print(f"`{name}` did not run: {'BURNISH_LIMIT was reached' if listed else 'it is not in the recipe'}")

@@ -1,0 +1,109 @@
+"""How much worse a model does than the original, on the same samples, by a measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.passes import lossy
+from burnish.passes.lossy import Edit, LossyPass, port
+from burnish.passes.measures import spread
+from burnish.passes.protocols import Executor, Measure, Runner
+from burnish.passes.search import Judgement
+
+LIMIT = 1 << 29
+"""Bytes of the original's outputs that are kept; above, the original runs again beside each plan."""
+
+
+@dataclass
+class Judged:
+    """Measures models, or plans for the original, against the original on one set of samples.
+
+    Attributes:
+        model: the original.
+        samples: what it is run on.
+        measure: what is measured.
+        execute: makes runners.
+        passes: the passes whose edits plans consist of.
+        original: the measure of the original.
+    """
+
+    model: oir.Model
+    samples: Sequence[Sample]
+    measure: Measure
+    execute: Executor
+    passes: Sequence[LossyPass] = ()
+    limit: int = LIMIT
+    original: float = field(init=False)
+    _partials: list[Any] = field(init=False, default_factory=list)
+    _outputs: list[Mapping[str, np.ndarray]] | None = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        runner = self.execute(self.model)
+        held = 0
+        for sample in self.samples:
+            outputs = _run(runner, sample)
+            self._partials.append(self.measure.partial(outputs, outputs, sample))
+            held += sum(array.nbytes for array in outputs.values() if isinstance(array, np.ndarray))
+            if self._outputs is not None:
+                self._outputs = [*self._outputs, outputs] if held <= self.limit else None
+        runner.close()
+        self.original = self.measure.value(self._partials)
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        """What the edits together do to the measure; an infinite drop when the edited model does not run."""
+        if not edits:
+            return Judgement(self.original, 0.0, 0.0)
+        edited, _ = lossy.apply(self.model, edits, self.passes)
+        return self.of(edited)
+
+    def of(self, model: oir.Model) -> Judgement:
+        """The same for any model that takes the inputs of the original, or fewer of them."""
+        try:
+            runner = self.execute(model)
+        except InputError:
+            return Judgement(float("nan"), float("inf"), 0.0)
+        try:
+            return self.of_runner(runner, model)
+        finally:
+            runner.close()
+
+    def of_runner(self, runner: Runner, model: oir.Model) -> Judgement:
+        """The same for what is loaded already.
+
+        Args:
+            runner: of `model`.
+            model: made from the original by `lossy.apply` and exact passes: its ports tell what they were called.
+        """
+        inputs = {str(value.name): port(value) for value in model.graph.inputs}
+        outputs = {str(value.name): port(value) for value in model.graph.outputs}
+        original = None if self._outputs is not None else self.execute(self.model)
+        partials = []
+        try:
+            for number, sample in enumerate(self.samples):
+                reference = self._outputs[number] if self._outputs is not None else _run(original, sample)
+                feeds = {name: sample.feeds[old] for name, old in inputs.items() if old in sample.feeds}
+                found = {outputs.get(name, name): array for name, array in runner.run(feeds).items()}
+                partials.append(self.measure.partial(found, reference, sample))
+            value = self.measure.value(partials)
+        except InputError:
+            return Judgement(float("nan"), float("inf"), 0.0)
+        finally:
+            if original is not None:
+                original.close()
+        sign = 1.0 if self.measure.higher_is_better else -1.0
+        return Judgement(value, sign * (self.original - value), spread(self.measure, self._partials, partials))
+
+
+def _run(runner: Runner | None, sample: Sample) -> Mapping[str, np.ndarray]:
+    assert runner is not None
+    try:
+        return runner.run(sample.feeds)
+    except InputError as error:
+        raise InputError(error.cause, place=f"sample `{sample.name}`", hint=error.hint) from error

@@ -1,0 +1,234 @@
+"""Propose, score, select, apply, verify: the best edits of several lossy passes together within a budget.
+
+Errors of single edits nearly add up (as LAPTOP-Diff found for removed blocks), so the choice is a knapsack. That they
+do so is never taken for granted. Plans are measured, first on the samples that edits were fitted to, to find how much
+error the budget has room for, then on held-out samples. A plan that fails there is tightened, and in the end the best
+one that held is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from burnish.ir.errors import BudgetError
+from burnish.passes.budget import Budget
+from burnish.passes.lossy import Edit
+from burnish.passes.selection import UnreachableError, select
+
+PROBES = 9
+"""Plans that are measured on the fitting samples to find the error that the budget has room for."""
+
+ROUNDS = 6
+"""Plans that are measured on held-out samples before the best of those that held is taken."""
+
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a plan does to the metric on one set of samples.
+
+    Attributes:
+        metric: its value.
+        drop: how much worse than the original's it is; negative when better.
+        spread: standard error of the drop, from the samples alone.
+    """
+
+    metric: float
+    drop: float
+    spread: float
+
+
+class Judge(Protocol):
+    """Measures plans on one set of samples."""
+
+    original: float
+    """The metric of the original there."""
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        """Apply the edits together and measure; an infinite drop when the model cannot run any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits chosen together.
+
+    Attributes:
+        edits: in the order in which they were proposed.
+        error: the sum of their errors.
+        saving: what they save together by their own account, in bytes or seconds.
+        fitted: what was measured on the fitting samples; None when it was not.
+        held_out: what was measured on the held-out samples; None when it was not.
+    """
+
+    edits: tuple[Edit, ...]
+    error: float
+    saving: float
+    fitted: Judgement | None = None
+    held_out: Judgement | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The same for plans of the same edits."""
+        return tuple(edit.key for edit in self.edits)
+
+
+@dataclass
+class Found:
+    """The result of a search.
+
+    Attributes:
+        plan: the plan to make; without edits when none holds.
+        plans: every plan that was measured, in order.
+        allowed: the drop that is allowed, in the metric's unit; None when any is.
+    """
+
+    plan: Plan
+    plans: list[Plan] = field(default_factory=list)
+    allowed: float | None = None
+
+
+@dataclass
+class Search:
+    """Chooses among scored edits.
+
+    Attributes:
+        edits: what was proposed by all passes.
+        errors: the error of each alone, by its key; infinite for those that must not be chosen.
+        saving: what an edit saves, in bytes or seconds.
+        whole: what the original takes in that unit.
+        budget: what is allowed and wanted.
+        fitting: measures plans on the samples that edits were fitted to.
+        held_out: measures plans on the others.
+        pairs: errors of pairs of edits beyond the sum of the two, by their keys.
+        slack: on the fitting samples the drop may be so many times the allowed one, where `held_out` heals plans first.
+        on_step: progress.
+    """
+
+    edits: Sequence[Edit]
+    errors: Mapping[str, float]
+    saving: Callable[[Edit], float]
+    whole: float
+    budget: Budget
+    fitting: Judge
+    held_out: Judge
+    pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    slack: float = 1.0
+    on_step: OnStep = lambda what, number, total: None
+    _measured: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+
+    def run(self) -> Found:
+        """The best plan.
+
+        Raises:
+            BudgetError: a size or a time is wanted that no plan reaches, or none within the allowed drop.
+        """
+        target = self._target()
+        if self.budget.drop is None:
+            plan = self._verified(self._plan(target=target))
+            return Found(plan, list(self._measured.values()))
+        allowed = self.budget.drop.of(self.held_out.original)
+        fitted = self._fit(self.budget.drop.of(self.fitting.original) * self.slack)
+        found = self._tighten(fitted, allowed)
+        if target and found.plan.saving < target * (1 - 1e-9):
+            reached, wanted = self._share(self.whole - found.plan.saving), self._share(self.whole - target)
+            raise BudgetError(
+                f"within a drop of {self.budget.drop} the model comes down to {reached}, not to {wanted}",
+                hint="allow a larger drop, want less, or heal with `--heal`",
+            )
+        return found
+
+    def _target(self) -> float:
+        if self.budget.size is not None and self.budget.objective == "size":
+            return self.whole - self.budget.size.of(self.whole)
+        if self.budget.latency is not None and self.budget.objective == "latency":
+            return self.whole - self.budget.latency.of(self.whole)
+        return 0.0
+
+    def _share(self, left: float) -> str:
+        return f"{100 * left / self.whole:.1f} % of its {'size' if self.budget.objective == 'size' else 'time'}"
+
+    def _plan(self, *, budget: float | None = None, target: float | None = None) -> Plan:
+        try:
+            found = select(self.edits, self.errors, self.saving, budget=budget, target=target, pairs=self.pairs)
+        except UnreachableError as error:
+            reached = self.whole if error.nearest is None else self.whole - error.nearest.saved
+            raise BudgetError(
+                f"no edits bring the model down to {self._share(self.whole - (target or 0))}; the nearest is"
+                f" {self._share(reached)}",
+                hint="add lossy passes with `-p`, or want less",
+            ) from None
+        return Plan(found.edits, found.error, found.saved)
+
+    def _fit(self, allowed: float) -> float:
+        """The largest sum of errors whose plan stays within `allowed` on the fitting samples, by bisection."""
+        finite = sorted(error for error in self.errors.values() if error < float("inf"))
+        if not finite:
+            return 0.0
+        everything = self._plan(budget=sum(max(error, 0.0) for error in finite))
+        low, high = max(finite[0], everything.error * 1e-9, 1e-300) / 2, max(everything.error, 1e-299)
+        best = 0.0
+        for number in range(PROBES):
+            self.on_step("finding how much error there is room for", number, PROBES)
+            middle = high if number == 0 else (low * high) ** 0.5
+            plan = self._fitted(self._plan(budget=middle))
+            if _holds(plan.fitted, allowed):
+                best, low = middle, middle
+                if number == 0:
+                    break
+            else:
+                high = middle
+        return best
+
+    def _fitted(self, plan: Plan) -> Plan:
+        known = self._measured.get(plan.key)
+        if known is None or known.fitted is None:
+            known = Plan(plan.edits, plan.error, plan.saving, self.fitting(plan.edits))
+            self._measured[plan.key] = known
+        return known
+
+    def _verified(self, plan: Plan) -> Plan:
+        known = self._fitted(plan)
+        if known.held_out is None:
+            known = Plan(known.edits, known.error, known.saving, known.fitted, self.held_out(plan.edits))
+            self._measured[plan.key] = known
+        return known
+
+    def _tighten(self, error: float, allowed: float) -> Found:
+        """The best plan that holds on held-out samples, from the plan of this error downwards."""
+        held = [self._verified(Plan((), 0.0, 0.0))]
+        for number in range(ROUNDS):
+            self.on_step("measuring on held-out samples", number, ROUNDS)
+            plan = self._verified(self._plan(budget=error))
+            if _holds(plan.held_out, allowed):
+                held.append(plan)
+                break
+            assert plan.held_out is not None
+            over = plan.held_out.drop + plan.held_out.spread
+            error = min(plan.error, error) * min(max(allowed / over if over > 0 else 0.0, 0.1), 0.8)
+        best = max(held, key=lambda plan: plan.saving)
+        return Found(best, list(self._measured.values()), allowed)
+
+
+def _holds(found: Judgement | None, allowed: float) -> bool:
+    """Whether a drop is within what is allowed, with one standard error to spare, or there is none at all."""
+    return found is not None and (found.drop <= 0 or found.drop + found.spread <= allowed)
+
+
+def neighbours(edits: Sequence[Edit]) -> list[tuple[Edit, Edit]]:
+    """Pairs of edits of one pass at sites that follow each other, where both can be made.
+
+    Args:
+        edits: in the order in which passes proposed them: that of the graph.
+    """
+    found = []
+    for spec in dict.fromkeys(edit.spec for edit in edits):
+        own = [edit for edit in edits if edit.spec == spec]
+        sites = list(dict.fromkeys(edit.site for edit in own))
+        for before, behind in zip(sites, sites[1:], strict=False):
+            first, second = ([edit for edit in own if edit.site == site] for site in (before, behind))
+            found += [(a, b) for a in first for b in second if not a.claims & b.claims]
+    return found

@@ -1,0 +1,45 @@
+"""Budgets as users write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from burnish.ir.errors import InputError
+from burnish.passes.budget import Amount, amount, budget
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "of_forty"),
+    [
+        ("1%", Amount(0.01, True), 0.4),
+        ("0.01", Amount(0.01, False), 0.01),
+        (" .5 % ", Amount(0.005, True), 0.2),
+        (3, Amount(3, False), 3),
+    ],
+)
+def test_an_amount_is_a_share_of_the_original_or_a_number_in_its_unit(
+    text: str, found: Amount, of_forty: float
+) -> None:
+    read = amount(text, "--max-drop")
+    assert read is not None and read.relative == found.relative
+    assert read.of(40.0) == pytest.approx(of_forty) and read.of(-40.0) == pytest.approx(of_forty)
+
+
+@pytest.mark.parametrize("text", ["", "one", "1 percent", "-1%", "nan", "inf", "1e-2%", "101%"])
+def test_what_is_no_amount_is_refused_with_the_option(text: str) -> None:
+    with pytest.raises(InputError) as error:
+        budget(max_drop=text)
+    assert error.value.place == "--max-drop" and error.value.hint
+
+
+def test_a_time_is_a_share_and_makes_latency_the_objective() -> None:
+    assert budget(max_latency="80%").objective == "latency"
+    assert budget(max_drop="1%").objective == "size"
+    with pytest.raises(InputError, match="no share"):
+        budget(max_latency="0.8")
+    with pytest.raises(InputError, match="no objective"):
+        budget(max_drop="1%", objective="speed")
+
+
+def test_a_budget_that_says_nothing_is_false() -> None:
+    assert not budget() and budget(max_drop=0)

@@ -1,0 +1,110 @@
+"""The search holds a budget on samples that had no part in the choice, whatever errors add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from burnish.ir.errors import BudgetError
+from burnish.passes.budget import budget
+from burnish.passes.lossy import Edit, Savings
+from burnish.passes.search import Found, Judgement, Search
+
+BYTES = 1000.0
+
+
+@dataclass
+class Counted:
+    """A judge whose drop is a function of the edits; counts how often it is asked."""
+
+    drop: Callable[[Sequence[Edit]], float]
+    spread: float = 0.0
+    original: float = 1.0
+    asked: int = 0
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        self.asked += 1
+        lost = self.drop(edits)
+        return Judgement(self.original - lost, lost, self.spread if edits else 0.0)
+
+
+def edit(site: str, option: str, saved: int) -> Edit:
+    """An edit of one site."""
+    return Edit("a-pass", site, option, frozenset({site}), Savings(saved // 4, saved))
+
+
+def problem(seed: int) -> tuple[list[Edit], dict[str, float]]:
+    """Twelve sites with two options each, the larger of which costs more."""
+    random = np.random.default_rng(seed)
+    edits, errors = [], {}
+    for site in range(12):
+        for option in (1, 2):
+            one = edit(f"site {site}", f"option {option}", int(option * random.integers(10, 40)))
+            edits.append(one)
+            errors[one.key] = float(random.lognormal(-6, 1)) * option**2
+    return edits, errors
+
+
+def searched(seed: int, fitting: Counted, held_out: Counted, **wanted: str) -> Found:
+    """The result for a made problem."""
+    edits, errors = problem(seed)
+    limits = budget(**wanted)
+    return Search(edits, errors, lambda one: float(one.savings.bytes), BYTES, limits, fitting, held_out).run()
+
+
+def additive(seed: int, factor: float = 1.0) -> Callable[[Sequence[Edit]], float]:
+    """A drop that is the sum of errors, times a factor for every edit beyond the first."""
+    _, errors = problem(seed)
+    return lambda edits: sum(errors[one.key] for one in edits) * factor ** max(len(edits) - 1, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor", [1.0, 0.9, 1.3])
+def test_the_plan_holds_on_held_out_samples_and_few_plans_are_measured(seed: int, factor: float) -> None:
+    fitting, held_out = Counted(additive(seed, factor)), Counted(additive(seed, factor * 1.02), spread=1e-4)
+    found = searched(seed, fitting, held_out, max_drop="1%")
+    assert found.plan.held_out is not None and found.allowed == pytest.approx(0.01)
+    assert found.plan.held_out.drop + found.plan.held_out.spread <= found.allowed
+    assert found.plan.edits, "the budget has room for the cheapest edit"
+    assert fitting.asked + held_out.asked < 20
+
+
+def test_what_is_left_of_the_budget_would_not_pay_for_more() -> None:
+    found = searched(0, Counted(additive(0)), Counted(additive(0)), max_drop="1%")
+    assert found.plan.held_out is not None and found.plan.held_out.drop > 0.008
+
+
+def test_nothing_is_chosen_when_held_out_samples_disagree_with_the_fitting_ones() -> None:
+    found = searched(1, Counted(additive(1)), Counted(lambda edits: 0.5 * bool(edits)), max_drop="1%")
+    assert not found.plan.edits and found.plan.held_out == Judgement(1.0, 0.0, 0.0)
+
+
+def test_a_drop_that_samples_cannot_tell_from_the_budget_does_not_hold() -> None:
+    found = searched(1, Counted(additive(1)), Counted(additive(1), spread=1.0), max_drop="1%")
+    assert not found.plan.edits
+
+
+def test_a_size_alone_is_reached_with_the_least_error() -> None:
+    found = searched(2, Counted(additive(2)), Counted(additive(2)), max_size="80%")
+    assert found.plan.saving >= 200
+    whole = searched(2, Counted(additive(2)), Counted(additive(2)), max_size="99%")
+    assert whole.plan.error < found.plan.error
+
+
+def test_a_size_that_nothing_reaches_names_the_nearest() -> None:
+    with pytest.raises(BudgetError, match=r"down to 1\.0 %.*nearest is \d") as error:
+        searched(3, Counted(additive(3)), Counted(additive(3)), max_size="1%")
+    assert error.value.exit_code == 1
+    with pytest.raises(BudgetError, match=r"within a drop of 0\.1 %.*not to 60\.0 %"):
+        searched(3, Counted(additive(3)), Counted(additive(3)), max_size="60%", max_drop="0.1%")
+
+
+def test_edits_that_break_the_model_are_never_chosen() -> None:
+    edits, errors = problem(4)
+    errors = {key: float("inf") for key in errors}
+    judge = Counted(lambda edits: 0.0)
+    found = Search(edits, errors, lambda one: 1.0, BYTES, budget(max_drop="50%"), judge, judge).run()
+    assert not found.plan.edits

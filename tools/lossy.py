@@ -1,0 +1,101 @@
+"""What the lossy stage of `optimize` did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as oir
+
+from burnish.ir.samples import Sample
+from burnish.passes import pipeline, prove
+from burnish.passes.budget import Budget
+from burnish.passes.judging import Judged
+from burnish.passes.lossy import Edit
+from burnish.passes.protocols import Judge, Measure, Runner, Verdict
+from burnish.passes.search import Found, Judgement
+
+if TYPE_CHECKING:
+    from burnish.backends.fx.healing import Healed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one edit does alone: its error, and the drop of the metric on the fitting samples."""
+
+    error: float
+    drop: float
+    refusal: str = ""
+
+
+@dataclass
+class Lossy:
+    """What the lossy stage did.
+
+    Attributes:
+        model: the model with the edits made, in normal form.
+        proof: that the normal form computes what the original does.
+        proved_on: samples for proving what comes behind.
+        steps: what each lossy pass did.
+        budget: what was allowed.
+        edits: the edits that were made, in the order of the passes.
+        scores: what every proposed edit does alone, by its key; empty when nothing was searched.
+        found: the search; None when the options named the edits.
+        frontier: what can be saved at which sum of errors, as the sums predict it.
+        whole: what the original takes, in the unit of the savings.
+        measure: what the loss is measured by; None without samples.
+        reason: why by that, in plain words.
+        fitted, held_out: how many samples edits were fitted to, and how many the result is measured on.
+        judged: measures models on the held-out samples; None without samples.
+        result: what was measured of the edits together, before any healing.
+        healed: what healing did; None without.
+        final: what was measured of the written model.
+        latency: the paired timing of the written model against the original; None where their inputs differ.
+        timed: the sample that was timed.
+    """
+
+    model: oir.Model
+    proof: prove.Proof
+    proved_on: list[Sample]
+    steps: list[pipeline.Step] = field(default_factory=list)
+    budget: Budget = field(default_factory=Budget)
+    edits: Sequence[Edit] = ()
+    scores: dict[str, Scored] = field(default_factory=dict)
+    found: Found | None = None
+    frontier: list[tuple[float, float]] = field(default_factory=list)
+    whole: float = 0.0
+    measure: Measure | None = None
+    reason: str = ""
+    fitted: int = 0
+    held_out: int = 0
+    judged: Judged | None = None
+    result: Judgement | None = None
+    healed: Healed | None = None
+    final: Judgement | None = None
+    latency: Verdict | None = None
+    timed: str = ""
+
+    def fired(self) -> dict[str, Any]:
+        """What was edited, for the metadata of the written model: enough to make the same edits again."""
+        found: dict[str, list[str]] = {}
+        for edit in self.edits:
+            found.setdefault(edit.spec, []).append(f"{edit.site} | {edit.option}")
+        return dict(found)
+
+    def measure_written(self, runner: Runner, model: oir.Model, judge: Judge) -> None:
+        """Measure what is written: its loss on the held-out samples, and its time beside the original's.
+
+        Args:
+            runner: of what is written.
+            model: what is written.
+            judge: what runs and times models.
+        """
+        if self.judged is None:
+            return
+        self.final = self.judged.of_runner(runner, model)
+        sample = self.judged.samples[0]
+        if set(sample.feeds) == {str(value.name) for value in model.graph.inputs}:
+            original = judge.execute(self.judged.model)
+            self.latency, self.timed = judge.clock(original, runner, sample.feeds), sample.name
+            original.close()

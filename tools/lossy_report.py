@@ -1,0 +1,165 @@
+"""The account of the lossy stage: as a dictionary for programs, as lines and a table for people, as a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from burnish.tools import terminal
+
+if TYPE_CHECKING:
+    from burnish.backends.fx.healing import Healed
+    from burnish.passes.lossy import Edit
+    from burnish.passes.search import Judgement, Plan
+    from burnish.tools.lossy import Lossy
+
+
+def as_dict(found: Lossy) -> dict[str, Any]:
+    """Everything that is known about the lossy stage, in plain types."""
+    budget, search = found.budget, found.found
+    return {
+        "edits": [_edit_as_dict(found, edit) for edit in found.edits],
+        "proposed": len(found.scores),
+        "measure": None
+        if found.measure is None
+        else {
+            "name": found.measure.name,
+            "because": found.reason,
+            "higher_is_better": found.measure.higher_is_better,
+        },
+        "samples": {"fitted": found.fitted, "held_out": found.held_out},
+        "budget": {
+            "drop": None if budget.drop is None else str(budget.drop),
+            "size": None if budget.size is None else str(budget.size),
+            "latency": None if budget.latency is None else str(budget.latency),
+            "objective": budget.objective,
+            "allowed": None if search is None else search.allowed,
+        },
+        "original": None if found.judged is None else found.judged.original,
+        "before_healing": None if found.healed is None else _judgement(found.result),
+        "result": _judgement(found.final or found.result),
+        "healed": None if found.healed is None else _healed_as_dict(found.healed),
+        "plans": [] if search is None else [_plan_as_dict(plan) for plan in search.plans],
+        "frontier": [{"saving": saving, "error": error} for saving, error in found.frontier],
+    }
+
+
+def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
+    score = found.scores.get(edit.key)
+    return {
+        "pass": edit.spec,
+        "site": edit.site,
+        "option": edit.option,
+        "parameters": edit.savings.parameters,
+        "bytes": edit.savings.bytes,
+        "multiply_adds": edit.savings.macs,
+        "seconds": edit.savings.seconds,
+        "error": None if score is None else score.error,
+        "drop": None if score is None else score.drop,
+    }
+
+
+def _judgement(one: Judgement | None) -> dict[str, float] | None:
+    return None if one is None else {"metric": one.metric, "drop": one.drop, "spread": one.spread}
+
+
+def _plan_as_dict(plan: Plan) -> dict[str, Any]:
+    return {
+        "edits": list(plan.key),
+        "error": plan.error,
+        "saving": plan.saving,
+        "fitted": _judgement(plan.fitted),
+        "held_out": _judgement(plan.held_out),
+    }
+
+
+def lines(found: Lossy) -> list[str]:
+    """What was done and what it cost, a line each."""
+    by_pass = Counter(edit.spec for edit in found.edits)
+    chosen = ", ".join(f"{spec} {count}" for spec, count in by_pass.items())
+    of = f" of {len(found.scores)}" if found.scores else ""
+    shown = [f"edits     {len(found.edits)}{of}" + (f": {chosen}" if chosen else "")]
+    if found.judged is None or found.measure is None:
+        return [*shown, "loss      not measured: there are no samples; give some with `--data`"]
+    shown.append(f"measure   {found.measure.name}: {found.reason}")
+    if found.healed is not None:
+        shown.append(f"unhealed  {_loss(found, found.result)}")
+        shown.append(f"healed    {_healing(found.healed)}")
+    shown.append(f"loss      {_loss(found, found.final or found.result)}")
+    return shown
+
+
+def _healed_as_dict(healed: Healed) -> dict[str, Any]:
+    names = ("written", "before", "after", "trained", "steps", "seconds", "ended", "history", "improved")
+    return {name: getattr(healed, name) for name in names}
+
+
+def _healing(healed: Healed) -> str:
+    if not healed.improved:
+        return f"nothing: {healed.steps} steps made its loss on held-out rows no smaller ({healed.before:.4g})"
+    return (
+        f"loss on held-out rows {healed.before:.4g} -> {healed.after:.4g}, {terminal.count(healed.steps, 'step')},"
+        f" {healed.trained:,} numbers trained, {healed.seconds:.0f} s: {healed.ended}"
+    )
+
+
+def _loss(found: Lossy, judged: Judgement | None) -> str:
+    assert found.measure is not None and found.judged is not None
+    original, allowed = found.judged.original, found.budget.drop
+    where = f"on {terminal.count(found.held_out, 'held-out sample')}"
+    if judged is None:
+        return f"{found.measure.name} {original:.4g} {where}; nothing was changed"
+    relative = allowed is not None and allowed.relative and original
+    unit, sign = (100 / abs(original), " %") if relative else (1.0, "")
+    drop, spread = judged.drop * unit, judged.spread * unit
+    said = f"a drop of {drop:.3g}{sign} (standard error {spread:.2g}{sign})"
+    limit = f", allowed {allowed}" if allowed is not None else ""
+    return f"{found.measure.name} {original:.4g} -> {judged.metric:.4g} {where}: {said}{limit}"
+
+
+def show_plan(found: Lossy) -> None:
+    """Print the edits with what each alone does and saves."""
+    columns = ["pass", "site", "option", ">error", ">drop", ">saves", ">ms"]
+    rows = []
+    for edit in found.edits:
+        score = found.scores.get(edit.key)
+        rows.append(
+            (
+                edit.spec,
+                edit.site,
+                edit.option,
+                "" if score is None else f"{score.error:.3g}",
+                "" if score is None else f"{score.drop:.3g}",
+                terminal.size(edit.savings.bytes),
+                "" if edit.savings.seconds is None else f"{edit.savings.seconds * 1e3:.3f}",
+            )
+        )
+    if rows:
+        terminal.show(terminal.table("Edits, each measured alone", columns, rows), terminal.out())
+
+
+def plot(found: Lossy) -> Any:
+    """What the measured plans save against what they lose, and the sum of errors that was predicted."""
+    from burnish.tools import plots
+
+    figure, axes = plots.figure(8.0, 4.6)
+    measure = found.measure.name if found.measure is not None else "metric"
+    whole = found.whole or 1.0
+    plans = found.found.plans if found.found is not None else []
+    for index, (name, where) in enumerate((("fitting samples", "fitted"), ("held-out samples", "held_out"))):
+        points = [
+            (100 * plan.saving / whole, one.drop, one.spread)
+            for plan in plans
+            if (one := getattr(plan, where)) is not None and one.drop < float("inf")
+        ]
+        if points:
+            x, y, spread = zip(*sorted(points), strict=True)
+            axes.errorbar(
+                x, y, spread, fmt=plots.MARKS[index], color=plots.COLORS[index], capsize=2, label=f"measured, {name}"
+            )
+    if found.found is not None and found.found.allowed is not None:
+        axes.axhline(found.found.allowed, color=plots.GREY, linewidth=1, linestyle="--", label="allowed")
+    what = "size" if found.budget.objective == "size" else "time"
+    axes.set(xlabel=f"saved, % of the {what}", ylabel=f"drop of {measure}", title="What each plan saves and loses")
+    axes.legend(loc="upper left")
+    return figure

@@ -1,0 +1,373 @@
+"""The lossy stage of `optimize`: bring the model into normal form, search or make edits, heal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from burnish.frontends.split import split
+from burnish.ir.errors import BudgetError, InputError
+from burnish.ir.samples import Sample
+from burnish.passes import catalog, lossy, pipeline, prove
+from burnish.passes.base import Outcome
+from burnish.passes.criticality import reading
+from burnish.passes.judging import Judged
+from burnish.passes.lossy import Edit, Undecided
+from burnish.passes.measure_choice import measure
+from burnish.passes.measures import Divergence
+from burnish.passes.plan import Plan as Todo
+from burnish.passes.protocols import Judge, Measure
+from burnish.passes.score_store import Store, cache_folder
+from burnish.passes.scoring import Scorer
+from burnish.passes.search import Judgement, OnStep, Search, neighbours
+from burnish.tools.api import samples_for
+from burnish.tools.lossy import Lossy, Scored
+from burnish.tools.lossy_context import context_for
+
+if TYPE_CHECKING:
+    from burnish.backends.fx.healing import Healed, HealOptions
+    from burnish.backends.workers import Workers
+
+PROVED = 4
+"""Of the caller's samples, on how many the exact passes around a lossy stage are proved."""
+
+HEALING = 10.0
+"""How many times the allowed drop a plan may lose before it is healed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a lossy stage is run.
+
+    Attributes:
+        metric: what a drop is measured by, as `burnish.optimize` takes it.
+        healing: options of healing, where it is wanted.
+        workers: how many processes score edits, or the `ray://` address of a cluster; None for this process.
+        pairs: also score edits beside each other together, and let the selection know.
+        store: where scores are kept; None to keep none.
+        on_step: progress.
+    """
+
+    metric: str | Measure | None = None
+    healing: HealOptions | None = None
+    workers: str | None = None
+    pairs: bool = False
+    store: Store | None = None
+    on_step: OnStep = lambda what, number, total: None
+
+
+def options(
+    metric: str | Measure | None = None,
+    heal: HealOptions | bool | None = None,
+    workers: str | int | None = None,
+    pairs: bool = False,
+    on_step: OnStep | None = None,
+) -> Options:
+    """The options of `burnish.optimize` that concern a lossy stage, resolved.
+
+    Raises:
+        InputError: the metric cannot be imported.
+    """
+    healing = None if isinstance(heal, bool) else heal
+    spread = None if workers is None else str(workers)
+    return Options(metric, healing, spread, pairs, Store(), on_step or (lambda what, number, total: None))
+
+
+def run(
+    model: oir.Model, todo: Todo, samples: Sequence[Sample] | None, judge: Judge, options: Options | None = None
+) -> Lossy:
+    """Make the lossy passes' edits: those that their options name, or those that a search within the budget finds.
+
+    Args:
+        model: the original; left untouched.
+        todo: the passes and the budget.
+        samples: the caller's samples; None when there are none, and edits have to be named.
+        judge: what runs models.
+        options: see there.
+
+    Raises:
+        InputError: there are no samples to choose by, nothing can be edited, or options and budget contradict.
+        BudgetError: the budget cannot be met.
+        Miscompiled: the normal form proved wrong.
+    """
+    return _Stage(model, todo, samples, judge, options or Options()).run()
+
+
+class _Stage:
+    """One run of the lossy stage."""
+
+    def __init__(
+        self, model: oir.Model, todo: Todo, samples: Sequence[Sample] | None, judge: Judge, options: Options
+    ) -> None:
+        self.original, self.todo, self.samples, self.judge, self.options = model, todo, samples, judge, options
+        self.on_step = options.on_step
+        self.healed: dict[tuple[str, ...], Healed] = {}
+
+    def run(self) -> Lossy:
+        found = self._prepared()
+        self.normal = found.model
+        named = self._named(found.model)
+        if self.todo.budget and any(edits is not None for edits in named):
+            index = next(index for index, edits in enumerate(named) if edits is not None)
+            raise InputError(
+                f"the options of `{catalog.spec(self.todo.lossy[index])}` name its edits, which leaves no search",
+                hint="leave the budget out, or name nothing; two runs can follow each other",
+            )
+        if self.samples is None and any(edits is None for edits in named):
+            undecided = next(one for one, edits in zip(self.todo.lossy, named, strict=True) if edits is None)
+            raise InputError(
+                f"`{undecided.pass_name()}` chooses by measuring, and there are no samples to measure on",
+                hint="give inputs like those that the model will see with `--data`",
+            )
+        if self.samples is not None:
+            self._split(found)
+        elif self.todo.heal:
+            raise InputError("there are no samples to heal on", hint="give some with `--data`")
+        if self.todo.budget:
+            self._search(found)
+        else:
+            self._make_named(found, named)
+        return found
+
+    def _prepared(self) -> Lossy:
+        """The normal form, proved."""
+        judged = self.todo.verify != "off"
+        samples = self.samples[:PROVED] if self.samples is not None else samples_for(self.original) if judged else []
+        prover = prove.Prover(
+            pipeline.Pipeline(self.todo.prepare),
+            self.original,
+            samples if judged else [],
+            self.judge if judged else None,
+            self.todo.verify,
+            frozenset(),
+            on_step=self.on_step,
+        )
+        proof = prover.run()
+        return Lossy(proof.run.model, proof, list(samples), budget=self.todo.budget)
+
+    def _named(self, model: oir.Model) -> list[list[Edit] | None]:
+        """The edits that the options of each pass name; None for a pass that has to measure."""
+        found: list[list[Edit] | None] = []
+        for one in self.todo.lossy:
+            try:
+                found.append(None if one.decided else one.asked(model, Outcome(one.pass_name())))
+            except Undecided:
+                if not self.todo.budget:
+                    raise
+                found.append(None)
+        return found
+
+    def _split(self, found: Lossy) -> None:
+        """The samples that edits are fitted to, and those that the result is measured on."""
+        assert self.samples is not None
+        parts = split(self.samples, self.original)
+        self.fitting = parts.fit
+        self.context = context_for(found.model, self.fitting, target=self.todo.target)
+        chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
+        found.measure, found.reason = chosen.measure, chosen.reason
+        found.fitted, found.held_out = len(self.fitting), len(parts.held_out)
+        found.judged = Judged(found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy)
+
+    def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None]) -> None:
+        edits: list[Edit] = []
+        outcomes = [Outcome(one.pass_name()) for one in self.todo.lossy]
+        for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
+            edits += one.propose(found.model, self.context, outcome) if given is None else given
+        self._make(found, edits, outcomes)
+
+    def _search(self, found: Lossy) -> None:
+        assert found.measure is not None and found.judged is not None
+        outcomes = [Outcome(one.pass_name()) for one in self.todo.lossy]
+        edits: list[Edit] = []
+        refused: dict[str, str] = {}
+        for number, (one, outcome) in enumerate(zip(self.todo.lossy, outcomes, strict=True)):
+            self.on_step(f"{one.pass_name()}: looking for edits", number, len(outcomes))
+            try:
+                edits += one.propose(found.model, self.context, outcome)
+            except InputError as error:
+                if len(outcomes) == 1:
+                    raise
+                refused[outcome.name] = error.cause
+        if not edits:
+            raise InputError(
+                _nothing(outcomes, refused), hint="`burnish passes` lists others; `--why PASS` names every site"
+            )
+        found.whole = float(pipeline.constant_bytes(found.model))
+        if self.todo.budget.objective == "latency":
+            edits = self._timed(found, edits)
+        divergence = Divergence(reading(found.model))
+        measures = list({one.name: one for one in (divergence, found.measure)}.values())
+        with ExitStack() as stack:
+            spread = None
+            if self.options.workers is not None:
+                spread = stack.enter_context(closing(self._workers(self.options.workers)))
+            scorer = stack.enter_context(
+                Scorer(
+                    found.model,
+                    self.fitting,
+                    self.judge.execute,
+                    measures,
+                    self.todo.lossy,
+                    self.options.store,
+                    spread=spread,
+                )
+            )
+            scores = scorer.scores(edits, lambda done, total: self.on_step("scoring edits", done, total))
+            fitting = _Fitting(scorer, found.measure)
+            for edit, score in zip(edits, scores, strict=True):
+                drop = fitting.drop(score.values[found.measure.name])
+                found.scores[edit.key] = Scored(score.values[divergence.name], drop, score.reason or "")
+            pairs = self._pairs(found, edits, scorer, divergence.name) if self.options.pairs else {}
+            saving = _saved_seconds if self.todo.budget.objective == "latency" else _saved_bytes
+            search = Search(
+                edits,
+                {key: one.error for key, one in found.scores.items()},
+                saving,
+                found.whole,
+                self.todo.budget,
+                fitting,
+                _AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
+                pairs=pairs,
+                slack=HEALING if self.todo.heal else 1.0,
+                on_step=self.on_step,
+            )
+            found.found = search.run()
+        self._make(found, found.found.plan.edits, outcomes)
+
+    def _workers(self, where: str) -> Workers:
+        from burnish.backends.ort.session import executor
+        from burnish.backends.workers import Workers
+
+        device = "ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu"
+        return Workers(where, partial(executor, threads=1, target=device))
+
+    def _pairs(self, found: Lossy, edits: Sequence[Edit], scorer: Scorer, name: str) -> dict[tuple[str, str], float]:
+        """What edits beside each other add to the sum of their errors, or take from it."""
+        beside = neighbours([edit for edit in edits if found.scores[edit.key].error < float("inf")])
+        scores = scorer.scores(beside, lambda done, total: self.on_step("scoring pairs of edits", done, total))
+        alone = {key: one.error for key, one in found.scores.items()}
+        return {
+            (one.key, other.key): score.values[name] - alone[one.key] - alone[other.key]
+            for (one, other), score in zip(beside, scores, strict=True)
+        }
+
+    def _timed(self, found: Lossy, edits: Sequence[Edit]) -> list[Edit]:
+        """Those edits that were measured to save time on the target, with what they save."""
+        from burnish.backends.ort.kernel_times import KernelTimes
+        from burnish.passes.latency import Work, faster, timed
+
+        sample = max(self.fitting, key=lambda one: sum(array.size for array in one.feeds.values()))
+        timer = KernelTimes(self.options.store, target="ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu")
+        last = pipeline.Pipeline(self.todo.passes)
+        (whole,) = timer(Work(last.rewrite(found.model).model, sample.feeds), [])
+        if isinstance(whole, str):
+            raise InputError(f"the model cannot be timed: {whole}", hint="take `--objective size`")
+        found.whole = whole
+        observer = self.context.observe(found.model)
+        looked = timed(
+            found.model,
+            edits,
+            self.todo.lossy,
+            timer,
+            observer,
+            sample.feeds,
+            lower=lambda part: last.rewrite(part).model,
+            on_step=lambda done, total: self.on_step("timing edits", done, total),
+        )
+        observer.close()
+        quick = faster(looked.edits)
+        if not quick:
+            why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")
+            raise BudgetError(f"none of {len(edits)} edits saves time on this machine: {why}", hint="ask for a size")
+        return quick
+
+    def _make(self, found: Lossy, edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> None:
+        """Apply edits, with the account of each pass."""
+        before = found.model
+        found.edits = edits
+        found.model, made = lossy.apply(before, edits, self.todo.lossy)
+        by_name = {one.name: one for one in made}
+        for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
+            done = by_name.get(one.pass_name(), outcome)
+            done.skipped = [*outcome.skipped, *done.skipped] if done is not outcome else done.skipped
+            found.steps.append(pipeline.Step(catalog.spec(one), done))
+        if found.judged is not None:
+            found.result = found.judged.of(found.model)
+        if self.todo.heal and edits:
+            found.healed = self._healed(edits)
+            found.model = found.healed.model
+        ports = {str(value.name): lossy.port(value) for value in found.model.graph.inputs}
+        found.proved_on = [
+            replace(one, feeds={name: one.feeds[old] for name, old in ports.items() if old in one.feeds})
+            for one in found.proved_on
+        ]
+
+    def _healed(self, edits: Sequence[Edit]) -> Healed:
+        """The model with these edits, trained against the original on the fitting samples; each once."""
+        from burnish.backends.fx.healing import HealOptions, Progress, heal
+
+        def tell(progress: Progress) -> None:
+            self.on_step(f"healing, loss {progress.loss:.4g}", round(1000 * progress.share), 1000)
+
+        key = tuple(edit.key for edit in edits)
+        if key not in self.healed:
+            student, _ = lossy.apply(self.normal, edits, self.todo.lossy)
+            options = self.options.healing or HealOptions()
+            folder = cache_folder() / "heal"
+            self.healed[key] = heal(
+                student, self.normal, self.fitting, options, tell, keeps=self.context.keeps, folder=folder
+            )
+        return self.healed[key]
+
+
+class _AfterHealing:
+    """Measures plans on held-out samples once they are healed."""
+
+    def __init__(self, judged: Judged, heal: Callable[[Sequence[Edit]], Healed]) -> None:
+        self.original, self._judged, self._heal = judged.original, judged, heal
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        return self._judged.of(self._heal(edits).model) if edits else self._judged(edits)
+
+
+class _Fitting:
+    """Measures plans on the fitting samples; what was scored once is known."""
+
+    def __init__(self, scorer: Scorer, measure: Measure) -> None:
+        self._scorer, self._measure = scorer, measure
+        self.original = scorer.original().values[measure.name]
+
+    def drop(self, value: float) -> float:
+        """How much worse a value is than the original's."""
+        return self.original - value if self._measure.higher_is_better else value - self.original
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        if not edits:
+            return Judgement(self.original, 0.0, 0.0)
+        (score,) = self._scorer.scores([tuple(edits)])
+        value = score.values[self._measure.name]
+        return Judgement(value, self.drop(value), 0.0)
+
+
+def _saved_bytes(edit: Edit) -> float:
+    return float(edit.savings.bytes)
+
+
+def _saved_seconds(edit: Edit) -> float:
+    return edit.savings.seconds or 0.0
+
+
+def _nothing(outcomes: Sequence[Outcome], refused: Mapping[str, str]) -> str:
+    """Why no pass proposed anything."""
+    parts = []
+    for outcome in outcomes:
+        reasons = Counter(skip.reason for skip in outcome.skipped).most_common(2)
+        why = refused.get(outcome.name) or "; ".join(reason for reason, _ in reasons) or "it found no site"
+        parts.append(f"`{outcome.name}`: {why}")
+    return "nothing can be edited: " + "; ".join(parts)
