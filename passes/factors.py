@@ -18,18 +18,23 @@ read one value are one layer whose outputs are stacked: they share the first fac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import cost, edit, match, weights
+from burnish.ir.errors import InputError
 from burnish.ir.views.affine import Affine, batch_affine
 from burnish.ir.views.convolution import find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import same_shape
+from burnish.passes.gram import Gram
 from burnish.passes.layers import Layer, unobservable
 from burnish.passes.lossy import Savings
-from burnish.passes.rank import matrices
+from burnish.passes.rank import by_group, matrices
+from burnish.passes.reducers import Magnitudes
+from burnish.passes.reservoirs import Several
 
 _OPEN = 1e-10
 """The share of a moment that is added in all directions, so that the weight decides where the data leaves it open."""
@@ -84,6 +89,39 @@ def together(layers: Iterable[Linear]) -> list[tuple[Linear, ...]]:
         key = (id(layer.input), layer.node.op_type, layer.input_axis, layer.dtype, layer.stored_transposed)
         found.setdefault(key, []).append(layer)
     return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+def moment_of(
+    seen: Several, weight: np.ndarray, metric: Literal["data", "weight", "activation"], centred: bool
+) -> np.ndarray:
+    """The moment that a basis is taken in.
+
+    Args:
+        seen: the `Gram` of what the layers read, and for `activation` its `Magnitudes`.
+        weight: float64 [groups, out, in], as `stacked` gives it.
+        metric: `data`, the moment of the rows; `weight`, the unit matrix; `activation`, mean magnitudes, diagonal.
+        centred: about the mean.
+
+    Returns:
+        float64 [groups, in, in].
+
+    Raises:
+        InputError: it is not finite.
+    """
+    groups, _, size = weight.shape
+    gram = seen.parts[0]
+    assert isinstance(gram, Gram)
+    matrix = gram.covariance if centred else gram.matrix / gram.rows
+    if not np.isfinite(matrix).all():
+        raise InputError("its input holds NaN, infinity, or numbers too large to be squared")
+    if metric == "data":
+        return steadied(by_group(matrix, size), gram.rows)
+    if metric == "weight":
+        return np.broadcast_to(np.eye(size), (groups, size, size))
+    magnitudes = seen.parts[1]
+    assert isinstance(magnitudes, Magnitudes) and magnitudes.mean is not None
+    taps = groups * size // len(magnitudes.mean)
+    return np.stack([np.diag(one) for one in np.repeat(magnitudes.mean, taps).reshape(groups, size)])
 
 
 def steadied(moment: np.ndarray, rows: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear
-from burnish.passes import catalog, factors, rank
+from burnish.passes import catalog, factors, rank, rank_search
 from burnish.passes.base import Outcome
 from burnish.passes.gram import Gram
 from burnish.passes.layers import Layer, gram_of, layers, portions
@@ -29,20 +29,23 @@ class ProjectRank(LossyPass):
     Attributes:
         policy: `grid` proposes `ranks` ranks for each layer, evenly below the one that would save nothing; `energy` the
             one that keeps `share` of the energy of the outputs; `uniform` the largest that leaves `share` of the
-            layer's parameters.
-        ranks: how many ranks of each layer `grid` proposes.
+            layer's parameters; `validation` the first of the grid that, alone, keeps the divergence of the model's
+            outputs within `tolerance`.
+        ranks: how many ranks of each layer the grid has.
         multiple: ranks are multiples of it.
         share: of the energy, or of the parameters; see `policy`.
+        tolerance: in nats, or as a share of the squares of outputs that are no scores; see `policy`.
         basis: what is kept: `data` the outputs with the most energy, `weight` the largest singular values of the
             weight alone, `activation` those of the weight scaled by the root of the inputs' magnitudes.
         centred: keep the mean output exactly, by a bias.
         joint: `grid` proposes one first factor for layers that read the same value, too.
     """
 
-    policy: Literal["grid", "energy", "uniform"] = "grid"
+    policy: Literal["grid", "energy", "uniform", "validation"] = "grid"
     ranks: int = 4
     multiple: int = 8
     share: float = 0.99
+    tolerance: float = 0.01
     basis: Literal["data", "weight", "activation"] = "data"
     centred: bool = True
     joint: bool = True
@@ -53,6 +56,8 @@ class ProjectRank(LossyPass):
         for name in ("ranks", "multiple"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place="project-rank", hint="give 1 or more")
+        if not self.tolerance > 0:
+            raise InputError(f"`tolerance` is {self.tolerance}", place="project-rank", hint="give more than 0")
         if not 0 < self.share <= 1:
             raise InputError(f"`share` is {self.share}", place="project-rank", hint="give a number between 0 and 1")
 
@@ -79,6 +84,8 @@ class ProjectRank(LossyPass):
             except InputError as error:
                 if len(group) == 1:
                     outcome.skip(group[0].node, error.cause)
+        if self.policy == "validation":
+            proposed = rank_search.smallest(self, model, proposed, context, self.tolerance, outcome)
         places = {name: index for index, name in enumerate(found)}
         ordered = sorted(proposed, key=lambda site: (places[site.split(" + ")[0]], len(site)))
         return [edit for site in ordered for edit in proposed[site]]
@@ -126,7 +133,7 @@ class ProjectRank(LossyPass):
             raise InputError(f"two factors of the rank that `{self.policy}` asks for save nothing")
         gain = factors.gains(model, group[0]) if len(group) == 1 else None
         scaled = weight if gain is None else weight * gain[:, :, None]
-        directions = factors.basis(scaled, self._moment(weight, seen), chosen[-1])
+        directions = factors.basis(scaled, factors.moment_of(seen, weight, self.basis, self.centred), chosen[-1])
         also = {"mean": gram.mean} if self.centred else {}
         also |= {} if gain is None else {"gain": gain}
         return [
@@ -146,7 +153,7 @@ class ProjectRank(LossyPass):
         """The ranks that the policy asks for, ascending; they need not save anything."""
         groups, out, size = weight.shape
         even = out * size / (out + size)
-        if self.policy == "grid":
+        if self.policy in ("grid", "validation"):
             wanted = [even * step / (self.ranks + 1) for step in range(1, self.ranks + 1)]
             return sorted({max(int(one // self.multiple), 1) * self.multiple for one in wanted})
         if self.policy == "energy":
@@ -161,22 +168,6 @@ class ProjectRank(LossyPass):
 
     def _saving(self, group: Sequence[Layer], context: Context, ranks: Sequence[int]) -> list[int]:
         return [one for one in ranks if self._parameters(group, one, context) > 0]
-
-    def _moment(self, weight: np.ndarray, seen: Several) -> np.ndarray:
-        groups, _, size = weight.shape
-        gram = seen.parts[0]
-        assert isinstance(gram, Gram)
-        matrix = gram.covariance if self.centred else gram.matrix / gram.rows
-        if not np.isfinite(matrix).all():
-            raise InputError("its input holds NaN, infinity, or numbers too large to be squared")
-        if self.basis == "data":
-            return factors.steadied(rank.by_group(matrix, size), gram.rows)
-        if self.basis == "weight":
-            return np.broadcast_to(np.eye(size), (groups, size, size))
-        magnitudes = seen.parts[1]
-        assert isinstance(magnitudes, Magnitudes) and magnitudes.mean is not None
-        taps = groups * size // len(magnitudes.mean)
-        return np.stack([np.diag(one) for one in np.repeat(magnitudes.mean, taps).reshape(groups, size)])
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""

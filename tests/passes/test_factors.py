@@ -238,6 +238,20 @@ def test_padding_has_no_say() -> None:
     np.testing.assert_array_equal(found[0]["mean"], found[1]["mean"])
 
 
+@pytest.mark.parametrize("tolerance", [1e-9, 0.3, 1e9])
+def test_validation_takes_the_smallest_rank_that_alone_stays_within_the_tolerance(tolerance: float) -> None:
+    model = model_of(KINDS["Conv"])
+    samples = samples_of(model)
+    grid = {"ranks": 5, "multiple": 2}
+    _, edits, outcome = proposed(model, samples, policy="validation", tolerance=tolerance, **grid)
+    one, every, _ = proposed(model, samples, **grid)
+    near = [edit for edit in every if error(model, lossy.apply(model, [edit], [one])[0], samples) ** 2 <= tolerance]
+    assert [edit.option for edit in edits] == [edit.option for edit in near[:1]]
+    assert [skip.reason for skip in outcome.skipped] == (
+        [] if near else [f"no rank keeps the divergence within {tolerance:g}"]
+    )
+
+
 def test_inputs_that_are_not_finite_are_a_reason() -> None:
     model = model_of(KINDS["MatMul"])
     feeds = {"x": np.full((2, 7, 24), np.inf, np.float32)}
@@ -246,7 +260,7 @@ def test_inputs_that_are_not_finite_are_a_reason() -> None:
     assert "NaN, infinity" in outcome.skipped[0].reason
 
 
-@pytest.mark.parametrize("options", [{"ranks": 0}, {"multiple": 0}, {"share": 0.0}, {"share": 1.5}])
+@pytest.mark.parametrize("options", [{"ranks": 0}, {"multiple": 0}, {"share": 0.0}, {"share": 1.5}, {"tolerance": 0.0}])
 def test_options_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         catalog.make("project-rank", options)

@@ -51,22 +51,23 @@ def _holds(row: Row, share: float) -> bool:
 
 
 def _model(row: Row) -> list[str]:
+    known = [method for method in METHODS if f"{method} | {SHARES[0]}" in row["results"]]
     lines = [
         f"### {row['name']}",
         "",
         f"{row['layers']} layers factored, {row['left_alone']} left alone. {row['metric_name']}: the original has "
         f"{row['metric']:.4g}.",
         "",
-        "| parameters of the layers | " + " | ".join(METHODS) + " |",
-        "| --- |" + " --- |" * len(METHODS),
+        "| parameters of the layers | " + " | ".join(known) + " |",
+        "| --- |" + " --- |" * len(known),
     ]
     for share in SHARES:
-        best = min(METHODS, key=lambda method: _error(row, method, share))
+        least = min(_error(row, method, share) for method in known)
         cells = []
-        for method in METHODS:
+        for method in known:
             one = row["results"][f"{method} | {share}"]
             text = f"{one['error']:.3f}"
-            cells.append(f"{f'**{text}**' if method == best else text} / {one['metric']:.4g}")
+            cells.append(f"{f'**{text}**' if one['error'] == least else text} / {one['metric']:.4g}")
         lines.append(f"| {share:.0%} | " + " | ".join(cells) + " |")
     return [*lines, "", "Error / metric; the smallest error is bold."]
 
@@ -86,7 +87,7 @@ def _alone(rows: dict[str, Row]) -> list[str]:
     ]
     for row in rows.values():
         for share in SHARES:
-            found = [row["results"][f"{method} | {share}"]["alone"] for method in ("ours", "ASVD", "SVD")]
+            found = [row["results"][f"{method} | {share}"].get("alone") for method in ("ours", "ASVD", "SVD")]
             if None not in found:
                 lines.append(f"| {row['name']} | {share:.0%} | " + " | ".join(f"{one:.3f}" for one in found) + " |")
     return lines

@@ -113,14 +113,14 @@ def train(build: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(module(_moved(images[batch])), labels[batch], label_smoothing=0.05).backward()
+            F.cross_entropy(module(moved(images[batch])), labels[batch], label_smoothing=0.05).backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     return module.eval()
 
 
-def _moved(images: Tensor) -> Tensor:
+def moved(images: Tensor) -> Tensor:
     """Each image turned by up to 14 degrees, scaled by up to 10 % and shifted by up to 0.7 pixels."""
     count = len(images)
     angle = (torch.rand(count) - 0.5) * 0.5
@@ -130,6 +130,18 @@ def _moved(images: Tensor) -> Tensor:
     matrix = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], 1).reshape(count, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
+
+
+def write_model(module: nn.Module, example: Tensor, file: Path) -> None:
+    """Write a module as ONNX of opset 17, its batch symbolic.
+
+    Args:
+        module: images to logits.
+        example: two images.
+        file: where.
+    """
+    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    zoo_export.torchscript(Network(module, (example,), ("image",), ("logits",), axes), file, opset=17)
 
 
 def main(folder: Path) -> int:
@@ -146,10 +158,8 @@ def main(folder: Path) -> int:
         with torch.no_grad():
             guesses = module(torch.from_numpy(held_out)).argmax(1).numpy()
         accuracy = float((guesses == answers).mean())
-        axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
-        network = Network(module, (torch.from_numpy(held_out[:2]),), ("image",), ("logits",), axes)
         target = folder / f"digits_{name}.onnx"
-        zoo_export.torchscript(network, target, opset=17)
+        write_model(module, torch.from_numpy(held_out[:2]), target)
         size = target.stat().st_size / 1e3
         seconds = time.perf_counter() - start
         print(f"{target.name}: accuracy {accuracy:.3f} on {len(answers)} digits, {size:.0f} kB, {seconds:.0f} s")

@@ -89,6 +89,11 @@ def _recall_at_one(outputs: Outputs, labels: list[Array]) -> float:
     return metrics.recall_at_one(vectors, np.concatenate(labels).astype(np.int64))
 
 
+def perplexity_of(labels: list[Array]) -> Callable[[Outputs], float]:
+    """The perplexity of a language model as a function of its outputs."""
+    return lambda outputs: _perplexity(outputs, labels)
+
+
 def _perplexity(outputs: Outputs, labels: list[Array]) -> float:
     """Exponential of the mean negative log likelihood of each next token; lower is better."""
     losses = [
