@@ -15,10 +15,11 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.part import part
 from burnish.ir.text import structure, type_text
-from burnish.ir.walk import bodies
+from burnish.ir.walk import bodies, is_op
 from burnish.ir.weights import tensor_of
 from burnish.passes import lossy, sites
 from burnish.passes.lossy import Edit, LossyPass
@@ -28,6 +29,13 @@ from burnish.passes.sites import Site
 
 NOISE = 0.03
 """A difference smaller than this share of the part's time is no difference."""
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_FAR = 4
+"""Nodes between two convolutions that are next to each other, at most."""
+
+_SIZES = 64
+"""Elements of the largest constant of integers whose numbers are compared."""
 
 _SMALL = 4096
 """Elements up to which an inner value of floating point is kept as it was observed; larger ones are drawn."""
@@ -54,9 +62,16 @@ class Timer(Protocol):
 
 @dataclass(frozen=True)
 class Timed:
-    """Edits with what they save in seconds, and why the others have no such number, by their keys."""
+    """Edits with what they save in seconds.
+
+    Attributes:
+        edits: in the order in which they were given.
+        parts: by the key of an edit: the seconds of what it takes away, and of what it puts there.
+        reasons: by the key of an edit: why it could not be timed.
+    """
 
     edits: list[Edit]
+    parts: dict[str, tuple[float, float]]
     reasons: dict[str, str]
 
 
@@ -102,7 +117,7 @@ def timed(
             reasons[key] = error.cause
             continue
         groups.setdefault(before, {}).setdefault(after, []).append(key)
-    seconds: dict[str, float] = {}
+    parts: dict[str, tuple[float, float]] = {}
     for number, (before, others) in enumerate(groups.items()):
         on_step(number, len(groups))
         for after, found in _compare(before, list(others), works, timer, lower).items():
@@ -110,10 +125,9 @@ def timed(
                 if isinstance(found, str):
                     reasons[key] = found
                 else:
-                    seconds[key] = found
+                    parts[key] = found
     on_step(len(groups), len(groups))
-    filled = [replace(edit, savings=replace(edit.savings, seconds=seconds.get(edit.key))) for edit in edits]
-    return Timed(filled, reasons)
+    return Timed([_filled(edit, parts.get(edit.key)) for edit in edits], parts, reasons)
 
 
 def faster(edits: Iterable[Edit]) -> list[Edit]:
@@ -121,10 +135,19 @@ def faster(edits: Iterable[Edit]) -> list[Edit]:
     return [edit for edit in edits if edit.savings.seconds is not None and edit.savings.seconds > 0]
 
 
+def _filled(edit: Edit, parts: tuple[float, float] | None) -> Edit:
+    """The edit with the difference of its parts' seconds; without a number where there are none."""
+    saving = None
+    if parts is not None:
+        saving = parts[0] - parts[1]
+        saving = 0.0 if abs(saving) < NOISE * max(parts) else saving
+    return replace(edit, savings=replace(edit.savings, seconds=saving))
+
+
 def _compare(
     before: str, others: list[str], works: Mapping[str, Work], timer: Timer, lower: Callable[[oir.Model], oir.Model]
-) -> dict[str, float | str]:
-    """What each of `others` saves against `before` in seconds, or why that is not known; an empty key is no part."""
+) -> dict[str, tuple[float, float] | str]:
+    """The seconds of `before` and of each of `others`, or why they are not known; an empty key is no part."""
     wanted = [key for key in (before, *others) if key]
     found: dict[str, float | str] = {"": 0.0}
     ready: dict[str, Work] = {}
@@ -137,14 +160,11 @@ def _compare(
         first, *rest = ready
         found |= dict(zip(ready, timer(ready[first], [ready[key] for key in rest]), strict=True))
     old = found[before]
-    savings: dict[str, float | str] = {}
+    pairs: dict[str, tuple[float, float] | str] = {}
     for key in others:
         new = found[key]
-        if isinstance(old, str) or isinstance(new, str):
-            savings[key] = old if isinstance(old, str) else str(new)
-        else:
-            savings[key] = 0.0 if abs(old - new) < NOISE * max(old, new) else old - new
-    return savings
+        pairs[key] = old if isinstance(old, str) else new if isinstance(new, str) else (old, new)
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -176,6 +196,8 @@ def change(before: oir.Model, after: oir.Model) -> Change:
     """The nodes in which two models differ, in operator, attributes, or the kind and shape of a weight.
 
     A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
+    Where convolutions are gone or new, the kept ones next to them are on both sides: runtimes keep tensors between
+    convolutions in a layout of their own, and what is cut out alone would pay for the change of layout.
 
     Args:
         before: a model.
@@ -190,6 +212,10 @@ def change(before: oir.Model, after: oir.Model) -> Change:
     same = set(kept.values())
     removed = {node for node in before.graph if node not in same}
     added = {node for node in after.graph if node not in kept}
+    if _convolves(removed) != _convolves(added):
+        near = _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}
+        removed |= near
+        added |= {node for node, old in kept.items() if old in near}
     names = {str(value.name): str(value.name) for value in before.graph.inputs}
     for node, old in kept.items():
         names |= {str(new.name): str(was.name) for new, was in zip(node.outputs, old.outputs, strict=True)}
@@ -215,6 +241,35 @@ def _side(model: oir.Model, nodes: set[oir.Node], names: Mapping[str, str]) -> S
     return Side(found, sources)
 
 
+def _convolves(nodes: Iterable[oir.Node]) -> bool:
+    return any(is_op(node, *_CONVOLUTIONS) for node in nodes)
+
+
+def _next_to(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
+    """The nearest convolutions before and behind `nodes`, among `others`, with the nodes of one input on the way."""
+    found: set[oir.Node] = set()
+    for step in (_before, _behind):
+        pending: list[tuple[oir.Node, tuple[oir.Node, ...]]] = [(node, ()) for node in nodes]
+        while pending:
+            node, way = pending.pop()
+            for one in step(node):
+                if one not in others or len(way) == _FAR:
+                    continue
+                if is_op(one, *_CONVOLUTIONS):
+                    found |= {one, *way}
+                elif len(_before(one)) == 1 and not bodies(one):
+                    pending.append((one, (*way, one)))
+    return found
+
+
+def _before(node: oir.Node) -> list[oir.Node]:
+    return [above for value in node.inputs if value is not None and (above := value.producer()) is not None]
+
+
+def _behind(node: oir.Node) -> list[oir.Node]:
+    return [one for value in node.outputs for one in match.consumers(value)]
+
+
 def _made(model: oir.Model) -> Iterable[oir.Value]:
     return (value for node in model.graph for value in node.outputs)
 
@@ -226,30 +281,49 @@ def _name(node: oir.Node) -> str:
 
 def _alike(old: oir.Node, new: oir.Node) -> bool:
     """Whether two nodes take the same time, as far as can be told without running them."""
-    if _signature(old) != _signature(new) or len(old.outputs) != len(new.outputs):
+    same = (
+        old.op_identifier() == new.op_identifier()
+        and len(old.inputs) == len(new.inputs)
+        and len(old.outputs) == len(new.outputs)
+        and old.attributes.keys() == new.attributes.keys()
+    )
+    if not same:
+        return False
+    if not all(_same_read(was, now) for was, now in zip(old.inputs, new.inputs, strict=True)):
+        return False
+    if not all(_same_attribute(one, new.attributes[name]) for name, one in old.attributes.items()):
+        return False
+    inner = [list(bodies(node)) for node in (old, new)]
+    if [len(body) for body in inner[0]] != [len(body) for body in inner[1]]:
+        return False
+    if not all(all(map(_alike, was, now)) for was, now in zip(*inner, strict=True)):
         return False
     types = [(type_text(was), type_text(now)) for was, now in zip(old.outputs, new.outputs, strict=True)]
     return all(was == now or "?" in was + now or "..." in was + now for was, now in types)
 
 
-def _signature(node: oir.Node) -> tuple[object, ...]:
-    """Operator, attributes and weights without their numbers, small ones, which may be sizes, with them."""
-    inner = [tuple(_signature(one) for one in body) for body in bodies(node)]
-    plain = [
-        (one.name, one.ref_attr_name, one.type.name, _plain(one.value))
-        for one in node.attributes.values()
-        if one.type not in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
-    ]
-    read = [None if value is None else _plain(tensor_of(value)) for value in node.inputs]
-    return (*node.op_identifier(), sorted(plain, key=lambda one: one[0]), read, inner)
+def _same_read(old: oir.Value | None, new: oir.Value | None) -> bool:
+    """Whether two inputs are both absent, both computed, or constants of the same kind."""
+    if old is None or new is None:
+        return old is new
+    was, now = tensor_of(old), tensor_of(new)
+    return was is now or (was is not None and now is not None and _kind(was) == _kind(now))
 
 
-def _plain(value: object) -> object:
-    if not isinstance(value, oir.TensorProtocol):
-        return str(value)
-    shape, dtype = tuple(value.shape), value.dtype
-    whole = dtype.is_integer() and value.size <= 64
-    return (dtype.name, shape, value.numpy().tolist() if whole else None)
+def _same_attribute(old: oir.Attr, new: oir.Attr) -> bool:
+    """Whether two attributes are the same; the nodes of graphs are compared elsewhere."""
+    if old.type != new.type or old.ref_attr_name != new.ref_attr_name:
+        return False
+    if old.is_ref() or old.value is new.value or old.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS):
+        return True
+    tensors = old.type == oir.AttributeType.TENSOR
+    return bool(_kind(old.value) == _kind(new.value)) if tensors else str(old.value) == str(new.value)
+
+
+def _kind(tensor: oir.TensorProtocol) -> tuple[object, ...]:
+    """What of a constant can matter for time: its numbers only where they may be sizes."""
+    sizes = tensor.numpy().tolist() if tensor.dtype.is_integer() and tensor.size <= _SIZES else None
+    return tensor.dtype, tuple(tensor.shape), sizes
 
 
 def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:

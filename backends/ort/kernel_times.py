@@ -114,10 +114,11 @@ class KernelTimes:
         base = float(np.percentile(times[:, 0], 20))
         ratios = np.median(times / times[:, :1], axis=0)
         call = self._call_seconds()
-        own = max(base - call, 0.0) if not isinstance(known, float) else known
-        scale = (own + call) / base
-        raw = dict(zip(order, ratios * base * scale, strict=True))
-        return [refusals[i] if i in refusals else max(float(raw[i]) - call, 0.0) for i in range(len(works))]
+        own = known if isinstance(known, float) else max(base - call, 0.0)
+        found: dict[int, float | str] = {
+            index: max(ratio * (own + call) - call, 0.0) for index, ratio in zip(order, ratios.tolist(), strict=True)
+        }
+        return [own if index == 0 else (refusals | found)[index] for index in range(len(works))]
 
     def _call_seconds(self) -> float:
         """What a call costs by itself, from a model that negates one number."""
