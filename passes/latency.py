@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
-from burnish.ir.errors import InputError
+from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.part import part
 from burnish.ir.text import structure, type_text
 from burnish.ir.walk import bodies, is_op
@@ -154,7 +154,7 @@ def _compare(
     for key in dict.fromkeys(wanted):
         try:
             ready[key] = replace(works[key], model=lower(works[key].model))
-        except InputError as error:
+        except BurnishError as error:
             found[key] = error.cause
     if ready:
         first, *rest = ready
@@ -331,6 +331,12 @@ def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:
     if side is None:
         return ""
     feeds = {f"in{index}": arrays.of(name) for index, name in enumerate(side.sources)}
+    for value in side.model.graph.inputs:
+        array = feeds[str(value.name)]
+        if value.type is None and array.dtype.kind not in "OSU":
+            value.type = oir.TensorType(oir.DataType.from_numpy(array.dtype))
+        if value.shape is None:
+            value.shape = oir.Shape([None] * array.ndim)
     shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in feeds.values())
     key = f"{structure(side.model)}{shapes}"
     works.setdefault(key, Work(side.model, feeds))

@@ -56,13 +56,15 @@ def with_seconds(
         store: where timings are kept; None to forget them.
     """
     from burnish.backends.ort.kernel_times import KernelTimes
+    from burnish.backends.ort.machine import last_cache
     from burnish.backends.ort.observe import OrtObserver
     from burnish.passes import recipes
     from burnish.passes.latency import timed
-    from burnish.passes.pipeline import Pipeline
+    from burnish.passes.pipeline import Pipeline, constant_bytes
 
     lowering = Pipeline(recipes.named("default", target, None))
-    timer = KernelTimes(store, target=target, threads=threads)
+    cold = target == "ort-cpu" and constant_bytes(model) > last_cache()
+    timer = KernelTimes(store, target=target, threads=threads, cold=cold)
     observer = OrtObserver(model, threads=threads, target=target)
     feeds = largest(samples).feeds
     return timed(model, edits, passes, timer, observer, feeds, lower=lambda part: lowering.rewrite(part).model)

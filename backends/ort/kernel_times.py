@@ -7,12 +7,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
 
+from burnish.backends.ort.machine import last_cache
 from burnish.backends.ort.session import OrtRunner, executor, runtime
 from burnish.ir.errors import InputError
 from burnish.ir.text import structure
@@ -23,8 +25,17 @@ _STRETCH = 0.002
 """Seconds that one measured stretch lasts at least."""
 
 _ROUNDS = (5, 60)
+_LEAST_FLOOD = 1 << 26
 _STEADY = 0.02
 """Half the width of the 95 % interval of a ratio at which measuring stops."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """A call to be timed, and the arrays it reads that are in the cache when it is made."""
+
+    call: Callable[[], object]
+    arrays: list[np.ndarray]
 
 
 class KernelTimes:
@@ -35,12 +46,22 @@ class KernelTimes:
     the first is the 20th percentile over all rounds; that of another is the first's times the median of the rounds'
     ratios. Rounds are made until all ratios are known to 2 %, or the time is up.
 
+    A part that is run again and again has its weights in the processor's cache. Those of a model that is larger than
+    the cache are read from memory in every run, which takes longer than the arithmetic where few rows are multiplied:
+    such a part is timed `cold`, one call at a time, after the cache was filled with something else.
+
     Attributes:
         measured: how many models were run, not looked up.
     """
 
     def __init__(
-        self, store: Store | None = None, *, target: str = "ort-cpu", threads: int = 1, seconds: float = 1.0
+        self,
+        store: Store | None = None,
+        *,
+        target: str = "ort-cpu",
+        threads: int = 1,
+        seconds: float = 1.0,
+        cold: bool = False,
     ) -> None:
         """
         Args:
@@ -48,6 +69,7 @@ class KernelTimes:
             target: `ort-cpu` or `ort-cuda`.
             threads: threads inside an operator.
             seconds: time for each model, at most, about; five rounds are always made.
+            cold: the weights are not in the cache when a model is run.
         """
         self.measured = 0
         self._store = store
@@ -56,7 +78,10 @@ class KernelTimes:
         self._seconds = seconds
         alone = threads == 1 and target == "ort-cpu" and time.get_clock_info("thread_time").resolution < 1e-6
         self._clock = time.thread_time if alone else time.perf_counter
-        self._place = f"{target}, {threads} threads, ONNX Runtime {runtime().__version__}, {processor()}"
+        self._flood = np.zeros(max(2 * last_cache(), _LEAST_FLOOD), np.uint8) if cold else None
+        self._place = (
+            f"{'cold, ' * cold}{target}, {threads} threads, ONNX Runtime {runtime().__version__}, {processor()}"
+        )
         self._call: float | None = None
 
     def __call__(self, first: Work, others: Sequence[Work]) -> list[float | str]:
@@ -95,19 +120,19 @@ class KernelTimes:
         """Seconds of each, scaled to the first's where that is known; why, where there are none."""
         self.measured += len(works)
         runners: list[OrtRunner] = []
-        actions: dict[int, Callable[[], object]] = {}
+        actions: dict[int, Action] = {}
         refusals: dict[int, str] = {}
         try:
             for index, work in enumerate(works):
                 try:
                     runners.append(self._load(work.model))
-                    actions[index] = runners[-1].bound(work.feeds)
+                    actions[index] = Action(runners[-1].bound(work.feeds), list(work.feeds.values()))
                 except InputError as error:
                     refusals[index] = error.cause
             if 0 in refusals:
                 return [refusals.get(index, refusals[0]) for index in range(len(works))]
             order = list(actions)
-            times = _rounds([actions[index] for index in order], self._seconds * len(order), self._clock)
+            times = self._rounds([actions[index] for index in order], self._seconds * len(order))
         finally:
             for runner in runners:
                 runner.close()
@@ -124,34 +149,39 @@ class KernelTimes:
         """What a call costs by itself, from a model that negates one number."""
         if self._call is None:
             runner = self._load(_nothing())
-            self._call = float(
-                np.percentile(_rounds([runner.bound({"x": np.ones(1, np.float32)})], 0.1, self._clock), 20)
-            )
+            feeds = {"x": np.ones(1, np.float32)}
+            times = self._rounds([Action(runner.bound(feeds), list(feeds.values()))], 0.1)
+            self._call = float(np.percentile(times, 20))
             runner.close()
         return self._call
 
+    def _rounds(self, actions: Sequence[Action], seconds: float) -> np.ndarray:
+        """Seconds per call, [rounds, actions]; every other round goes backwards."""
+        calls = [max(1, int(np.ceil(_STRETCH / max(self._stretch(one, 1), 1e-7)))) for one in actions]
+        if self._flood is not None:
+            calls = [1] * len(actions)
+        end = time.perf_counter() + seconds
+        rounds: list[list[float]] = []
+        while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() < end):
+            row = [0.0] * len(actions)
+            indices = range(len(actions))
+            for index in indices if len(rounds) % 2 == 0 else reversed(indices):
+                row[index] = self._stretch(actions[index], calls[index])
+            rounds.append(row)
+            if len(rounds) % 5 == 0 and len(actions) > 1 and _steady(np.asarray(rounds)):
+                break
+        return np.asarray(rounds)
 
-def _rounds(actions: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float]) -> np.ndarray:
-    """Seconds per call, [rounds, actions]; every other round goes backwards."""
-    calls = []
-    for action in actions:
-        start = clock()
-        action()
-        calls.append(max(1, int(np.ceil(_STRETCH / max(clock() - start, 1e-7)))))
-    end = time.perf_counter() + seconds
-    rounds: list[list[float]] = []
-    while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() < end):
-        row = [0.0] * len(actions)
-        indices = range(len(actions))
-        for index in indices if len(rounds) % 2 == 0 else reversed(indices):
-            start = clock()
-            for _ in range(calls[index]):
-                actions[index]()
-            row[index] = (clock() - start) / calls[index]
-        rounds.append(row)
-        if len(rounds) % 5 == 0 and len(actions) > 1 and _steady(np.asarray(rounds)):
-            break
-    return np.asarray(rounds)
+    def _stretch(self, action: Action, calls: int) -> float:
+        """Seconds of a call, from so many."""
+        if self._flood is not None:
+            self._flood += 1
+            for array in action.arrays:
+                array.tobytes()
+        start = self._clock()
+        for _ in range(calls):
+            action.call()
+        return (self._clock() - start) / calls
 
 
 def _steady(times: np.ndarray) -> bool:

@@ -43,7 +43,7 @@ def measure(dtypes: Iterable[str], *, threads: int = 1, seconds: float = 0.4) ->
             )
         except InputError:  # the runtime has no such kernel
             continue
-    size = min(max(2 * _last_cache(), _SMALLEST_COPY), _LARGEST_COPY) // 4
+    size = min(max(2 * last_cache(), _SMALLEST_COPY), _LARGEST_COPY) // 4
     moved = _best(_chain(1, size), seconds, threads=threads)
     chain = _best(_chain(_EMPTY_NODES, 1), seconds / 2, threads=threads)
     alone = _best(_chain(1, 1), seconds / 4, threads=threads)
@@ -124,7 +124,7 @@ def _model(
     return oir.Model(graph, ir_version=8)
 
 
-def _last_cache() -> int:
+def last_cache() -> int:
     """Bytes of the largest cache; 0 where the system does not say."""
     found = 0
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):

@@ -178,6 +178,7 @@ def test_integers_are_fed_as_they_were_seen() -> None:
 
     seconds_of(before, after, timer, {"x": rows})
     assert [feeds["in0"].tolist() for feeds in seen] == [[1, 0, 1], [1, 0, 1]]
+    assert seconds_of(before, after, KernelTimes(seconds=0.01), {"x": rows}).reasons == {}
 
 
 def test_real_times_are_kept_and_thin_factors_pay_where_wide_ones_do_not(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def plans(edits: Sequence[Edit]) -> Iterator[tuple[str, list[Edit]]]:
     two = compatible([blocks[0], *blocks[2:3]]) if len(blocks) > 2 else []
     if two:
         yield "two blocks", two
+    if len(blocks) > 7:
+        yield "every fourth block", compatible(blocks[2::4])
     for title, share in (("a low rank", 0.25), ("a middle rank", 0.5), ("a high rank", 0.75)):
         chosen = [sorted(found, key=rank_of)[min(int(share * len(found)), len(found) - 1)] for found in sites.values()]
         if chosen:
