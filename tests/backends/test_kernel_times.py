@@ -71,3 +71,17 @@ def test_any_kind_of_number_can_be_timed(dtype: str) -> None:
 
 def test_the_processor_has_a_name() -> None:
     assert "processors" in processor() and len(processor()) > len("1 processors, ")
+
+
+def test_weights_that_are_not_in_the_cache_take_longer_to_multiply() -> None:
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[1, 1024] x) => (float[1, 1024] y) { y = MatMul (x, w) }'
+    model = oir.from_onnx_text(text)
+    (node,) = model.graph
+    weight = oir.tensor(np.ones((1024, 1024), np.float32), name="w")
+    node.replace_input_with(
+        1, oir.Value(name="w", const_value=weight, type=oir.TensorType(weight.dtype), shape=weight.shape)
+    )
+    model.graph.initializers.add(node.inputs[1])
+    part = Work(model, {"x": np.ones((1, 1024), np.float32)})
+    warm, cold = (KernelTimes(seconds=0.3, cold=cold)(part, [])[0] for cold in (False, True))
+    assert isinstance(warm, float) and isinstance(cold, float) and cold > 1.2 * warm
