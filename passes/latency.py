@@ -15,13 +15,10 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import match
 from burnish.ir.errors import BurnishError, InputError
-from burnish.ir.part import part
-from burnish.ir.text import structure, type_text
-from burnish.ir.walk import bodies, is_op
-from burnish.ir.weights import tensor_of
+from burnish.ir.text import structure
 from burnish.passes import lossy, sites
+from burnish.passes.difference import Change, Side, change
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.protocols import Observer
 from burnish.passes.reducers import Array, Reducer
@@ -29,13 +26,6 @@ from burnish.passes.sites import Site
 
 NOISE = 0.03
 """A difference smaller than this share of the part's time is no difference."""
-
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_FAR = 4
-"""Nodes between two convolutions that are next to each other, at most."""
-
-_SIZES = 64
-"""Elements of the largest constant of integers whose numbers are compared."""
 
 _SMALL = 4096
 """Elements up to which an inner value of floating point is kept as it was observed; larger ones are drawn."""
@@ -167,165 +157,6 @@ def _compare(
     return pairs
 
 
-@dataclass(frozen=True)
-class Side:
-    """What is only in one of two models.
-
-    Attributes:
-        model: as a model whose inputs are called in0, in1... in the order of their first use.
-        sources: for each of its inputs the name of the value in the model before the edit that comes in there.
-    """
-
-    model: oir.Model
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an edit takes away and what it puts there; None where that is nothing."""
-
-    removed: Side | None
-    added: Side | None
-
-    def names(self) -> list[str]:
-        """The values of the model before the edit that the two parts take in."""
-        return [name for side in (self.removed, self.added) if side is not None for name in side.sources]
-
-
-def change(before: oir.Model, after: oir.Model) -> Change:
-    """The nodes in which two models differ, in operator, attributes, or the kind and shape of a weight.
-
-    A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
-    Where convolutions are gone or new, the kept ones next to them are on both sides: runtimes keep tensors between
-    convolutions in a layout of their own, and what is cut out alone would pay for the change of layout.
-
-    Args:
-        before: a model.
-        after: an edited copy of it, in which what was kept has its name.
-
-    Raises:
-        InputError: what was added reads something that the model before had not.
-    """
-    known = {_name(node): node for node in before.graph}
-    pairs = {node: known.get(_name(node)) for node in after.graph}
-    kept = {node: old for node, old in pairs.items() if old is not None and _alike(old, node)}
-    same = set(kept.values())
-    removed = {node for node in before.graph if node not in same}
-    added = {node for node in after.graph if node not in kept}
-    if _convolves(removed) != _convolves(added):
-        near = _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}
-        removed |= near
-        added |= {node for node, old in kept.items() if old in near}
-    names = {str(value.name): str(value.name) for value in before.graph.inputs}
-    for node, old in kept.items():
-        names |= {str(new.name): str(was.name) for new, was in zip(node.outputs, old.outputs, strict=True)}
-    own = {str(value.name): str(value.name) for value in (*before.graph.inputs, *_made(before))}
-    return Change(_side(before, removed, own), _side(after, added, names))
-
-
-def _side(model: oir.Model, nodes: set[oir.Node], names: Mapping[str, str]) -> Side | None:
-    if not nodes:
-        return None
-    found = part(model, nodes)
-    order = {value: None for node in found.graph.all_nodes() for value in node.inputs if value is not None}
-    position = {value: index for index, value in enumerate(order)}
-    inputs = sorted(found.graph.inputs, key=lambda value: position.get(value, len(position)))
-    unknown = [value.name for value in inputs if value.name not in names]
-    if unknown:
-        raise InputError(f"it cannot be timed: `{unknown[0]}`, which it reads, is not in the model before")
-    sources = tuple(names[str(value.name)] for value in inputs)
-    found.graph.inputs[:] = inputs
-    for kind, values in (("in", inputs), ("out", found.graph.outputs)):
-        for index, value in enumerate(values):
-            value.name = f"{kind}{index}"
-    return Side(found, sources)
-
-
-def _convolves(nodes: Iterable[oir.Node]) -> bool:
-    return any(is_op(node, *_CONVOLUTIONS) for node in nodes)
-
-
-def _next_to(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
-    """The nearest convolutions before and behind `nodes`, among `others`, with the nodes of one input on the way."""
-    found: set[oir.Node] = set()
-    for step in (_before, _behind):
-        pending: list[tuple[oir.Node, tuple[oir.Node, ...]]] = [(node, ()) for node in nodes]
-        while pending:
-            node, way = pending.pop()
-            for one in step(node):
-                if one not in others or len(way) == _FAR:
-                    continue
-                if is_op(one, *_CONVOLUTIONS):
-                    found |= {one, *way}
-                elif len(_before(one)) == 1 and not bodies(one):
-                    pending.append((one, (*way, one)))
-    return found
-
-
-def _before(node: oir.Node) -> list[oir.Node]:
-    return [above for value in node.inputs if value is not None and (above := value.producer()) is not None]
-
-
-def _behind(node: oir.Node) -> list[oir.Node]:
-    return [one for value in node.outputs for one in match.consumers(value)]
-
-
-def _made(model: oir.Model) -> Iterable[oir.Value]:
-    return (value for node in model.graph for value in node.outputs)
-
-
-def _name(node: oir.Node) -> str:
-    """What a copy of a node is found by: its name, or that of its first result."""
-    return node.name or next((str(out.name) for out in node.outputs), "")
-
-
-def _alike(old: oir.Node, new: oir.Node) -> bool:
-    """Whether two nodes take the same time, as far as can be told without running them."""
-    same = (
-        old.op_identifier() == new.op_identifier()
-        and len(old.inputs) == len(new.inputs)
-        and len(old.outputs) == len(new.outputs)
-        and old.attributes.keys() == new.attributes.keys()
-    )
-    if not same:
-        return False
-    if not all(_same_read(was, now) for was, now in zip(old.inputs, new.inputs, strict=True)):
-        return False
-    if not all(_same_attribute(one, new.attributes[name]) for name, one in old.attributes.items()):
-        return False
-    inner = [list(bodies(node)) for node in (old, new)]
-    if [len(body) for body in inner[0]] != [len(body) for body in inner[1]]:
-        return False
-    if not all(all(map(_alike, was, now)) for was, now in zip(*inner, strict=True)):
-        return False
-    types = [(type_text(was), type_text(now)) for was, now in zip(old.outputs, new.outputs, strict=True)]
-    return all(was == now or "?" in was + now or "..." in was + now for was, now in types)
-
-
-def _same_read(old: oir.Value | None, new: oir.Value | None) -> bool:
-    """Whether two inputs are both absent, both computed, or constants of the same kind."""
-    if old is None or new is None:
-        return old is new
-    was, now = tensor_of(old), tensor_of(new)
-    return was is now or (was is not None and now is not None and _kind(was) == _kind(now))
-
-
-def _same_attribute(old: oir.Attr, new: oir.Attr) -> bool:
-    """Whether two attributes are the same; the nodes of graphs are compared elsewhere."""
-    if old.type != new.type or old.ref_attr_name != new.ref_attr_name:
-        return False
-    if old.is_ref() or old.value is new.value or old.type in (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS):
-        return True
-    tensors = old.type == oir.AttributeType.TENSOR
-    return bool(_kind(old.value) == _kind(new.value)) if tensors else str(old.value) == str(new.value)
-
-
-def _kind(tensor: oir.TensorProtocol) -> tuple[object, ...]:
-    """What of a constant can matter for time: its numbers only where they may be sizes."""
-    sizes = tensor.numpy().tolist() if tensor.dtype.is_integer() and tensor.size <= _SIZES else None
-    return tensor.dtype, tuple(tensor.shape), sizes
-
-
 def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:
     """The key of a part and its shapes, by which `works` has it now; empty for no part."""
     if side is None:
@@ -356,7 +187,7 @@ class _Arrays:
         self._given = dict(feeds)
         self._drawn: dict[tuple[np.dtype, tuple[int, ...]], np.ndarray] = {}
         self._refusals: dict[str, str] = {}
-        values = {str(value.name): value for value in _made(model)}
+        values = {str(value.name): value for value in (value for node in model.graph for value in node.outputs)}
         wanted: dict[str, Site] = {}
         for name in dict.fromkeys(names):
             if name not in values:

@@ -18,7 +18,8 @@ from burnish.ir.walk import walk
 from burnish.passes import latency, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.depth.remove_blocks import RemoveBlocks
-from burnish.passes.latency import Change, Work, change
+from burnish.passes.difference import Change, change
+from burnish.passes.latency import Work
 from burnish.passes.lossy import Edit, Savings
 from burnish.passes.lowrank.project_rank import ProjectRank
 from burnish.passes.pipeline import Pipeline

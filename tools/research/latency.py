@@ -7,7 +7,6 @@ clock.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +54,7 @@ class Subject:
 def subject(name: str) -> Subject:
     """A subject by its name on the command line."""
     kind, _, rows = name.partition(":")
-    folder = Path(os.environ.get("BURNISH_ZOO", ROOT / ".zoo"))
+    folder = ROOT / ".zoo"
     if kind in ("vit", "resnet"):
         count = int(rows or 64)
         images = np.load(ROOT / "tools" / "demo" / "digits.npz")["image"][:count]
