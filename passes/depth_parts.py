@@ -11,12 +11,13 @@ import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
-from burnish.passes import catalog, depth_branches
+from burnish.ir.walk import is_op
+from burnish.passes import catalog, depth_branches, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.depth_blocks import States, block_with, blocks_of, numbered
 from burnish.passes.depth_branches import Branch
 from burnish.passes.depth_ledger import Ledger
-from burnish.passes.lossy import Context, Edit, LossyPass
+from burnish.passes.lossy import Context, Edit, LossyPass, Savings
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,21 @@ class DropBranches(LossyPass):
                 f"block {one.block.index}",
                 f"drop its {self.what}",
                 frozenset(str(node.name) for node in one.nodes),
-                ledger.without(one.nodes),
+                self._savings(model, one, ledger, dims),
                 anchors=tuple(str(node.name) for node in one.nodes[-1:]),
             )
             for one in branches
         ]
+
+    def _savings(self, model: oir.Model, one: Branch, ledger: Ledger, dims: Mapping[str, int]) -> Savings:
+        if is_op(one.join, "Add"):
+            return ledger.without(one.nodes)
+        copy = model.clone()  # a skip-normalization may hold a bias of the branch
+        structure = blocks_of(copy)
+        again = self.branch(structure.blocks[one.block.index])
+        assert isinstance(again, Branch)
+        depth_branches.drop_branches(copy, structure, [again])
+        return lossy.saved(model, copy, dims)
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         structure = blocks_of(model)

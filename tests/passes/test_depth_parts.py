@@ -19,7 +19,10 @@ from burnish.passes.depth_branches import Branch, attention_of, mlp_of
 from burnish.tools.lossy_context import context_for
 
 FAST = "llama-kv-dynp t5-ts genai-llama phi-dynp bert-s-ts".split()
-SLOW = "gpt2-dynp gemma-kv-op23 genai-mha mixtral-dynp swin-ts tf-bert unet-dynp vit-timm-dynp".split()
+SLOW = """
+gpt2-ts-ort bert-s-ts-ort vit-timm-dynp-fuse gpt2-dynp gemma-kv-op23
+genai-mha mixtral-dynp swin-ts tf-bert unet-dynp vit-timm-dynp
+""".split()
 
 
 def proposed(name: str, spec: str) -> tuple[lossy.LossyPass, list[lossy.Edit], lossy.Context]:
@@ -31,7 +34,7 @@ def proposed(name: str, spec: str) -> tuple[lossy.LossyPass, list[lossy.Edit], l
 
 
 def zeroed(model: oir.Model, branches: list[Branch]) -> oir.Model:
-    """The model with a product by 0 behind what each of the branches adds."""
+    """The model with a product by 0 behind what each of the branches adds, and without its bias in the join."""
     from burnish.ir import edit
 
     for one in branches:
@@ -41,6 +44,10 @@ def zeroed(model: oir.Model, branches: list[Branch]) -> oir.Model:
         for use in [use for use in one.result.uses() if use.node is one.join]:
             use.node.replace_input_with(use.idx, step.outputs[0])
         step.outputs[0].name = edit.unique_name(model, "nothing")
+        bias = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}.get(one.join.op_type, 99)
+        if len(one.join.inputs) > bias and step.outputs[0] is one.join.inputs[0]:
+            width = one.join.inputs[bias].shape[0]
+            one.join.replace_input_with(bias, edit.add_constant(model, "no bias", np.zeros(width, np.float32)))
     return model
 
 
