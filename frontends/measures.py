@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,12 +27,25 @@ class UserMeasure:
     """
 
     def __init__(self, name: str, function: Metric) -> None:
+        self._own = uuid.uuid4().hex
         better = getattr(function, "higher_is_better", True)
         if not isinstance(better, bool):
             raise InputError(
                 f"its attribute `higher_is_better` is {better!r}, not True or False", place=f"metric `{name}`"
             )
         self.name, self.higher_is_better, self._function = name, better, function
+
+    @property
+    def key(self) -> str:
+        """The name and a hash of the module's source; one of its own where that does not tell all that it does."""
+        plain = inspect.isfunction(self._function) and self._function.__closure__ is None
+        module = inspect.getmodule(self._function) if plain else None
+        try:
+            source = inspect.getsource(module) if module is not None else None
+        except (OSError, TypeError):
+            source = None
+        known = self._own if source is None else hashlib.sha256(source.encode()).hexdigest()
+        return f"{self.name} | {known}"
 
     def partial(
         self, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], sample: Sample

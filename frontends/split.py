@@ -137,7 +137,7 @@ def _digest(feeds: Mapping[str, np.ndarray]) -> bytes:
     found = hashlib.blake2b(digest_size=16)
     for name, array in sorted(feeds.items()):
         found.update(f"{name} {array.dtype} {array.shape};".encode())
-        found.update(repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).data)
+        found.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
     return found.digest()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ _NODES = 2_000
 
 _DONE, _INFEASIBLE = 0, 2
 """What SciPy says of a search."""
+
+_ONE = threading.Lock()
+"""Standard output is taken away by one at a time."""
 
 SLACK = 1e-9
 """The part of a limit by which rounding may exceed it."""
@@ -153,7 +157,7 @@ class _System:
             if best is not None:
                 away = (best.cost if by_cost else -best.gain) - bound
                 needed = int((np.abs(reduced) <= away + margin).sum())
-                if size < needed and away <= gap * abs(bound):
+                if size < needed and 0 < away <= gap * abs(bound):
                     return replace(best, gap=away / abs(bound))
             if needed <= size:
                 return best if best is None or gap else core.settle(best, by_cost, budget, floor)
@@ -211,7 +215,7 @@ class _System:
             goal[: len(self.places)] += 1e-4 * self.knapsack.ties[self.places]
         highest, lowest = budget, floor
         while True:
-            with _silent():
+            with _ONE, _silent():
                 found = self._searched(goal, highest, lowest, gap)
             if found is None:
                 return None

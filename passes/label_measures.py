@@ -1,4 +1,4 @@
-"""Measures whose labels are more than class numbers: next tokens, pairs of queries and documents, yes and no."""
+"""Measures whose labels are no class numbers: next tokens, queries and documents, yes and no, images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.samples import IGNORED, Sample
 from burnish.passes import metrics
 from burnish.passes.criticality import Reading
-from burnish.passes.measures import Mean, Outputs, RowMeasure
+from burnish.passes.measures import Mean, Outputs, RowMeasure, ratio
 from burnish.passes.sites import Keep
 
 
@@ -34,6 +34,11 @@ class Perplexity(Mean):
     def __init__(self, look: Reading, keep: Keep | None = None, ids: str | None = None) -> None:
         super().__init__(look, keep)
         self.ids = ids
+
+    @property
+    def key(self) -> str:
+        """As of others, with the identifiers."""
+        return f"{super().key} after {self.ids}"
 
     def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[float, float, int]:
         """The sum of negative log likelihoods in nats, and how many, twice."""
@@ -96,7 +101,7 @@ class Recall(RowMeasure):
         array = self._array(outputs, sample)
         rows = array.shape[:-1]
         keys = self._integers(sample, rows).reshape(-1)
-        return array.reshape(len(keys), -1).copy(), keys
+        return array.reshape(len(keys), array.shape[-1] if array.ndim else 1).copy(), keys
 
     def value(self, partials: Sequence[Any]) -> float:
         """The share over all queries."""
@@ -106,6 +111,9 @@ class Recall(RowMeasure):
                 "the labels name no query, or no document",
                 hint="the metric `recall` takes a key of 0 or more for a query, and -1 - key for its document",
             )
+        widths = sorted({one[0].shape[1] for one in partials})
+        if len(widths) > 1:
+            raise InputError(f"the vectors of output `{self.look.output}` have different widths: {widths}")
         return metrics.recall_at_one(np.concatenate([one[0] for one in partials]), keys)
 
 
@@ -122,7 +130,8 @@ class Auc(RowMeasure):
             scores = array
         elif array.shape[-1] == 2:
             wide = array.astype(np.float64)
-            scores = wide[..., 1] if self.look.kind == "probabilities" else wide[..., 1] - wide[..., 0]
+            with np.errstate(invalid="ignore"):
+                scores = wide[..., 1] if self.look.kind == "probabilities" else wide[..., 1] - wide[..., 0]
             kept = None if kept is None else kept[..., 0]
         else:
             raise InputError(
@@ -140,3 +149,44 @@ class Auc(RowMeasure):
         if labels.all() or not labels.any():
             raise InputError("all labels are the same: there is no area under a curve", hint="give samples of both")
         return metrics.area_under_curve(np.concatenate([one[0] for one in partials]), labels)
+
+
+class Psnr(RowMeasure):
+    """The peak signal-to-noise ratio in decibels against the labels where there are any, else against the original.
+
+        10 * log10(range^2 / mean squared error)
+
+    with the range, over all samples, of what is compared with. Errors below what float32 resolves count as that, so
+    that the original itself has a finite value of 138.5.
+    """
+
+    name = "psnr"
+
+    def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[float, float, float, float]:
+        """The sum of squared errors, how many there are, and the lowest and highest number compared with."""
+        array = self._array(outputs, sample)
+        wanted = self._array(reference, sample) if sample.labels is None else np.asarray(sample.labels)
+        if wanted.size != array.size or wanted.dtype.kind not in "fiubV":
+            raise InputError(
+                f"the labels have the shape {list(wanted.shape)}, output `{self.look.output}` {list(array.shape)}",
+                place=f"sample `{sample.name}`",
+                hint="the metric `psnr` takes a number for each number of the output, or no labels at all",
+            )
+        one = self._values(wanted.reshape(array.shape), sample).astype(np.float64)
+        two = self._values(array, sample).astype(np.float64)
+        if not np.isfinite(one).all():
+            raise InputError("what is compared with holds NaN or infinity", place=f"sample `{sample.name}`")
+        if not one.size:
+            return 0.0, 0.0, math.inf, -math.inf
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = float(np.square(one - two).sum())
+        return error if math.isfinite(error) else math.inf, float(one.size), float(one.min()), float(one.max())
+
+    def value(self, partials: Sequence[Any]) -> float:
+        """Decibels over all samples; minus infinity where an output is not finite."""
+        error = ratio([(one[0], one[1], int(one[1])) for one in partials], self.name)
+        low, high = min(one[2] for one in partials), max(one[3] for one in partials)
+        if not high > low:
+            raise InputError("all numbers that are compared with are the same: `psnr` has no range")
+        relative = max(error / (high - low) / (high - low), float(np.finfo(np.float32).eps) ** 2)
+        return -10 * math.log10(relative) if math.isfinite(relative) else -math.inf

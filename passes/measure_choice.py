@@ -16,9 +16,9 @@ from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import attention_layers
 from burnish.ir.views.embedding import token_embedding
 from burnish.passes.criticality import Reading, reading
-from burnish.passes.label_measures import Auc, Perplexity, Recall
+from burnish.passes.label_measures import Auc, Perplexity, Psnr, Recall
 from burnish.passes.lossy import Keeps
-from burnish.passes.measures import Accuracy, Agreement, Cosine, Divergence, Fidelity, Psnr, RelativeError, RowMeasure
+from burnish.passes.measures import Accuracy, Agreement, Cosine, Divergence, Fidelity, RelativeError, RowMeasure
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.protocols import Measure
 from burnish.passes.recipes import NORMAL_FORM

@@ -41,6 +41,11 @@ class RowMeasure(ABC):
     def __init__(self, look: Reading, keep: Keep | None = None) -> None:
         self.look, self.keep = look, keep
 
+    @property
+    def key(self) -> str:
+        """The name, with the output, what it is read as and which rows count."""
+        return f"{self.name} of {self.look.output} as {self.look.kind} where {self.keep}"
+
     @abstractmethod
     def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> Any:
         """What is kept of one sample; see `Measure`."""
@@ -60,7 +65,7 @@ class RowMeasure(ABC):
         return rows_of(array, axis if array.ndim else None, self._kept(array, sample))
 
     def _kept(self, array: np.ndarray, sample: Sample) -> np.ndarray | None:
-        return None if self.keep is None else self.keep.of(sample.feeds, array)
+        return None if self.keep is None else kept_rows(array, self.keep, sample)
 
     def _pair(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """The output of the original, which holds no NaN, and that of the other model, of one shape."""
@@ -77,9 +82,11 @@ class RowMeasure(ABC):
         """The elements that count, flat."""
         return kept_values(array, self.keep, sample)
 
-    def _sound(self, values: np.ndarray, sample: Sample) -> None:
+    def _sound(self, values: np.ndarray, sample: Sample, holds: str = "NaN") -> None:
         if bool((values != values).any()):
-            raise InputError(f"output `{self.look.output}` of the original holds NaN", place=f"sample `{sample.name}`")
+            raise InputError(
+                f"output `{self.look.output}` of the original holds {holds}", place=f"sample `{sample.name}`"
+            )
 
     def _labels(self, sample: Sample) -> np.ndarray:
         if sample.labels is None:
@@ -128,7 +135,15 @@ class RowMeasure(ABC):
 
 def kept_values(array: np.ndarray, keep: Keep | None, sample: Sample) -> np.ndarray:
     """The elements of an output that are no padding, flat."""
-    return array.reshape(-1) if keep is None else array[np.broadcast_to(keep.of(sample.feeds, array), array.shape)]
+    return array.reshape(-1) if keep is None else array[np.broadcast_to(kept_rows(array, keep, sample), array.shape)]
+
+
+def kept_rows(array: np.ndarray, keep: Keep, sample: Sample) -> np.ndarray:
+    """Booleans that broadcast to an output, False for padding."""
+    try:
+        return keep.of(sample.feeds, array)
+    except InputError as error:
+        raise InputError(error.cause, place=f"sample `{sample.name}`", hint=error.hint) from error
 
 
 def _some(labels: np.ndarray) -> str:
@@ -154,9 +169,9 @@ def ratio(parts: Sequence[tuple[float, float, int]], name: str) -> float:
             hint="is it empty, or are all rows padding or without a label?",
         )
     above, below = (sum(column) if math.inf in column else math.fsum(column) for column in (firsts, seconds))
-    if below == 0:
-        return 0.0 if above == 0 else math.inf
-    return above / below
+    if above == math.inf or (below == 0 and above > 0):
+        return math.inf
+    return above / below if below else 0.0
 
 
 class Mean(RowMeasure):
@@ -182,13 +197,14 @@ class Divergence(Mean):
         original, other = self._pair(outputs, reference, sample)
         if self.look.kind == "chances":
             found = metrics.binary_divergences(self._values(original, sample), self._values(other, sample))
-        elif self.look.kind == "values" or original.ndim == 0 or original.shape[-1] == 1:
+        elif self.look.kind == "values" or original.ndim == 0 or original.shape[-1] < 2:
             return metrics.squared_error(self._values(original, sample), self._values(other, sample))
         else:
             one, two = self._matrix(original, sample), self._matrix(other, sample)
             if self.look.kind == "probabilities":
                 one, two = metrics.as_logits(one), metrics.as_logits(two)
             found = metrics.kl_divergences(one, two)
+            self._sound(found, sample, "rows of no probabilities")
         return float(found.sum()), float(len(found)), len(found)
 
 
@@ -204,6 +220,11 @@ class RelativeError:
 
     def __init__(self, keeps: Mapping[str, Keep] | None = None) -> None:
         self.keeps = dict(keeps or {})
+
+    @property
+    def key(self) -> str:
+        """The name, with the rows that count."""
+        return f"{self.name} where {sorted(self.keeps.items())}"
 
     def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> dict[str, tuple[float, float, int]]:
         """For each output of floating point the two sums, and of how many elements."""
@@ -278,7 +299,7 @@ class Accuracy(Mean):
         array = self._array(outputs, sample)
         rows = array.shape[:-1]
         kept = self._kept(array, sample)
-        single = array.ndim == 0 or array.shape[-1] == 1
+        single = array.ndim == 0 or array.shape[-1] < 2
         if single or (self.look.kind == "chances" and self._labels(sample).size == array.size):
             labels = self._classes(self._integers(sample, array.shape, kept), 2, sample)
             found = array > (0.5 if self.look.kind in ("chances", "probabilities") else 0.0)
@@ -307,49 +328,11 @@ class Cosine(Mean):
             wide = array.astype(np.float64) if kept is None else np.where(kept, array.astype(np.float64), 0.0)
             apart = wide.ndim > 1 and wide.size > len(wide)
             rows.append(wide.reshape(len(wide) if apart else 1, -1))
-        finite = np.isfinite(rows[1]).all(1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sound, finite = (np.isfinite(np.linalg.norm(one, axis=1)) for one in rows)
+        self._sound(np.where(sound, 0.0, np.nan), sample, "numbers that are infinite or too large")
         distances = metrics.cosine_distances(rows[0], np.where(finite[:, None], rows[1], 0.0))
         return float(np.where(finite, 1 - distances, 0.0).sum()), float(len(distances)), len(distances)
-
-
-class Psnr(RowMeasure):
-    """The peak signal-to-noise ratio in decibels against the labels where there are any, else against the original.
-
-        10 * log10(range^2 / mean squared error)
-
-    with the range, over all samples, of what is compared with. Errors below what float32 resolves count as that, so
-    that the original itself has a finite value of 138.5.
-    """
-
-    name = "psnr"
-
-    def partial(self, outputs: Outputs, reference: Outputs, sample: Sample) -> tuple[float, float, float, float]:
-        """The sum of squared errors, how many there are, and the lowest and highest number compared with."""
-        array = self._array(outputs, sample)
-        wanted = self._array(reference, sample) if sample.labels is None else np.asarray(sample.labels)
-        if wanted.size != array.size or wanted.dtype.kind not in "fiubV":
-            raise InputError(
-                f"the labels have the shape {list(wanted.shape)}, output `{self.look.output}` {list(array.shape)}",
-                place=f"sample `{sample.name}`",
-                hint="the metric `psnr` takes a number for each number of the output, or no labels at all",
-            )
-        one = self._values(wanted.reshape(array.shape), sample).astype(np.float64)
-        two = self._values(array, sample).astype(np.float64)
-        if not np.isfinite(one).all():
-            raise InputError("what is compared with holds NaN or infinity", place=f"sample `{sample.name}`")
-        if not one.size:
-            return 0.0, 0.0, math.inf, -math.inf
-        error = float(np.square(one - two).sum())
-        return error if math.isfinite(error) else math.inf, float(one.size), float(one.min()), float(one.max())
-
-    def value(self, partials: Sequence[Any]) -> float:
-        """Decibels over all samples; minus infinity where an output is not finite."""
-        error = ratio([(one[0], one[1], int(one[1])) for one in partials], self.name)
-        low, high = min(one[2] for one in partials), max(one[3] for one in partials)
-        if not high > low:
-            raise InputError("all numbers that are compared with are the same: `psnr` has no range")
-        relative = max(error / (high - low) ** 2, float(np.finfo(np.float32).eps) ** 2)
-        return -10 * math.log10(relative) if math.isfinite(relative) else -math.inf
 
 
 def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any]) -> float:

@@ -80,11 +80,12 @@ def squared_error(original: np.ndarray, other: np.ndarray) -> tuple[float, float
     for start in range(0, one.shape[1], _BLOCK):
         a, b = (rows[0, start : start + _BLOCK].astype(np.float64) for rows in (one, two))
         finite = np.isfinite(a)
-        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-            error = float("inf")
-        elif np.isfinite(error):
-            error += float(np.square(a[finite] - b[finite]).sum())
-        size += float(np.square(a[finite]).sum())
+        with np.errstate(over="ignore"):
+            if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+                error = float("inf")
+            else:
+                error += float(np.square(a[finite] - b[finite]).sum())
+            size += float(np.square(a[finite]).sum())
     return error, size, original.size
 
 

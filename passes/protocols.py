@@ -77,6 +77,11 @@ class Measure(Protocol):
     name: str
     higher_is_better: bool
 
+    @property
+    def key(self) -> str:
+        """The measure and all that its numbers depend on besides model and samples, as text: they are kept under it."""
+        ...
+
     def partial(self, outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], sample: Sample) -> Any:
         """What is kept of one sample, small where that is possible.
 

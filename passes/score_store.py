@@ -88,7 +88,7 @@ class Store:
         Args:
             model: fingerprint of the unchanged model (`burnish.ir.text.fingerprint`).
             samples: fingerprint of the samples.
-            measure: name of the measure.
+            measure: key of the measure.
 
         Returns:
             What `add_scores` was given.
@@ -103,7 +103,7 @@ class Store:
         Args:
             model, samples: as for `scores`.
             edit: key of the edit.
-            found: by the name of the measure: numbers, texts, and lists and dicts of them.
+            found: by the key of the measure: numbers, texts, and lists and dicts of them.
         """
         rows = [(model, samples, measure, edit, json.dumps(value)) for measure, value in found.items()]
         self._write("insert or replace into scores values (?, ?, ?, ?, ?)", rows)

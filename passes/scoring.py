@@ -214,7 +214,7 @@ class Scorer:
         self._sources = {catalog.spec(one): _source(one) for one in self.passes}
         if self.store is not None:
             self._prints = fingerprint(self.model), samples_fingerprint(self.samples) + self.fitted
-            known = {one.name: self.store.scores(*self._prints, one.name) for one in self.measures}
+            known = {one.name: self.store.scores(*self._prints, one.key) for one in self.measures}
             keys = set.intersection(*(set(scores) for scores in known.values())) if known else set()
             for key in keys:
                 rows = {name: scores[key] for name, scores in known.items()}
@@ -282,7 +282,8 @@ class Scorer:
     def _keep(self, key: str, score: Score) -> None:
         self._found[key] = score
         if self.store is not None:
-            rows = {name: {"value": value, "reason": score.reason} for name, value in score.values.items()}
+            keys = {one.name: one.key for one in self.measures}
+            rows = {keys[name]: {"value": value, "reason": score.reason} for name, value in score.values.items()}
             self.store.add_scores(*self._prints, key, rows)
 
     def _key(self, plan: Edits) -> str:

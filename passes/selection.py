@@ -128,7 +128,8 @@ class _Problem:
         if wrong is not None:
             raise InputError(f"what it saves is no number: {savings[wrong]}", place=f"edit `{wrong}`")
         self.given = list(edits)
-        self.edits = sorted((edit for edit in edits if math.isfinite(errors[edit.key])), key=lambda edit: edit.key)
+        possible = {edit.key: edit for edit in reversed(edits) if math.isfinite(errors[edit.key])}
+        self.edits = [possible[key] for key in sorted(possible)]
         place = {edit.key: index for index, edit in enumerate(self.edits)}
         both = {(place[a], place[b]): extra for (a, b), extra in pairs.items() if a in place and b in place}
         known = {(min(pair), max(pair)): extra for pair, extra in sorted(both.items())}

@@ -45,6 +45,10 @@ class Error:
     name: str = "error"
     higher_is_better: bool = False
 
+    @property
+    def key(self):
+        return self.name
+
     def partial(self, outputs, reference, sample):
         return [float(np.square(np.float64(outputs[name]) - reference[name]).mean()) for name in outputs]
 

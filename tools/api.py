@@ -14,6 +14,7 @@ import onnx_ir as oir
 import burnish
 from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
+from burnish.frontends.measures import Metric
 from burnish.ir import origin
 from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.samples import Sample
@@ -166,7 +167,7 @@ def optimize(
     max_size: str | float | None = None,
     max_latency: str | float | None = None,
     objective: str | None = None,
-    metric: str | Measure | None = None,
+    metric: str | Measure | Metric | None = None,
     heal: bool | HealOptions | None = None,
     workers: str | int | None = None,
     pairs: bool = False,

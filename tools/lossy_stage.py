@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as oir
 
+from burnish.frontends.functions import is_function
+from burnish.frontends.measures import Metric, user_measure
 from burnish.frontends.split import split
 from burnish.ir.errors import BudgetError, InputError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome
-from burnish.passes.criticality import reading
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit, Undecided
 from burnish.passes.measure_choice import measure
-from burnish.passes.measures import Divergence
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge, Measure
 from burnish.passes.score_store import Store, cache_folder
@@ -63,7 +63,7 @@ class Options:
 
 
 def options(
-    metric: str | Measure | None = None,
+    metric: str | Measure | Metric | None = None,
     heal: HealOptions | bool | None = None,
     workers: str | int | None = None,
     pairs: bool = False,
@@ -76,6 +76,8 @@ def options(
     """
     healing = None if isinstance(heal, bool) else heal
     spread = None if workers is None else str(workers)
+    if callable(metric) or (isinstance(metric, str) and is_function(metric)):
+        metric = user_measure(metric)
     return Options(metric, healing, spread, pairs, Store(), on_step or (lambda what, number, total: None))
 
 
@@ -201,7 +203,7 @@ class _Stage:
         found.whole = float(pipeline.constant_bytes(found.model))
         if self.todo.budget.objective == "latency":
             edits = self._timed(found, edits)
-        divergence = Divergence(reading(found.model))
+        divergence = measure("divergence", found.model, keeps=self.context.keeps).measure
         measures = list({one.name: one for one in (divergence, found.measure)}.values())
         with ExitStack() as stack:
             spread = None

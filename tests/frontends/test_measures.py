@@ -140,3 +140,17 @@ def test_a_function_cannot_change_what_it_is_asked_about() -> None:
     measure = UserMeasure("drops", drops)
     kept = partials(measure)
     assert measure.value(kept) == measure.value(kept) == 6
+
+
+def test_scores_are_kept_under_a_key_that_tells_one_metric_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = set()
+    for name, number in (("first", 1), ("first", 1), ("second", 2)):
+        (tmp_path / f"metric_{name}.py").write_text(f"def metric(outputs, labels):\n    return {number}\n")
+        keys.add(user_measure(f"metric_{name}:metric").key.partition(" | ")[2])
+    assert len(keys) == 2
+    bound = 3
+    assert user_measure(accuracy).key == user_measure(accuracy).key
+    assert user_measure(lambda o, l: bound).key != user_measure(lambda o, l: bound).key  # noqa: E741

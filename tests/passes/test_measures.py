@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes.criticality import Kind, Reading
-from burnish.passes.label_measures import Auc, Perplexity, Recall
-from burnish.passes.measures import Accuracy, Agreement, Cosine, Divergence, Fidelity, Psnr, RelativeError, spread
+from burnish.passes.label_measures import Auc, Perplexity, Psnr, Recall
+from burnish.passes.measures import Accuracy, Agreement, Cosine, Divergence, Fidelity, RelativeError, spread
 from burnish.passes.protocols import Measure
 from burnish.passes.sites import Keep
 
@@ -352,3 +353,50 @@ def test_a_spread_that_cannot_be_told_is_infinite() -> None:
     one, two = (np.array([0.5]), np.array([True])), (np.array([0.4]), np.array([False]))
     assert spread(measure, [one, two], [one, two]) == math.inf
     assert spread(Divergence(look("logits")), [(0.0, 1.0, 1)] * 3, [(math.inf, 1.0, 1)] * 3) == math.inf
+
+
+def test_keys_tell_measures_apart() -> None:
+    other = Reading("other", "logits", "asked for")
+    measures = [
+        *(
+            kind(one, keep)
+            for kind in (Agreement, Divergence)
+            for one in (look("logits"), other)
+            for keep in (None, PADDED)
+        ),
+        *(Perplexity(look("logits"), ids=ids) for ids in (None, "ids")),
+        *(RelativeError(keeps) for keeps in (None, {"out": PADDED}, {"out": Keep("mask", (0, 1), kept=0)})),
+        Fidelity(),
+    ]
+    assert len({one.key for one in measures}) == len(measures)
+    assert Divergence(look("values")).key == Divergence(look("values")).key != Divergence(look("logits")).key
+
+
+ODD = [(), (3,), (3, 1), (3, 2), (3, 4), (0, 4), (3, 0), (2, 3, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16", "int64", "bool"])
+def test_whatever_the_arrays_hold_the_result_is_a_number_or_a_reason(dtype: str) -> None:
+    import ml_dtypes
+
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    for shape, bad in itertools.product(ODD, (0, 1, np.nan, np.inf, -np.inf, 1e300)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = (drawn(*shape) * 3).astype(kind) if shape else np.asarray(drawn(1)[0]).astype(kind)
+            spoilt = array.copy()
+            if spoilt.size and not (kind in (np.int64, np.bool_) and not abs(bad) <= 1):
+                spoilt.reshape(-1)[0] = bad
+        lead = shape[:-1]
+        labels = [None, np.zeros(lead, int), np.zeros(shape, int), np.arange(math.prod(lead)).reshape(lead) % 2,
+                  np.full(lead, np.nan), np.full(lead, -100), np.array("x"), np.zeros(7)]  # fmt: skip
+        measures: list[Any] = [RelativeError(), Fidelity()]
+        kinds: tuple[Kind, ...] = ("logits", "probabilities", "chances", "values")
+        for read in kinds:
+            types = (Divergence, Agreement, Accuracy, Cosine, Psnr, Recall, Auc, Perplexity)
+            measures += [one(look(read)) for one in types]
+        for measure, label, (one, two) in itertools.product(measures, labels, [(array, spoilt), (spoilt, array)]):
+            try:
+                found = over(measure, [one], [two], None if label is None else [label])
+                assert isinstance(found, float) and not math.isnan(found)
+            except InputError as error:
+                assert error.cause

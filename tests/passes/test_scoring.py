@@ -47,6 +47,7 @@ def digits() -> tuple[oir.Model, list[Sample], list[Edit]]:
 @dataclass
 class Accuracy:
     name: str = "accuracy"
+    key: str = "accuracy"
     higher_is_better: bool = True
 
     def partial(self, outputs, reference, sample):

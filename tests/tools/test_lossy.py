@@ -69,6 +69,24 @@ def test_a_second_search_measures_nothing_and_writes_the_same_bytes(
     assert (tmp_path / "out.onnx").read_bytes() == first
 
 
+def test_a_drop_is_measured_by_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mistakes_made.py").write_text(
+        "def mistakes(outputs, labels):\n"
+        "    wrong = [(one['logits'].argmax(-1) != label).mean() for one, label in zip(outputs, labels)]\n"
+        "    return sum(wrong) / len(wrong)\n"
+        "mistakes.higher_is_better = False\n"
+        "def fails(outputs, labels):\n    raise KeyError('logit')\n"
+    )
+    result = optimize(tmp_path, metric="mistakes_made:mistakes", max_drop=0.02)
+    found = report.as_dict(result)["lossy"]
+    assert found["edits"] and 0 <= found["result"]["metric"] <= found["original"] + 0.02
+    for metric in ("mistakes_made:fails", "mistakes_made:other"):
+        with pytest.raises(InputError, match="KeyError: 'logit'|no function `other`") as error:
+            optimize(tmp_path, metric=metric)
+        assert error.value.exit_code == 2
+
+
 def test_passes_that_name_their_edits_need_no_data_and_no_budget(tmp_path: Path) -> None:
     result = burnish.optimize(DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=["remove-blocks{blocks=1}"])
     assert result.lossy is not None and [edit.site for edit in result.lossy.edits] == ["block 1"]
