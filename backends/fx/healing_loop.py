@@ -19,7 +19,7 @@ from burnish.backends.fx.healing_ranks import Ranks
 from burnish.ir.errors import InputError
 
 SAVE_SECONDS = 60.0
-"""The longest time between two checkpoints."""
+"""The longest time between two checkpoints, unless they take more than a twentieth of it to write."""
 STEPS = 300
 """The budget where none is given."""
 
@@ -78,7 +78,7 @@ class Loop:
         self.parameters = dict(parameters)
         self._losses, self._held_out, self._order, self._penalty = losses, held_out, order, penalty
         self._modes, self._options, self._ranks, self._file = modes, options, ranks, file
-        self._started, self._saved = started, time.monotonic()
+        self._started, self._saved, self._writing = started, time.monotonic(), 0.0
         self._optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=0.0, weight_decay=0.0)
         self._steps = STEPS if options.steps is None and options.minutes is None else options.steps
         self.state, self.ended = State(), ""
@@ -112,7 +112,7 @@ class Loop:
                 state.looked = math.floor(share * self._options.evaluations)
                 self._look()
                 self._save()
-            elif self._ranks.first(time.monotonic() - self._saved) > SAVE_SECONDS:
+            elif self._ranks.first(time.monotonic() - self._saved) > max(SAVE_SECONDS, 20 * self._writing):
                 self._save()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -192,7 +192,7 @@ class Loop:
 
     def _save(self) -> None:
         """Keep everything under another name first, so that the file is whole or not there."""
-        self._saved = time.monotonic()
+        start = self._saved = time.monotonic()
         if self._file is None or self._ranks.rank != 0:
             return
         state = asdict(self.state)
@@ -211,6 +211,8 @@ class Loop:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, self._file)
+        self._saved = time.monotonic()
+        self._writing = self._saved - start
 
     def _resume(self) -> bool:
         """Go on where a run that was killed has stopped; False when there is nothing that can be read."""

@@ -1,0 +1,130 @@
+"""SmolLM2 healed after seven of its thirty blocks were removed: `python -m burnish.tools.research.healing`.
+
+Each set of blocks is removed from the model without cache, and the rest is healed by distillation on docstrings of the
+standard library. Perplexity is measured in ONNX Runtime on the topics of Python's help that `research.depth` judges by
+too. Every run goes to `docs/results/healing.json` when it is done and is not made again; `... page` only writes
+`docs/results/healing.md`. `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368` in the environment saves a sixth of
+the time: glibc then keeps the memory of the activations from step to step.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burnish.ir.samples import Sample
+from burnish.tools.research import depth, zoo
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
+NUMBERS, PAGE = FOLDER / "healing.json", FOLDER / "healing.md"
+
+SETS = {
+    "perplexity order (ours)": (3, 4, 5, 12, 13, 14, 26),
+    "block influence": (12, 13, 14, 15, 17, 25, 26),
+    "reverse order": (23, 24, 25, 26, 27, 28, 29),
+}
+SEEDS = (0, 1, 2)
+TEXTS = 64
+"""Texts of 256 tokens to heal on, some of which say which weights are the best."""
+OPTIONS: dict[str, Any] = {
+    "steps": 58, "batch": 1, "rate": 2e-4, "temperature": 1.0, "held_out": 0.1, "evaluations": 3,
+}  # fmt: skip
+
+
+def _docstrings() -> Iterator[str]:
+    """The longer docstrings of the standard library, in the order of its files, each once."""
+    seen = set()
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text) > 300 and text not in seen:
+                    seen.add(text)
+                    yield text
+
+
+def samples() -> list[Sample]:
+    """Docstrings put end to end, cut into texts of 256 tokens, and some of these, spread over the whole library."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(zoo.ROOT / "smollm2" / "tokenizer.json"))
+    ids = [token for text in _docstrings() for token in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
+    starts = np.linspace(0, len(ids) - depth.WINDOW, TEXTS).astype(int)
+    rows = [np.array([ids[start : start + depth.WINDOW]], np.int64) for start in starts]
+    return [
+        Sample(f"docstrings {i}", {"input_ids": row, "attention_mask": np.ones_like(row)}) for i, row in enumerate(rows)
+    ]
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Heal the model without the blocks of a set."""
+    from burnish.backends.fx.healing import HealOptions, heal
+    from burnish.passes.depth_criteria import without
+
+    teacher = depth.normal(depth.LANGUAGE)
+    student = without(teacher, SETS[name])
+    wall, cpu = time.monotonic(), time.process_time()
+    healed = heal(student, teacher, samples(), HealOptions(**OPTIONS, seed=seed))
+    return {
+        "cpu": time.process_time() - cpu,
+        "wall": time.monotonic() - wall,
+        "perplexity": depth.perplexity(healed.model, depth.texts()[1]),
+        "losses": [healed.before, healed.after],
+        "steps": healed.steps,
+        "ended": healed.ended,
+    }
+
+
+def measure(sets: Sequence[str], seeds: Sequence[int]) -> None:
+    """Every number that is not there yet."""
+    from burnish.passes.depth_criteria import without
+
+    teacher = depth.normal(depth.LANGUAGE)
+    keep("original", lambda: depth.perplexity(teacher, depth.texts()[1]))
+    for seed in seeds:
+        for name in sets:
+            keep(f"{name} | before", lambda name=name: depth.perplexity(without(teacher, SETS[name]), depth.texts()[1]))
+            keep(f"{name} | {seed}", lambda name=name, seed=seed: run(name, seed))
+
+
+def keep(key: str, make: Any) -> None:
+    """A number under its name, made when it is not known; several processes may do so at once."""
+    if key not in known():
+        found = make()
+        print(f"{key}: {found}", file=sys.stderr, flush=True)
+        partial = NUMBERS.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({**known(), key: found}, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, NUMBERS)
+
+
+def known() -> dict[str, Any]:
+    """What was measured."""
+    found: dict[str, Any] = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`[page | SEED...]`."""
+    import torch
+
+    torch.set_num_threads(1)
+    if list(arguments) != ["page"]:
+        measure(list(SETS), [int(one) for one in arguments] or SEEDS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
