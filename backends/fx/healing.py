@@ -141,10 +141,13 @@ class _Run:
         limit, count = options.cache // 2, len(self._batches.training) + len(self._batches.held_out)
         end = _node(self._teacher, theirs[-1].exit) if theirs else None
         self._theirs = Frozen(self._teacher, self._wanted[1] | self._streams.teacher, end, limit, count)
+        if self._goal.distances is not None:
+            found = ((self._theirs(sample, key), sample) for key, sample in self._first())
+            self._goal.distances.measure(found, self._ranks.total)
         self.parameters = self._chosen(student, blocks)
         self.trained = sum(parameter.numel() for parameter in self.parameters.values())
         self._own = Trained(self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit)
-        self._measure(end)
+        self._measure_streams(end)
         if options.memory is not None:
             marks = {node.name for node in self._ends if node is not None}
             largest = max(self._first(None), key=lambda one: sum(array.size for array in one[1].feeds.values()))
@@ -155,11 +158,8 @@ class _Run:
         found = self._batches.training[:count]
         return [((True, i, k), sample) for i, batch in enumerate(found) for k, sample in enumerate(batch)]
 
-    def _measure(self, end: fx.Node | None) -> None:
-        """Learn filters, and take the sizes of what is compared from what the original computes."""
-        if self._goal.distances is not None:
-            found = ((self._theirs(sample, key), sample) for key, sample in self._first())
-            self._goal.distances.measure(found, self._ranks.total)
+    def _measure_streams(self, end: fx.Node | None) -> None:
+        """Learn filters, and take the sizes of the streams from what the original computes."""
         if not self._options.features:
             return
         first = self._first()

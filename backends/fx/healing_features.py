@@ -41,7 +41,8 @@ def taps(student: Sequence[Block], teacher: Sequence[Block]) -> list[Tap]:
     """The streams behind all blocks of the student, each beside the one that it stands for in the original.
 
     Blocks are the same when they read the same weights; a factored layer leaves a block its other weights. A block
-    answers for the removed ones behind it: what it hands on is what the next kept block has read in the original.
+    answers for the removed ones behind it on the same stream: what it hands on is what the next kept block has read in
+    the original.
 
     Raises:
         InputError: there are no blocks, or one of the student's is none of the original's.
@@ -49,11 +50,18 @@ def taps(student: Sequence[Block], teacher: Sequence[Block]) -> list[Tap]:
     if not student:
         raise InputError("the model has no residual blocks: there are no features to compare", place="heal")
     pairs = list(range(len(teacher))) if len(student) == len(teacher) else _aligned(student, teacher)
-    ends = [following - 1 for following in pairs[1:]] + [len(teacher) - 1]
+    ends = [end_of(teacher, own, after) for own, after in zip(pairs, [*pairs[1:], len(teacher)], strict=True)]
     return [
         Tap(f"the stream behind block {one.index}", one.exit, teacher[end].exit)
         for one, end in zip(student, ends, strict=True)
     ]
+
+
+def end_of(blocks: Sequence[Block], first: int, after: int) -> int:
+    """The last block before `after` that the stream behind `first` goes straight through: in the same stack."""
+    while first + 1 < after and blocks[first + 1].entry is blocks[first].exit:
+        first += 1
+    return first
 
 
 def _aligned(student: Sequence[Block], teacher: Sequence[Block]) -> list[int]:

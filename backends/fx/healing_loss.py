@@ -119,8 +119,14 @@ class Goal:
         """The parts of the loss on one batch; of `teacher`, nothing is read where the task alone counts.
 
         Raises:
-            InputError: the labels that the task needs are missing or do not fit.
+            InputError: the labels that the task needs are missing or do not fit, or outputs differ in shape.
         """
+        for name in self.outputs if self.distils else ():
+            if student[name].shape != teacher[name].shape:
+                shapes = f"{list(student[name].shape)}, the original's {list(teacher[name].shape)}"
+                raise InputError(
+                    f"output `{name}` has the shape {shapes}", place="heal", hint="train on labels with `loss=task`"
+                )
         found = []
         if self.distances is not None:
             found.append(self.distances.term(student, teacher, sample))

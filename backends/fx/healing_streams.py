@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from burnish.backends.fx.bridge import bridge_of
-from burnish.backends.fx.healing_features import Filters, Tail, learn, taps
+from burnish.backends.fx.healing_features import Filters, Tail, end_of, learn, taps
 from burnish.backends.fx.healing_loss import Add, Distances, Term
 from burnish.backends.fx.healing_options import HealOptions
 from burnish.backends.fx.healing_runs import Frozen
@@ -58,6 +58,7 @@ class Streams:
         self.student = {tap.name: own for tap, own, _ in pairs}
         self.teacher = {tap.name: other for tap, _, other in pairs}
         self._options, self._modules = options, (student, teacher)
+        self._single = bool(theirs) and end_of(theirs, 0, len(theirs)) == len(theirs) - 1
         self._distances = Distances(model, {tap.name: (tap.teacher, -1) for tap, _, _ in pairs}, keeps)
         self._filters: list[Filters] = []
 
@@ -97,8 +98,10 @@ class Streams:
             add: adds gradients up over processes.
 
         Raises:
-            InputError: the streams are no [batch, positions, features] of one width.
+            InputError: there are several streams, or they are no [batch, positions, features] of one width.
         """
+        if not self._single:
+            raise InputError("the blocks are not all on one stream", place="heal", hint="heal without `filters`")
         if ends[0] is None or ends[1] is None:
             raise InputError("the last stream is not computed by itself", place="heal", hint="heal without `filters`")
         tails = [Tail(m, o, end) for m, o, end in zip(self._modules, outputs, ends, strict=True) if end is not None]

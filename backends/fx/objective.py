@@ -138,7 +138,7 @@ class Task:
         if self.look.kind == "values":
             hint = "distil from the original instead, which needs no labels" if sample.labels is not None else None
             raise InputError(
-                f"output `{self.look.output}` is no classification: {self.look.reason}",
+                f"output `{self.look.output}` cannot be judged by labels: {self.look.reason}",
                 hint=hint or "use a criterion that needs no gradient, or a model that ends in scores of classes",
             )
         found = scores(output, self.look.kind)

@@ -165,6 +165,20 @@ def test_other_outputs_are_compared_by_value(samples: list[Sample]) -> None:
     assert {"v", "u"} <= check(student, healed) and healed.after < 0.1 * healed.before
 
 
+def test_blocks_of_a_model_without_classes_are_chosen_by_the_same_error() -> None:
+    teacher = model_of("""
+        g (float[N, 4] x) => (float[N, 4] y) <float[4, 8] a, float[8, 4] b, float[4, 8] c, float[8, 4] d> {
+            h = MatMul (x, a)  i = Relu (h)  j = MatMul (i, b)  k = Add (x, j)
+            l = MatMul (k, c)  m = Relu (l)  n = MatMul (m, d)  o = Add (k, n)  y = Tanh (o)
+        }""")
+    student = teacher.clone()
+    value = student.graph.initializers["d"]
+    value.const_value = oir.tensor(value.const_value.numpy() * 0, name="d")
+    rows = [Sample("s", {"x": floats(64, 4)})]
+    options = replace(QUICK, train="blocks", blocks=1, rate=1e-2)
+    assert check(student, heal(student, teacher, rows, options)) in ({"a", "b"}, {"c", "d"}, {"d"})
+
+
 def test_frequencies_of_positions_are_not_learnt() -> None:
     model = model_of(
         """
@@ -354,6 +368,30 @@ def test_a_block_answers_for_the_removed_ones_behind_it(vit: oir.Model) -> None:
             value.const_value = oir.tensor(value.const_value.numpy() + np.float32(1), name=value.name)
     with pytest.raises(InputError, match="shares no weight"):
         taps(blocks.stacks(moved).blocks, theirs)
+
+
+STAGES = """
+g (float[N, 6, 4] x) => (float[N, 6, 3] y)
+    <float[4, 8] a1, float[8, 4] b1, float[4, 6] m, float[6, 8] a2, float[8, 6] b2, float[6, 8] a3, float[8, 6] b3,
+     float[6, 3] w> {
+    h1 = MatMul (x, a1)  r1 = Relu (h1)  p1 = MatMul (r1, b1)  s1 = Add (x, p1)
+    t = MatMul (s1, m)  z = Relu (t)
+    h2 = MatMul (z, a2)  r2 = Relu (h2)  p2 = MatMul (r2, b2)  s2 = Add (z, p2)
+    h3 = MatMul (s2, a3)  r3 = Relu (h3)  p3 = MatMul (r3, b3)  s3 = Add (s2, p3)
+    y = MatMul (s3, w)
+}
+"""
+
+
+def test_no_block_answers_for_one_of_another_stream() -> None:
+    teacher = model_of(STAGES)
+    student = without(teacher, 1)
+    found = taps(blocks.stacks(student).blocks, blocks.stacks(teacher).blocks)
+    assert [str(tap.teacher.name) for tap in found] == ["s1", "s3"]
+    rows = [Sample("s", {"x": floats(8, 6, 4)})]
+    assert heal(student, teacher, rows, replace(QUICK, steps=1, features=1.0)).steps == 1
+    with pytest.raises(InputError, match="not all on one stream"):
+        heal(student, teacher, rows, replace(QUICK, features=1.0, filters=1))
 
 
 def test_filters_of_equal_models_find_nothing_to_learn(vit: oir.Model, samples: list[Sample]) -> None:
