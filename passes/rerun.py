@@ -85,7 +85,7 @@ class Rerun:
         self._loaded: dict[Hashable, list[_Loaded]] = {}
         self._numbers: dict[Hashable, int] = {}
         self._kept: set[Past] = set()
-        self._whole = self._route(model, everything=True)
+        self.whole = self._route(model, everything=True)
 
     def prepare(self, on_step: Callable[[int, int], None] = lambda number, total: None) -> None:
         """Run the original on all samples and keep what passes between its sections.
@@ -93,20 +93,24 @@ class Rerun:
         Raises:
             InputError: the model cannot be loaded or refuses a sample.
         """
-        self._kept = {past for step in self._whole.steps for past in step.outputs.values()}
+        self._kept = {past for step in self.whole.steps for past in step.outputs.values()}
         for number, sample in enumerate(self.samples):
             on_step(number, len(self.samples))
             try:
-                for past, array in self._run(self._whole, number, self._loaded, {}).items():
+                for past, array in self._run(self.whole, number, self._loaded, {}).items():
                     if isinstance(array, np.ndarray):
                         array.flags.writeable = False
                     self._shelf.put((past, number), array)
             except InputError as error:
                 raise InputError(error.cause, place=f"sample `{sample.name}`", hint=error.hint) from error
 
+    def value(self, past: Past, number: int) -> Any:
+        """A value of the original on a sample; not to be changed."""
+        return self._value(past, number, {})
+
     def original(self, number: int) -> dict[str, Any]:
         """What the original computes on a sample, by the names of its outputs; not to be changed."""
-        return {name: self._value(past, number, {}) for name, past in self._whole.outputs.items()}
+        return {name: self.value(past, number) for name, past in self.whole.outputs.items()}
 
     def route(self, edited: oir.Model) -> Route:
         """How to compute an edited copy of the original, with what of it is known already.

@@ -112,15 +112,20 @@ class Bench:
         with ThreadPoolExecutor(1, "burnish-edits") as aside:
             coming: Future[Route | str] | None = None
             for number in range(len(plans)):
-                route = self._route(plans[number]) if coming is None else coming.result()
-                coming = aside.submit(self._route, plans[number + 1]) if number + 1 < len(plans) else None
+                route = self.route(plans[number]) if coming is None else coming.result()
+                coming = aside.submit(self.route, plans[number + 1]) if number + 1 < len(plans) else None
                 yield self._score(route)
+
+    def reference(self, number: int) -> dict[str, Any]:
+        """What the original computes on the sample of a number, by output; not to be changed."""
+        return self._rerun.original(number)
 
     def close(self) -> None:
         """Free the sessions and what was kept."""
         self._rerun.close()
 
-    def _route(self, edits: Edits) -> Route | str:
+    def route(self, edits: Edits) -> Route | str:
+        """How to run the model with these edits, or why they cannot be made."""
         try:
             edited, _ = lossy.apply(self.job.model, edits, self.job.passes)
         except BurnishError as error:
@@ -157,7 +162,7 @@ class Bench:
         return {measure.name: measure.value(list(found)) for measure, found in by_measure}
 
     def _partials(self, number: int, outputs: Mapping[str, Any]) -> list[Any]:
-        sample, reference = self.job.samples[number], self._rerun.original(number)
+        sample, reference = self.job.samples[number], self.reference(number)
         _check(outputs, reference, sample)
         return [measure.partial(outputs, reference, sample) for measure in self.job.measures]
 

@@ -20,6 +20,9 @@ from burnish.ir.views.block import Structure
 _SMALL = 64
 """A weight of up to so many elements is known by its values, a larger one by the tensor that holds it."""
 
+_PIECES = 8
+"""A model without blocks is cut into about so many sections."""
+
 
 @dataclass(frozen=True, eq=False)
 class Section:
@@ -56,8 +59,10 @@ def places(model: oir.Model, structure: Structure) -> dict[str, int]:
 
     Args:
         model: the model.
-        structure: its blocks.
+        structure: its blocks; without any the model is cut into about eight where one value alone passes.
     """
+    if not structure.blocks:
+        return _narrow(model)
     own = {node: 2 * block.index + 1 for block in structure.blocks for node in block.nodes}
     found: dict[oir.Node, int] = {}
     for node in model.graph:
@@ -67,6 +72,24 @@ def places(model: oir.Model, structure: Structure) -> dict[str, int]:
         else:
             found[node] = max((place + place % 2 for place in before), default=0)
     return {str(node.name): place for node, place in found.items()}
+
+
+def _narrow(model: oir.Model) -> dict[str, int]:
+    nodes = [node for node in model.graph if not _spread(node)]
+    weighty = [any(tensor.size > _SMALL for v in node.inputs if (tensor := weights.tensor_of(v))) for node in nodes]
+    last = {value: index for index, node in enumerate(nodes) for value in reads(node)}
+    last |= dict.fromkeys(model.graph.outputs, len(nodes))
+    found: dict[str, int] = {}
+    alive: set[oir.Value] = set()
+    place = held = 0
+    for index, node in enumerate(nodes):
+        alive = {value for value in alive if last[value] >= index}
+        if len(alive) == 1 and held >= sum(weighty) / _PIECES and weighty[index]:
+            place, held = place + 1, 0
+        found[str(node.name)] = place
+        held += weighty[index]
+        alive.update(value for value in node.outputs if value in last)
+    return found
 
 
 def cut(model: oir.Model, known: Mapping[str, int]) -> list[Section]:

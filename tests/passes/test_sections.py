@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as oir
 import pytest
 from block_networks import Cached, ConvNet, Encoder, Grid, Translator, UNet, built, exported, torch
 from golden import parse_graph
 from laws import make_samples
+from networks import simple_net
 from remove_one import RemoveOne
 from scale_one import Scale
 
@@ -67,6 +70,10 @@ def model(name: str) -> oir.Model:
         axes = {"ids": WORDS["ids"]} | {one: {0: "batch", 2: "old"} for one in names}
         outputs = ["y", *(f"present.{index}" for index in range(6))]
         made = exported(built(Cached()), (ids, *past), ["ids", *names], outputs, axes)
+    elif name == "plain":
+        with tempfile.TemporaryDirectory() as folder:
+            simple_net(Path(folder) / "plain.onnx")
+            made = oir.from_proto(onnx.load(Path(folder) / "plain.onnx"))
     elif name in ("If", "sequence"):
         made = load(parse_graph(CHOICE if name == "If" else SEQUENCE))
     else:
@@ -75,7 +82,7 @@ def model(name: str) -> oir.Model:
 
 
 MODELS = ["digits_resnet", "digits_vit", "ConvNet", "UNet", "Grid", "Translator", "Cached", "pre", "post"]
-MODELS += ["parallel", "If", "sequence"]
+MODELS += ["parallel", "plain", "If", "sequence"]
 
 
 def outputs(one: oir.Model, sample: Sample) -> dict[str, np.ndarray]:
@@ -212,3 +219,11 @@ def test_weights_are_told_apart_by_their_values_or_their_tensors() -> None:
     assert key(large) != key(large)
     shared = oir.tensor(large.astype(np.float32))
     assert key(large, share=shared) == key(large, share=shared)
+
+
+def test_a_model_without_blocks_is_cut_where_it_is_narrow() -> None:
+    one = model("plain")
+    assert not stacks(one).blocks
+    sections = cut(one, places(one, stacks(one)))
+    assert 6 <= len(sections) <= 9
+    assert all(len(section.inputs) == len(section.outputs) == 1 for section in sections)
