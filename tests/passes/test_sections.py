@@ -227,3 +227,26 @@ def test_a_model_without_blocks_is_cut_where_it_is_narrow() -> None:
     sections = cut(one, places(one, stacks(one)))
     assert 6 <= len(sections) <= 9
     assert all(len(section.inputs) == len(section.outputs) == 1 for section in sections)
+
+
+def test_outputs_that_no_node_computes_and_inputs_that_may_be_left_out() -> None:
+    x = oir.val("x", oir.DataType.FLOAT, ["N", 4])
+    b = oir.val("b", oir.DataType.FLOAT, [4])
+    b.const_value = oir.tensor(np.ones(4, np.float32), name="b")
+    w = oir.val("w", oir.DataType.FLOAT, [4], const_value=oir.tensor(np.full(4, 2, np.float32), name="w"))
+    add = oir.node("Add", [x, b], name="add")
+    mul = oir.node("Mul", [add.outputs[0], w], name="mul")
+    add.outputs[0].name, mul.outputs[0].name = "s", "y"
+    graph = oir.Graph(
+        [x, b], [mul.outputs[0], x, w], nodes=[add, mul], initializers=[b, w], opset_imports={"": 20}, name="g"
+    )
+    one = oir.Model(graph, ir_version=10)
+    given = np.ones((2, 4), np.float32)
+    samples = [Sample("default", {"x": given}), Sample("given", {"x": given, "b": np.zeros(4, np.float32)})]
+    rerun = Rerun(one, samples, executor(), 1 << 30)
+    rerun.prepare()
+    for number, expected in enumerate((4.0, 2.0)):
+        found = rerun.original(number)
+        assert found.keys() == {"y", "x", "w"}
+        assert (found["y"] == expected).all() and (found["x"] == 1).all() and (found["w"] == 2).all()
+    rerun.close()

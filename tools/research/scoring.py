@@ -36,7 +36,7 @@ from burnish.tools.research import zoo_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-EVERY = 3
+EVERY = 5
 """After so many edits the whole model is run once."""
 
 Clocked = tuple[float, float]
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=ROOT / ".zoo")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=["removals", "toggles"])
     chosen = parser.parse_args()
     file = RESULTS / "scoring.json"
