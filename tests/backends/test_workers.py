@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -101,3 +108,46 @@ def test_what_is_wrong_with_the_samples_comes_back(workers: Workers) -> None:
     edits = Scale().propose(model, None, None)
     with pytest.raises(InputError, match="flat"):
         Scorer(model, flat, executor(), [Error()], [Scale()], spread=workers).scores(edits)
+
+
+CLIENT = """
+import test_workers as t
+from functools import partial
+from burnish.backends.workers import Workers
+model, samples = t.digits()
+edits = t.Scale().propose(model, None, None)[:4]
+workers = Workers("ray://127.0.0.1:PORT", partial(t.executor, threads=1))
+with t.Scorer(model, samples, t.executor(), [t.Error()], [t.Scale()]) as serial:
+    alone = serial.scores(edits)
+assert t.Scorer(model, samples, t.executor(), [t.Error()], [t.Scale()], spread=workers).scores(edits) == alone
+print("the same from", workers.number)
+workers.close()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_cluster_scores_as_one_process_does() -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("grpc")
+    search = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    shared = {"PYTHONPATH": search, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(24)}
+    environment = os.environ | shared | {"RAY_USAGE_STATS_ENABLED": "0"}
+    port = free_port()
+    folder = tempfile.mkdtemp(dir="/tmp")  # the names of sockets below it may not be long
+    start = f"start --head --block --num-cpus=2 --include-dashboard=false --port={free_port()} --temp-dir={folder}"
+    words = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), f"--ray-client-server-port={port}"]
+    head = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = [sys.executable, "-c", CLIENT.replace("PORT", str(port))]
+        done = subprocess.run(client, env=environment, capture_output=True, text=True, timeout=300)
+        assert "the same from 2" in done.stdout, done.stderr
+    finally:
+        head.terminate()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
