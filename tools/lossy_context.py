@@ -55,16 +55,14 @@ def with_seconds(
         threads: threads inside an operator.
         store: where timings are kept; None to forget them.
     """
-    from burnish.backends.ort.kernel_times import KernelTimes
-    from burnish.backends.ort.machine import last_cache
+    from burnish.backends.ort.kernel_times import KernelTimes, exceeds_cache
     from burnish.backends.ort.observe import OrtObserver
     from burnish.passes import recipes
     from burnish.passes.latency import timed
-    from burnish.passes.pipeline import Pipeline, constant_bytes
+    from burnish.passes.pipeline import Pipeline
 
     lowering = Pipeline(recipes.named("default", target, None))
-    cold = target == "ort-cpu" and constant_bytes(model) > last_cache()
-    timer = KernelTimes(store, target=target, threads=threads, cold=cold)
+    timer = KernelTimes(store, target=target, threads=threads, cold=target == "ort-cpu" and exceeds_cache(model))
     observer = OrtObserver(model, threads=threads, target=target)
     feeds = largest(samples).feeds
     return timed(model, edits, passes, timer, observer, feeds, lower=lambda part: lowering.rewrite(part).model)

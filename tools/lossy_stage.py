@@ -261,11 +261,13 @@ class _Stage:
 
     def _timed(self, found: Lossy, edits: Sequence[Edit]) -> list[Edit]:
         """Those edits that were measured to save time on the target, with what they save."""
-        from burnish.backends.ort.kernel_times import KernelTimes
+        from burnish.backends.ort.kernel_times import KernelTimes, exceeds_cache
         from burnish.passes.latency import Work, faster, timed
 
         sample = max(self.fitting, key=lambda one: sum(array.size for array in one.feeds.values()))
-        timer = KernelTimes(self.options.store, target="ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu")
+        cuda = self.todo.target == "ort-cuda"
+        cold = not cuda and exceeds_cache(found.model)
+        timer = KernelTimes(self.options.store, target="ort-cuda" if cuda else "ort-cpu", cold=cold)
         last = pipeline.Pipeline(self.todo.passes)
         (whole,) = timer(Work(last.rewrite(found.model).model, sample.feeds), [])
         if isinstance(whole, str):

@@ -19,6 +19,7 @@ from burnish.backends.ort.session import OrtRunner, executor, runtime
 from burnish.ir.errors import InputError
 from burnish.ir.text import structure
 from burnish.passes.latency import Work
+from burnish.passes.pipeline import constant_bytes
 from burnish.passes.score_store import Store
 
 _STRETCH = 0.002
@@ -189,6 +190,11 @@ def _steady(times: np.ndarray) -> bool:
     ratios = times / times[:, :1]
     spread = 1.2533 * 1.96 * ratios.std(axis=0, ddof=1) / np.sqrt(len(times))
     return bool((spread <= _STEADY * np.median(ratios, axis=0)).all())
+
+
+def exceeds_cache(model: oir.Model) -> bool:
+    """Whether a model's constants do not fit in the processor's cache, so that every run reads them from memory."""
+    return 0 < last_cache() < constant_bytes(model)
 
 
 @cache
