@@ -86,7 +86,21 @@ def lines(found: Lossy) -> list[str]:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
+    if found.found is not None and not found.edits:
+        shown.append(f"note      {_why_nothing(found)}")
     return shown
+
+
+def _why_nothing(found: Lossy) -> str:
+    """Why no edit was made although there is a budget."""
+    tried = [plan for plan in found.found.plans if plan.edits and plan.held_out] if found.found is not None else []
+    if not tried:
+        return "no edit stays within the budget on the samples that edits are fitted to"
+    least = min(tried, key=lambda plan: plan.held_out.drop if plan.held_out is not None else 0.0)
+    if least.held_out is not None and least.held_out.spread == float("inf"):
+        samples = terminal.count(found.held_out, "held-out sample")
+        return f"{samples} cannot tell how sure a measured drop is: give more, twenty or more in all"
+    return f"no plan holds on the held-out samples; the nearest: {_loss(found, least.held_out)}"
 
 
 def _healed_as_dict(healed: Healed) -> dict[str, Any]:
