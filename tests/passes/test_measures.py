@@ -134,10 +134,10 @@ def test_wide_rows_are_looked_at_in_blocks() -> None:
     rows, labels = drawn(70, 49152, scale=3), np.random.default_rng(1).integers(0, 49152, 70)
     logs = log_softmax(rows.astype(np.float64), 1)
     expected = math.exp(-logs[np.arange(70), labels].mean())
-    assert over(Perplexity(look("logits")), [rows], [rows], [labels]) == pytest.approx(expected, rel=1e-9)
+    assert over(Perplexity(look("logits")), [rows], [rows], [labels]) == pytest.approx(expected, rel=1e-7)
     other = rows[::-1]
     expected = (np.exp(logs) * (logs - logs[::-1])).sum(1).mean()
-    assert over(Divergence(look("logits")), [other], [rows]) == pytest.approx(expected, rel=1e-9)
+    assert over(Divergence(look("logits")), [other], [rows]) == pytest.approx(expected, rel=1e-7)
 
 
 MEASURES: list[tuple[Measure, float]] = [
