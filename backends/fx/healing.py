@@ -15,6 +15,7 @@ from torch import fx, nn
 from burnish.backends.fx import healing_factors as factors
 from burnish.backends.fx import healing_weights as weights
 from burnish.backends.fx.bridge import bridge_of
+from burnish.backends.fx.healing_features import counterparts, ports
 from burnish.backends.fx.healing_loop import Loop
 from burnish.backends.fx.healing_lora import add_changes, merge_changes
 from burnish.backends.fx.healing_loss import Goal, Term
@@ -100,7 +101,7 @@ def _check(student: oir.Model, teacher: oir.Model) -> None:
     given = {str(value.name) for value in teacher.graph.inputs}
     strange = [str(value.name) for value in student.graph.inputs if str(value.name) not in given]
     if strange:
-        raise InputError(f"the original has no input `{strange[0]}`", hint="heal before ports are renamed")
+        raise InputError(f"the original has no input `{strange[0]}`", hint="heal before inputs are renamed")
     made = {str(value.name) for value in student.graph.outputs}
     if not made & {str(value.name) for value in teacher.graph.outputs}:
         raise InputError("the two models have no output in common", hint="heal before outputs are renamed")
@@ -137,7 +138,10 @@ class _Run:
         blocks, theirs = stacks(student).blocks, stacks(teacher).blocks
         self._ends = [_node(self.module, block.exit) for block in blocks]
         self._wanted = [outputs_of(module, self._goal.outputs) for module in (self.module, self._teacher)]
-        self._streams = Streams(options, self.module, self._teacher, blocks, theirs, teacher, keeps)
+        states = any(block.inputs for block in blocks)
+        pairs = counterparts(student, blocks, teacher, theirs) if options.features or states else []
+        self._ports = ports(blocks, theirs, pairs) if states else {}
+        self._streams = Streams(options, self.module, self._teacher, blocks, theirs, pairs, teacher, keeps)
         limit, count = options.cache // 2, len(self._batches.training) + len(self._batches.held_out)
         end = _node(self._teacher, theirs[-1].exit) if theirs else None
         self._theirs = Frozen(self._teacher, self._wanted[1] | self._streams.teacher, end, limit, count)
@@ -146,7 +150,9 @@ class _Run:
             self._goal.distances.measure(found, self._ranks.total)
         self.parameters = self._chosen(student, blocks)
         self.trained = sum(parameter.numel() for parameter in self.parameters.values())
-        self._own = Trained(self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit)
+        self._own = Trained(
+            self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit, self._ports
+        )
         self._measure_streams(end)
         if options.memory is not None:
             marks = {node.name for node in self._ends if node is not None}
@@ -245,7 +251,7 @@ class _Run:
         """The weights of the blocks with the largest gradients, summed over some batches before they are squared."""
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in self._values)
-        own = Trained(self.module, self._wanted[0], set(self._values), 0)
+        own = Trained(self.module, self._wanted[0], set(self._values), 0, self._ports)
         for key, sample in self._first():
             theirs = self._theirs(sample, key) if self._goal.distils else {}
             terms = self._goal.terms(own(sample, key), theirs, sample)

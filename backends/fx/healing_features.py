@@ -9,6 +9,7 @@ forbids; here it is the model's own head, so that the identity is a filter, and 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from burnish.backends.fx import healing_graph as halves
 from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block
+from burnish.passes.depth_blocks import BLOCKS
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,64 @@ class Tap:
     teacher: oir.Value
 
 
-def taps(student: Sequence[Block], teacher: Sequence[Block]) -> list[Tap]:
-    """The streams behind all blocks of the student, each beside the one that it stands for in the original.
+def counterparts(student: oir.Model, own: Sequence[Block], teacher: oir.Model, theirs: Sequence[Block]) -> list[int]:
+    """For each block of the student the number of the block of the original that it is.
 
-    Blocks are the same when they read the same weights; a factored layer leaves a block its other weights. A block
-    answers for the removed ones behind it on the same stream: what it hands on is what the next kept block has read in
-    the original.
+    What passes that take blocks out have noted in the student counts, where it fits; otherwise blocks are the same
+    when they read the same weights. A factored layer leaves a block its other weights.
+
+    Args:
+        student, teacher: the models.
+        own, theirs: their blocks.
 
     Raises:
-        InputError: there are no blocks, or one of the student's is none of the original's.
+        InputError: a block of the student is none of the original's.
+    """
+    noted, before = _noted(student), _noted(teacher) or list(range(len(theirs)))
+    if len(noted) == len(own) and len(before) == len(theirs) and set(noted) <= set(before):
+        return [before.index(number) for number in noted]
+    return list(range(len(theirs))) if len(own) == len(theirs) else _aligned(own, theirs)
+
+
+def _noted(model: oir.Model) -> list[int]:
+    """The numbers that the blocks had in the original, as the model's metadata says; none where it does not."""
+    try:
+        found = json.loads(model.metadata_props.get(BLOCKS, "[]"))
+    except ValueError:
+        return []
+    return found if isinstance(found, list) and all(isinstance(one, int) for one in found) else []
+
+
+def ports(own: Sequence[Block], theirs: Sequence[Block], pairs: Sequence[int]) -> dict[str, str]:
+    """The inputs of the original that the states of the student's blocks come from, by the student's names.
+
+    Raises:
+        InputError: a block has more or fewer states than its counterpart.
+    """
+    found = {}
+    for block, number in zip(own, pairs, strict=True):
+        if len(block.inputs) != len(theirs[number].inputs):
+            raise InputError(f"block {block.index} has other states than block {number} of the original", place="heal")
+        for mine, other in zip(block.inputs, theirs[number].inputs, strict=True):
+            found[str(mine.name)] = str(other.name)
+    return found
+
+
+def taps(student: Sequence[Block], teacher: Sequence[Block], pairs: Sequence[int]) -> list[Tap]:
+    """The streams behind all blocks of the student, each beside the one that it stands for in the original.
+
+    A block answers for the removed ones behind it on the same stream: what it hands on is what the next kept block has
+    read in the original.
+
+    Args:
+        student, teacher: the blocks.
+        pairs: of `counterparts`.
+
+    Raises:
+        InputError: there are no blocks.
     """
     if not student:
         raise InputError("the model has no residual blocks: there are no features to compare", place="heal")
-    pairs = list(range(len(teacher))) if len(student) == len(teacher) else _aligned(student, teacher)
     ends = [end_of(teacher, own, after) for own, after in zip(pairs, [*pairs[1:], len(teacher)], strict=True)]
     return [
         Tap(f"the stream behind block {one.index}", one.exit, teacher[end].exit)
@@ -86,7 +133,7 @@ def _aligned(student: Sequence[Block], teacher: Sequence[Block]) -> list[int]:
     strange = [i for i, j in enumerate(found) if len(one) > len(other) or not shared[i, j]]
     if strange:
         raise InputError(
-            f"block {strange[0]} shares no weight with a block of the original: features cannot be compared",
+            f"block {strange[0]} shares no weight with a block of the original: it cannot be told which one it was",
             place="heal",
             hint="heal without `features`",
         )

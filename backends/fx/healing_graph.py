@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,13 @@ def descendants(roots: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they need."""
+def ancestors(nodes: Iterable[fx.Node], given: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes and all that they need where some are given, which are not among them."""
     found: set[fx.Node] = set()
     left = list(nodes)
     while left:
         node = left.pop()
-        if node not in found:
+        if node not in found and node not in given:
             found.add(node)
             left += node.all_input_nodes
     return found
@@ -65,7 +65,7 @@ def cut(module: fx.GraphModule, wanted: Sequence[fx.Node], moving: Set[fx.Node])
     resting = [node for node in nodes if node in needed and node in given and node not in live]
     ends = set(wanted)
     kept = tuple(n for n in resting if n in ends or any(user in live for user in n.users))
-    behind = {node for node in needed if node not in given or node in live}
+    behind = ancestors(wanted, set(kept))
     return Halves(
         leading_to(module, kept),
         part(module, kept, [n for n in nodes if n in behind], wanted),

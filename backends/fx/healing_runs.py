@@ -31,16 +31,20 @@ class Trained:
         wanted: nodes by name.
         trained: the names of its parameters that change, besides those of modules in its graph.
         limit: bytes that may be kept.
+        ports: the names that some of its inputs have in the samples.
 
     Attributes:
         behind: what is computed anew in every step; takes and gives tuples.
     """
 
-    def __init__(self, module: fx.GraphModule, wanted: Mapping[str, fx.Node], trained: Set[str], limit: int) -> None:
+    def __init__(
+        self, module: fx.GraphModule, wanted: Mapping[str, fx.Node], trained: Set[str], limit: int,
+        ports: Mapping[str, str],
+    ) -> None:  # fmt: skip
         roots = [node for node in module.graph.nodes if node.op == "get_attr" and node.target in trained]
         changed = [node for node in module.graph.nodes if node.op == "call_module" and _learns(module, node)]
         moving = halves.descendants([*roots, *changed]) | set(changed)
-        self._module, self._names = module, list(wanted)
+        self._module, self._names, self._ports = module, list(wanted), ports
         parts = halves.cut(module, list(wanted.values()), moving)
         self._before = parts.before
         self.behind: nn.Module = parts.behind
@@ -57,8 +61,12 @@ class Trained:
 
     def _leading(self, sample: Sample, key: Any) -> tuple[Any, ...]:
         def compute() -> tuple[Any, ...]:
+            feeds = {
+                **sample.feeds,
+                **{mine: sample.feeds[name] for mine, name in self._ports.items() if name in sample.feeds},
+            }
             with torch.no_grad():
-                found: tuple[Any, ...] = self._before(*tensors(self._module, sample.feeds))
+                found: tuple[Any, ...] = self._before(*tensors(self._module, feeds))
                 return found
 
         return self._kept.get(key, compute)

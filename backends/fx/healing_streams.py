@@ -34,6 +34,7 @@ class Streams:
         options: whether and how.
         student, teacher: the modules.
         blocks, theirs: the blocks of the student and of the original.
+        pairs: the number of the original's block for each of the student's; read only where features have a weight.
         model: the original.
         keeps: says which positions are padding.
 
@@ -41,25 +42,25 @@ class Streams:
         student, teacher: the nodes of the streams in each module, by place.
 
     Raises:
-        InputError: there are no blocks, or they cannot be matched.
+        InputError: there are no blocks.
     """
 
     def __init__(
         self, options: HealOptions, student: fx.GraphModule, teacher: fx.GraphModule, blocks: Sequence[Block],
-        theirs: Sequence[Block], model: oir.Model, keeps: Keeps | None,
+        theirs: Sequence[Block], pairs: Sequence[int], model: oir.Model, keeps: Keeps | None,
     ) -> None:  # fmt: skip
-        found = taps(blocks, theirs) if options.features else []
+        found = taps(blocks, theirs, pairs) if options.features else []
         nodes = [_nodes(student, [tap.student for tap in found]), _nodes(teacher, [tap.teacher for tap in found])]
-        pairs = [
-            (tap, own, other)
-            for tap, own, other in zip(found, *nodes, strict=True)
-            if own is not None and other is not None
+        both = [
+            (tap, one, other)
+            for tap, one, other in zip(found, *nodes, strict=True)
+            if one is not None and other is not None
         ]
-        self.student = {tap.name: own for tap, own, _ in pairs}
-        self.teacher = {tap.name: other for tap, _, other in pairs}
+        self.student = {tap.name: one for tap, one, _ in both}
+        self.teacher = {tap.name: other for tap, _, other in both}
         self._options, self._modules = options, (student, teacher)
         self._single = bool(theirs) and end_of(theirs, 0, len(theirs)) == len(theirs) - 1
-        self._distances = Distances(model, {tap.name: (tap.teacher, -1) for tap, _, _ in pairs}, keeps)
+        self._distances = Distances(model, {tap.name: (tap.teacher, -1) for tap, _, _ in both}, keeps)
         self._filters: list[Filters] = []
 
     def check(self, student: Values, teacher: Values) -> None:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import decoding
 import numpy as np
 import onnx_ir as oir
 import pytest
@@ -19,9 +20,11 @@ from burnish.backends.fx import healing_factors
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import Healed, HealOptions, Progress, heal
-from burnish.backends.fx.healing_features import taps
+from burnish.backends.fx.healing_features import counterparts, taps
 from burnish.backends.fx.healing_graph import size_of, storages
 from burnish.backends.fx.healing_memory import Stretches
+from burnish.backends.fx.healing_rows import Batches, joined, rows
+from burnish.backends.fx.healing_runs import Frozen, Trained, outputs_of
 from burnish.backends.fx.healing_weights import trainable
 from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
@@ -160,8 +163,8 @@ def test_other_outputs_are_compared_by_value(samples: list[Sample]) -> None:
     for name in ("v", "u"):
         value = student.graph.initializers[name]
         value.const_value = oir.tensor(value.const_value.numpy() * 0.5, name=name)
-    rows = [Sample("s", {"x": floats(64, 4)})]
-    healed = heal(student, teacher, rows, replace(QUICK, steps=60, rate=5e-2))
+    given = [Sample("s", {"x": floats(64, 4)})]
+    healed = heal(student, teacher, given, replace(QUICK, steps=60, rate=5e-2))
     assert {"v", "u"} <= check(student, healed) and healed.after < 0.1 * healed.before
 
 
@@ -174,9 +177,9 @@ def test_blocks_of_a_model_without_classes_are_chosen_by_the_same_error() -> Non
     student = teacher.clone()
     value = student.graph.initializers["d"]
     value.const_value = oir.tensor(value.const_value.numpy() * 0, name="d")
-    rows = [Sample("s", {"x": floats(64, 4)})]
+    given = [Sample("s", {"x": floats(64, 4)})]
     options = replace(QUICK, train="blocks", blocks=1, rate=1e-2)
-    assert check(student, heal(student, teacher, rows, options)) in ({"a", "b"}, {"c", "d"}, {"d"})
+    assert check(student, heal(student, teacher, given, options)) in ({"a", "b"}, {"c", "d"}, {"d"})
 
 
 def test_frequencies_of_positions_are_not_learnt() -> None:
@@ -227,9 +230,9 @@ def test_only_factors_learn() -> None:
     student = teacher.clone()
     for value in student.graph.initializers.values():
         value.const_value = oir.tensor((value.const_value.numpy() * 0.7).astype(np.float32), name=value.name)
-    rows = [Sample("s", {"x": floats(64, 6), "i": floats(64, 4, 5, 5)})]
+    given = [Sample("s", {"x": floats(64, 6), "i": floats(64, 4, 5, 5)})]
     options = replace(QUICK, train="factors", rate=1e-2, frobenius=1e-6, spectral=True, noise=0.01)
-    assert check(student, heal(student, teacher, rows, options)) <= {"v", "p", "q", "k", "l"}
+    assert check(student, heal(student, teacher, given, options)) <= {"v", "p", "q", "k", "l"}
 
 
 TIED = """
@@ -245,10 +248,10 @@ def test_a_tied_head_learns_only_when_it_is_untied() -> None:
     student = teacher.clone()
     value = student.graph.initializers["v"]
     value.const_value = oir.tensor(value.const_value.numpy() * -1, name="v")
-    rows = [Sample("s", {"ids": np.random.default_rng(0).integers(0, 9, (32, 6))})]
+    given = [Sample("s", {"ids": np.random.default_rng(0).integers(0, 9, (32, 6))})]
     options = replace(QUICK, train="last", rate=1e-2)
-    assert check(student, heal(student, teacher, rows, options)) <= {"w", "v"}
-    healed = heal(student, teacher, rows, replace(options, untie=True))
+    assert check(student, heal(student, teacher, given, options)) <= {"w", "v"}
+    healed = heal(student, teacher, given, replace(options, untie=True))
     assert healed.improved and set(healed.written) - {"w", "v"} == {"table_head"}
     assert bytes_of(healed.model)["table"] == bytes_of(student)["table"]
     with pytest.raises(InputError, match="tied"):
@@ -360,14 +363,18 @@ def test_features_are_matched_and_help(vit: oir.Model, samples: list[Sample]) ->
 def test_a_block_answers_for_the_removed_ones_behind_it(vit: oir.Model) -> None:
     theirs = blocks.stacks(vit).blocks
     for gone, ends in ((0, [1, 2]), (1, [1, 2]), (2, [0, 2])):
-        found = taps(blocks.stacks(without(vit, gone)).blocks, theirs)
+        student = without(vit, gone)
+        own = blocks.stacks(student).blocks
+        found = taps(own, theirs, counterparts(student, own, vit, theirs))
         assert [tap.teacher for tap in found] == [theirs[end].exit for end in ends]
     moved = without(vit, 0)
     for value in moved.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == oir.DataType.FLOAT:
             value.const_value = oir.tensor(value.const_value.numpy() + np.float32(1), name=value.name)
     with pytest.raises(InputError, match="shares no weight"):
-        taps(blocks.stacks(moved).blocks, theirs)
+        counterparts(moved, blocks.stacks(moved).blocks, vit, theirs)
+    moved.metadata_props["burnish.blocks"] = "[1,2]"
+    assert counterparts(moved, blocks.stacks(moved).blocks, vit, theirs) == [1, 2]
 
 
 STAGES = """
@@ -386,12 +393,34 @@ g (float[N, 6, 4] x) => (float[N, 6, 3] y)
 def test_no_block_answers_for_one_of_another_stream() -> None:
     teacher = model_of(STAGES)
     student = without(teacher, 1)
-    found = taps(blocks.stacks(student).blocks, blocks.stacks(teacher).blocks)
+    own, theirs = blocks.stacks(student).blocks, blocks.stacks(teacher).blocks
+    found = taps(own, theirs, counterparts(student, own, teacher, theirs))
     assert [str(tap.teacher.name) for tap in found] == ["s1", "s3"]
-    rows = [Sample("s", {"x": floats(8, 6, 4)})]
-    assert heal(student, teacher, rows, replace(QUICK, steps=1, features=1.0)).steps == 1
+    given = [Sample("s", {"x": floats(8, 6, 4)})]
+    assert heal(student, teacher, given, replace(QUICK, steps=1, features=1.0)).steps == 1
     with pytest.raises(InputError, match="not all on one stream"):
-        heal(student, teacher, rows, replace(QUICK, features=1.0, filters=1))
+        heal(student, teacher, given, replace(QUICK, features=1.0, filters=1))
+
+
+def test_states_of_renumbered_blocks_come_from_the_blocks_they_were() -> None:
+    """Without its second block, the student's caches have the names of the original's first three."""
+    teacher = decoding.normal("llama-kv-dynp")
+    student = decoding.removed(teacher, "1")
+    random = np.random.default_rng(0)
+    feeds = {"input_ids": random.integers(0, 99, (1, 4)), "attention_mask": np.ones((1, 7), np.int64)}
+    feeds["position_ids"] = np.arange(3, 7)[None]
+    for value in teacher.graph.inputs:
+        if str(value.name) not in feeds:
+            feeds[str(value.name)] = random.standard_normal((1, 2, 3, 8)).astype(np.float32)
+    ports = {str(v.name): str(v.name) for v in student.graph.inputs}
+    ports |= {name: name.replace(".2.", ".3.").replace(".1.", ".2.") for name in ports if "past" in name}
+    logits = executor()(teacher).run(feeds)["logits"].astype(float)
+    mine = executor()(student).run({name: feeds[origin] for name, origin in ports.items()})["logits"].astype(float)
+    one, other = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (logits, mine))
+    wanted = (np.exp(one) * (one - other)).sum(-1).mean()
+    samples = [Sample(str(i), feeds) for i in range(2)]
+    healed = heal(student, teacher, samples, replace(QUICK, steps=1, temperature=1.0))
+    assert healed.before == pytest.approx(wanted, rel=1e-4)
 
 
 def test_filters_of_equal_models_find_nothing_to_learn(vit: oir.Model, samples: list[Sample]) -> None:
@@ -467,3 +496,59 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert set(one.files) == set(two.files)
     for name in one.files:
         np.testing.assert_allclose(one[name], two[name], atol=2e-5, err_msg=name)
+
+
+def test_what_is_frozen_before_the_weights_is_computed_once(vit: oir.Model, samples: list[Sample]) -> None:
+    module = to_graph_module(vit)
+    node = next(node for node in reversed(module.graph.nodes) if node.op == "get_attr")
+    wanted = outputs_of(module, ["logits"])
+    last = Trained(module, wanted, {str(node.target)}, 1 << 30, {})
+    assert len(list(last.behind.graph.nodes)) < 0.2 * len(list(module.graph.nodes))
+    (expected,) = module(torch.from_numpy(samples[0].feeds["image"]))
+    torch.testing.assert_close(last(samples[0], 0)["logits"], expected)
+    other = Sample("other", {"image": samples[0].feeds["image"] * 0})
+    torch.testing.assert_close(last(other, 0)["logits"], expected)
+    assert not torch.allclose(last(other, 1)["logits"], expected)
+    for limit in (0, 1 << 30):
+        frozen = Frozen(module, wanted, None, limit, 1)
+        torch.testing.assert_close(frozen(samples[0], 0)["logits"], expected)
+        assert torch.allclose(frozen(other, 0)["logits"], expected) == bool(limit)
+
+
+def test_large_outputs_are_computed_again_from_the_last_stream(vit: oir.Model, samples: list[Sample]) -> None:
+    module = to_graph_module(vit)
+    name = bridge_of(module).values[str(blocks.stacks(vit).blocks[-1].exit.name)]
+    end = next(node for node in module.graph.nodes if node.name == name)
+    frozen = Frozen(module, outputs_of(module, ["logits"]), end, 1 << 30, 1 << 30)
+    (expected,) = module(torch.from_numpy(samples[0].feeds["image"]))
+    for _ in range(3):
+        torch.testing.assert_close(frozen(samples[0], 0)["logits"], expected)
+
+
+def test_samples_are_cut_into_rows_and_put_together() -> None:
+    model = model_of(TIED)
+    texts = [Sample(str(n), {"ids": np.full((2, n), n)}, np.arange(2)) for n in (3, 3, 5)]
+    found, joins = rows(texts, model)
+    assert joins and [(one.feeds["ids"].shape, one.labels.tolist()) for one in found] == [
+        ((1, n), [k]) for n in (3, 3, 5) for k in (0, 1)
+    ]
+    assert [(one.feeds["ids"].shape, one.labels.tolist()) for one in joined(found)] == [
+        ((4, 3), [0, 1, 0, 1]),
+        ((2, 5), [0, 1]),
+    ]
+    whole, joins = rows([replace(texts[0], labels=np.arange(6))], model)
+    assert not joins and len(whole) == 1
+    fixed = model_of("g (float[2, 4] x) => (float[2, 4] y) { y = Relu (x) }")
+    assert not rows([Sample("s", {"x": floats(2, 4)})], fixed)[1]
+
+
+def test_every_row_is_in_one_batch_and_every_batch_has_its_turn() -> None:
+    model = model_of("g (float[N, 1] x) => (float[N, 1] y) { y = Relu (x) }")
+    sample = Sample("s", {"x": np.arange(23, dtype=np.float32)[:, None]})
+    parts = [Batches([sample], model, 4, 0.2, 7, rank, 3) for rank in range(3)]
+    batches = [[one.feeds["x"] for part in parts for batch in (*part.training, *part.held_out) for one in batch]]
+    assert sorted(np.concatenate(batches[0])[:, 0]) == list(range(23))
+    count = len(parts[0].training)
+    assert [sorted(parts[0].at(step) for step in range(start, start + count)) for start in (0, count)] == [
+        list(range(count))
+    ] * 2
