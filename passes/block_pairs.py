@@ -62,7 +62,7 @@ class Pairs:
         self._facts = Inference(model)
         self._flows: dict[oir.Graph, Flow] = {}
 
-    def flow(self, block: Block) -> Flow:
+    def _flow(self, block: Block) -> Flow:
         """The flow of the graph of a block."""
         graph = block.nodes[0].graph
         assert isinstance(graph, oir.Graph)
@@ -70,9 +70,9 @@ class Pairs:
             self._flows[graph] = Flow(graph)
         return self._flows[graph]
 
-    def place(self, value: oir.Value, block: Block) -> oir.Value:
+    def _place(self, value: oir.Value, block: Block) -> oir.Value:
         """An end of a block in the flow of its graph, where sums that are no output are values of its own."""
-        flow, ends = self.flow(block), {block.entry: block.adders[0], block.exit: block.adders[1]}
+        flow, ends = self._flow(block), {block.entry: block.adders[0], block.exit: block.adders[1]}
         if value in flow.source or ends.get(value) is None:
             return value
         return next(total for total, node in flow.sums.items() if node is ends[value])
@@ -95,9 +95,9 @@ class Pairs:
                 raise Different(f"the attention of block {block.index} could not be read")
         if own.nodes[0].graph is not other.nodes[0].graph:
             raise Different("they are in different graphs")
-        entries = [self.place(block.entry, block) for block in (own, other)]
-        pairing = _Pairing(self.flow(own), self._facts, own, other, entries)
-        pairing.pair(self.place(own.exit, own), self.place(other.exit, other))
+        entries = [self._place(block.entry, block) for block in (own, other)]
+        pairing = _Pairing(self._flow(own), self._facts, own, other, entries)
+        pairing.pair(self._place(own.exit, own), self._place(other.exit, other))
         return pairing.uses
 
 
@@ -185,7 +185,7 @@ class _Pairing:
         if weight and one.dtype.is_floating_point() and one.size > 1 and own not in self._aside:
             self.uses.append(Use(node, index, own, other))
         elif not np.array_equal(one.numpy(), two.numpy()):
-            raise Different(f"`{own.name}` and `{other.name}` are no weights and differ")
+            raise Different(f"`{own.name}` and `{other.name}` are not known to be weights and differ")
 
 
 _SUMS = (*_VECTORS, *SKIP_NORMS)

@@ -10,14 +10,18 @@ import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.errors import InputError
-from burnish.ir.views.block import Block, Structure
+from burnish.ir.views.block import Block, Part, Structure
 from burnish.ir.views.blocks import stacks
 from burnish.ir.views.cache import rename_ports
-from burnish.ir.views.flow import CONTRACTIONS
+from burnish.ir.views.flow import CONTRACTIONS, SKIP_NORMS
+from burnish.ir.walk import is_op
 
 BLOCKS, STATES = "burnish.blocks", "burnish.states"
 """Keys of the model's metadata: JSON lists that give, for each block (each block with a state of its own), from the
 first to the last, the number it had in the original model, from 0."""
+
+
+_CONTRIB = "com.microsoft"
 
 
 def blocks_of(model: oir.Model) -> Structure:
@@ -64,6 +68,40 @@ def marker(block: Block) -> str:
     """The name of a node whose claim keeps a block from being removed, and its layers free for other passes."""
     plain = (node for node in reversed(block.nodes) if node.op_type not in CONTRACTIONS)
     return str(next(plain, block.nodes[-1]).name)
+
+
+def anchor(block: Block) -> str:
+    """The name of a node that stays in a block as long as its branches do, whatever becomes of norms beside it."""
+    return str(next(node for node in reversed(block.nodes) if node.op_type in CONTRACTIONS).name)
+
+
+def held(block: Block, place: int = 0) -> list[str] | None:
+    """A node of each branch of a block, whose claim keeps the branch from being taken out; None when there is none.
+
+    Args:
+        block: the block.
+        place: another number gives other nodes, so that several edits that need a block do not exclude each other.
+    """
+    names = []
+    for part in block.parts:
+        nodes = sorted(_branch(block, part), key=lambda node: node.op_type in CONTRACTIONS)
+        if place >= len(nodes):
+            return None
+        names.append(str(nodes[place].name))
+    return names
+
+
+def _branch(block: Block, part: Part) -> list[oir.Node]:
+    """The nodes that compute what a part adds, nearest to the sum first; no skip-normalization is among them."""
+    own, found = set(block.nodes), dict[oir.Node, None]()
+    pending: list[oir.Value | None] = list(part.results)
+    while pending:
+        value = pending.pop(0)
+        node = value.producer() if value is not None and value is not part.entry else None
+        if node in own and node not in found and node is not None and not is_op(node, *SKIP_NORMS, domain=_CONTRIB):
+            found[node] = None
+            pending += node.inputs
+    return list(found)
 
 
 def found_again(structure: Structure, wanted: Sequence[str], site: str) -> list[Block]:

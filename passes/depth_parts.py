@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as oir
@@ -95,9 +95,7 @@ class DropBranches(LossyPass):
         structure = blocks_of(model)
         chosen: list[Branch] = []
         for edit in edits:
-            one = self.branch(block_with(structure, edit.anchors[0], edit.site))
-            if not isinstance(one, Branch):
-                raise InputError(str(one or "another edit has changed it"), place=edit.site)
+            one = self._found(block_with(structure, edit.anchors[0], edit.site), edit)
             if outcome.take(one.join):
                 chosen.append(one)
         reason = depth_branches.obstacle(structure, chosen)
@@ -109,3 +107,13 @@ class DropBranches(LossyPass):
             kept = [block for block in structure.blocks if block not in gone]
             states.renumber(kept)
             states.note(structure.blocks, kept)
+
+    def _found(self, block: Block, edit: Edit) -> Branch:
+        """The branch that an edit was proposed for; where other branches are gone, a block may have two of a kind."""
+        reason = "another edit has changed it"
+        for part in (part for outer in block.parts for part in (outer.inner or (outer,))):
+            one = self.branch(replace(block, parts=(part,)))
+            if isinstance(one, Branch) and any(node.name == edit.anchors[0] for node in one.nodes):
+                return replace(one, block=block)
+            reason = one if isinstance(one, str) else reason
+        raise InputError(reason, place=edit.site)

@@ -34,7 +34,7 @@ def chain(structure: Structure) -> list[Block]:
     crossing = next((block for block in blocks if "cross-attention" in block.kinds), None)
     if crossing is not None:
         raise InputError(
-            f"block {crossing.index} reads another stack: where the model ends early is not clear",
+            f"block {crossing.index} has cross-attention: which of two stacks would end early is not clear",
             hint="take blocks out of encoder or decoder with `remove-blocks`",
         )
     for before, behind in zip(blocks, blocks[1:], strict=False):

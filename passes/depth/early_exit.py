@@ -116,7 +116,7 @@ class EarlyExit(LossyPass):
         tail = [block for block in blocks if any(node.name in names for node in block.nodes)]
         kept = blocks[: len(blocks) - len(tail)]
         reason = obstacle(structure, tail)
-        if reason is not None or len(kept) < self.last:
+        if reason is not None or len(kept) < self.last and not self._plain:
             raise InputError(reason or "the layers of the exit are not there any more", place=self.pass_name())
         if tail:
             states = States(model, structure)

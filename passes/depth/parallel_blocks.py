@@ -12,7 +12,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.depth_blocks import block_with, blocks_of, marker
+from burnish.passes.depth_blocks import anchor, block_with, blocks_of, held, marker
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
 from burnish.passes.parallel_groups import Groups, Member, Unsuited, joined, rewire
 
@@ -88,9 +88,10 @@ class ParallelBlocks(LossyPass):
             except Unsuited as why:
                 outcome.skip(blocks[0].nodes[-1], f"{site}: {why}")
                 continue
-            marks = tuple(map(marker, blocks))
+            marks = tuple(map(anchor, blocks))
             nodes = [node for one in members for node in (*one.norm.nodes, *(one.inside if self.fuse else ()))]
-            claims = frozenset({*marks, *(str(node.name) for node in nodes)})
+            branches = [name for block in blocks for name in (marker(block), *(held(block) or ()))]
+            claims = frozenset({*branches, *(str(node.name) for node in nodes)})
             savings = self._savings(model, marks, dims) if self.fuse else Savings(macs=0)
             found.append(Edit(catalog.spec(self), site, "attentions in parallel", claims, savings, anchors=marks))
         return found

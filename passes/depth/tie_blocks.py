@@ -11,11 +11,11 @@ import onnx_ir as oir
 from burnish.ir import edit as rewiring
 from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
-from burnish.ir.views.flow import CONTRACTIONS
+from burnish.ir.walk import main_graphs, walk
 from burnish.passes import catalog
 from burnish.passes.base import Outcome
 from burnish.passes.block_pairs import Different, Pairs, Use
-from burnish.passes.depth_blocks import anchors, block_with, blocks_of
+from burnish.passes.depth_blocks import anchors, blocks_of, held
 from burnish.passes.depth_ledger import Ledger
 from burnish.passes.lossy import Context, Edit, LossyPass
 
@@ -94,51 +94,56 @@ class TieBlocks(LossyPass):
         for taker, donor in pairs:
             try:
                 uses = known.paired(taker, donor)
-                held = list(_held(known, donor, taker.index))
             except Different as why:
                 outcome.skip(taker.nodes[-1], f"block {taker.index} cannot be like block {donor.index}: {why}")
+                continue
+            kept = held(donor, abs(taker.index - donor.index) - 1)
+            if kept is None:
+                outcome.skip(taker.nodes[-1], f"block {donor.index} has fewer nodes than there are blocks between them")
                 continue
             if not uses:
                 reason = f"block {taker.index} has the weights of block {donor.index} already"
                 outcome.skip(taker.nodes[-1], reason, matched=False)
                 continue
             savings = ledger.unread([(use.node, use.index) for use in uses])
-            claims = frozenset({*anchors(taker), *held})
-            ends = str(taker.nodes[-1].name), str(donor.nodes[-1].name)
-            option = f"weights of block {donor.index}"
-            found.append(Edit(spec, f"block {taker.index}", option, claims, savings, anchors=ends))
+            claims = frozenset({*anchors(taker), *kept})
+            option, places = f"weights of block {donor.index}", tuple(_places(uses))
+            found.append(Edit(spec, f"block {taker.index}", option, claims, savings, anchors=places))
         return found
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
-        structure, known = blocks_of(model), Pairs(model)
-        planned: list[tuple[Edit, oir.Node, list[Use]]] = []
-        for edit in edits:
-            taker, donor = (block_with(structure, name, edit.site) for name in edit.anchors)
-            try:
-                planned.append((edit, taker.nodes[-1], known.paired(taker, donor)))
-            except Different as reason:
-                raise InputError(f"another edit has changed it: {reason}", place=edit.site) from None
-        for _, node, uses in planned:
-            if not outcome.take(node):
+        constants = {str(name): value for graph in main_graphs(model) for name, value in graph.initializers.items()}
+        nodes = {str(node.name): node for node in walk(model)}
+        planned = [(edit, _found(edit, constants, nodes)) for edit in edits]
+        for _, uses in planned:
+            if not outcome.take(uses[0][0]):
                 return
-            for use in uses:
-                rewiring.set_input(use.node, use.index, use.other)
+            for node, index, other in uses:
+                rewiring.set_input(node, index, other)
 
 
-def _held(known: Pairs, donor: Block, taker: int) -> Iterator[str]:
-    """A node of each part of the donor, for each taker another one.
+def _places(uses: Sequence[Use]) -> Iterator[str]:
+    """Four texts for each weight: its name, that of the other, and the node and number of the input that reads it.
 
-    Whoever would take the part out of the model claims all of its nodes, so that excludes taking weights from it, and
-    two takers of one donor do not exclude each other. Nodes without weights come first, which no other pass claims.
+    The latter two are empty where the block alone reads the weight: then all that reads it will read the other, also
+    where another edit has written the block's nodes in another way.
     """
-    flow, own = known.flow(donor), set(donor.nodes)
-    for part in donor.parts:
-        ends = known.place(part.entry, donor), known.place(part.exit, donor)
-        inside = [step.node for step in flow.members(flow.between(*ends)) if step.node in own]
-        nodes = sorted(dict.fromkeys(inside), key=lambda node: node is not None and node.op_type in CONTRACTIONS)
-        place = abs(taker - donor.index) - 1
-        if place >= len(nodes):
-            raise Different(f"block {donor.index} has fewer nodes than blocks between them")
-        node = nodes[place]
-        assert node is not None
-        yield str(node.name)
+    places = {(use.node, use.index) for use in uses}
+    for use in uses:
+        alone = all((one.node, one.idx) in places for one in use.own.uses())
+        yield from (str(use.own.name), str(use.other.name))
+        yield from ("", "") if alone else (str(use.node.name), str(use.index))
+
+
+def _found(
+    edit: Edit, constants: Mapping[str, oir.Value], nodes: Mapping[str, oir.Node]
+) -> list[tuple[oir.Node, int, oir.Value]]:
+    """The inputs that an edit changes, and what they will read."""
+    found: dict[tuple[oir.Node, int], oir.Value] = {}
+    for own, other, name, index in zip(*[iter(edit.anchors)] * 4, strict=True):
+        old, new = constants.get(own), constants.get(other)
+        if old is None or new is None or (name and name not in nodes):
+            raise InputError("it is not there any more: another edit has changed it", place=edit.site)
+        places = [(nodes[name], int(index))] if name else [(use.node, use.idx) for use in old.uses()]
+        found.update(dict.fromkeys(places, new))
+    return [(node, index, other) for (node, index), other in found.items()]

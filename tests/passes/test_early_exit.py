@@ -186,7 +186,7 @@ def test_the_final_norm_stays_between_the_layer_and_the_pooling() -> None:
 
 
 REFUSED = {
-    "encoder and decoder": (Translator, "layer=2", "reads another stack"),
+    "encoder and decoder": (Translator, "layer=2", "block 2 has cross-attention"),
     "stages": (ConvNet, "layer=2", "block 3 is another stage: its shortcut changes the shape"),
     "skips": (UNet, "layer=2", "blocks 0 and 1 are not on one stream"),
     "no pooling": (Encoder, "layer=2,pooling=mean", "the head makes no single state of all tokens"),

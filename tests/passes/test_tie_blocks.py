@@ -134,7 +134,7 @@ REFUSED = {
     "a scale of its own": (
         "a4 = Mul (a3, k)  p = Add (x, a4)",
         "c4 = Mul (c3, l)  q = Add (p, c4)",
-        "`l` and `k` are no weights and differ",
+        "`l` and `k` are not known to be weights and differ",
     ),
     "another attribute": (
         "a4 = LeakyRelu <alpha = 0.5> (a3)  p = Add (x, a4)",
@@ -144,7 +144,7 @@ REFUSED = {
     "a table": (
         "a4 = Mul (a3, m)  p = Add (x, a4)",
         "c4 = Mul (c3, n)  q = Add (p, c4)",
-        "`n` and `m` are no weights and differ",
+        "`n` and `m` are not known to be weights and differ",
     ),
     "another input": (
         "a4 = Mul (a3, u)  p = Add (x, a4)",
