@@ -41,8 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "SVD": {"basis": "weight", "centred": False},
     "SVD + bias": {"basis": "weight"},
 }
+ALONE_AT = 0.7
 AS_PUBLISHED = ("ours", "ASVD", "SVD")
-"""What large models are measured with; of small ones also each layer alone."""
+"""What large models are measured with; of small ones, at `ALONE_AT`, also each layer alone."""
 
 
 class Once:
@@ -120,7 +121,7 @@ def measure(bed: Bed, say: Any = print) -> dict[str, Any]:
                 outputs = results.setdefault(f"{method} | {share}", [{}] * len(bed.evaluation))
                 for index, found in zip(indices, _outputs(changed, [bed.evaluation[i] for i in indices]), strict=True):
                     outputs[index] = found
-                if method in AS_PUBLISHED and bed.small:
+                if method in AS_PUBLISHED and bed.small and share == ALONE_AT:
                     alone = _alone(bed, [bed.evaluation[i] for i in indices], reference, indices, one, chosen)
                     squares.setdefault(f"{method} | {share}", []).extend(alone)
             say(f"{bed.name}: {method}, {time.perf_counter() - start:.0f} s")

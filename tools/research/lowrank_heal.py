@@ -1,4 +1,4 @@
-"""Heal factored digits models: `OMP_NUM_THREADS=1 python -m burnish.tools.research.lowrank_heal NAME...`.
+"""Heal factored digits models: `OMP_NUM_THREADS=1 python -m burnish.tools.research.lowrank_heal NAME [SEED...]`.
 
 A model is factored to a share of all its parameters, with one ratio for all layers, and trained to give the original's
 scores on the 1297 training digits, turned and shifted at random, without labels. Accuracy is that on the 500 held-out
@@ -36,7 +36,6 @@ from burnish.tools.research.lowrank_page import RESULTS
 from burnish.tools.research.train_digits import DigitsVit, digits, moved, train, write_model
 
 SEEDS = (0, 1, 2)
-STEPS = 600
 MOVED = 4
 
 
@@ -48,6 +47,7 @@ class Trial:
         build: makes the module; None for the ResNet of `burnish demo`.
         epochs, rate: of its training.
         share: of all parameters.
+        budget: of healing: rows of a step, and steps or minutes.
     """
 
     title: str
@@ -56,6 +56,7 @@ class Trial:
     epochs: int
     rate: float
     share: float
+    budget: dict[str, Any]
 
 
 def _wide() -> nn.Module:
@@ -66,10 +67,13 @@ def _wider() -> nn.Module:
     return DigitsVit(128, 4, 4)
 
 
+TEN_MINUTES = {"batch": 128, "minutes": 10.0}
 TRIALS = {
-    "resnet-50": Trial("digits ResNet, 78 k", "resnet", None, 0, 0.0, 0.5),
-    "vit-50": Trial("digits ViT, 4 layers, 64 wide", "vit64", _wide, 80, 3e-3, 0.5),
-    "vit-25": Trial("digits ViT, 4 layers, 128 wide", "vit128", _wider, 60, 2e-3, 0.25),
+    "resnet-50": Trial("digits ResNet, 78 k", "resnet", None, 0, 0.0, 0.5, {"batch": 64, "steps": 600}),
+    "vit-50": Trial("digits ViT, 4 layers, 64 wide", "vit64", _wide, 80, 3e-3, 0.5, TEN_MINUTES),
+    "vit-25": Trial(
+        "digits ViT, 4 layers, 128 wide", "vit128", _wider, 60, 2e-3, 0.25, {"batch": 128, "minutes": 10.0}
+    ),
 }
 
 
@@ -105,7 +109,7 @@ def _factored(model: oir.Model, samples: Sequence[Sample], share: float) -> tupl
     return lossy.apply(model, edits, [one])[0], kept
 
 
-def measure(trial: Trial, folder: Path) -> dict[str, Any]:
+def measure(trial: Trial, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
     """Accuracy of the original, factored, and healed with each seed."""
     images, held_out, _, answers = digits()
 
@@ -124,33 +128,34 @@ def measure(trial: Trial, folder: Path) -> dict[str, Any]:
         "kept": kept,
         "original": accuracy(model),
         "factored": accuracy(student),
-        "healed": [],
-        "steps": STEPS,
+        "batch": trial.budget["batch"],
+        "healed": {},
     }
     print(row, flush=True)
-    for seed in SEEDS:
+    for seed in seeds:
         start = time.perf_counter()
         torch.manual_seed(seed)
         more = [moved(torch.from_numpy(images)).numpy() for _ in range(MOVED)]
         seen = [Sample("digits", {"image": np.concatenate([images, *more])})]
-        options = HealOptions(batch=64, rate=3e-3, steps=STEPS, seed=seed, patience=10)
+        options = HealOptions(rate=3e-3, seed=seed, patience=10, **trial.budget)
         healed = heal(student, model, seen, options)
-        row["healed"].append(accuracy(healed.model))
-        print(trial.title, seed, row["healed"][-1], healed.ended, f"{time.perf_counter() - start:.0f} s", flush=True)
+        row["healed"][str(seed)] = {"accuracy": accuracy(healed.model), "steps": healed.steps}
+        print(trial.title, seed, row["healed"][str(seed)], f"{time.perf_counter() - start:.0f} s", flush=True)
     return row
 
 
-def main(names: Sequence[str]) -> int:
-    """Measure the named trials, or all."""
+def main(words: Sequence[str]) -> int:
+    """Measure the named trial with the given seeds, or all of them."""
     torch.set_num_threads(1)
+    name, *seeds = words
     file = RESULTS / "lowrank.json"
     folder = Path(tempfile.gettempdir()) / "burnish-lowrank"
     folder.mkdir(exist_ok=True)
-    for name in names or TRIALS:
-        row = measure(TRIALS[name], folder)
-        kept = json.loads(file.read_text()) if file.exists() else {}
-        kept.setdefault("healed", {})[name] = row
-        file.write_text(json.dumps(kept, indent=1) + "\n")
+    row = measure(TRIALS[name], [int(seed) for seed in seeds] or SEEDS, folder)
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    before = kept.setdefault("healed", {}).get(name, row)
+    kept["healed"][name] = row | {"healed": before["healed"] | row["healed"]}
+    file.write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
 
