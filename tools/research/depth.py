@@ -27,6 +27,7 @@ from burnish.passes import selection
 from burnish.passes.base import Outcome
 from burnish.passes.depth.remove_blocks import RemoveBlocks
 from burnish.passes.depth_criteria import Criterion, Ranking, without
+from burnish.passes.lossy import Edit
 from burnish.passes.measure_choice import measure as measure_named
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
@@ -41,24 +42,24 @@ LANGUAGE = "a3-smollm2-nocache"
 GONE, HELD_OUT = 7, 33
 """Blocks that go, and windows of 256 tokens that judge."""
 
-SAMPLES: dict[str, tuple[int, int]] = {"windows": (4, 256), "short": (64, 32), "few": (1, 64)}
-"""What criteria look at: how many texts, of how many tokens. Criteria that run the model hundreds of times see `few`;
-`angular`, which looks at one token of each text, many short ones."""
+SAMPLES: dict[str, tuple[int, int]] = {"windows": (4, 256), "check": (8, 128), "short": (64, 32), "few": (1, 96)}
+"""What criteria look at: how many texts, of how many tokens. `criticality` runs the model hundreds of times and sees
+`few`; `angular` looks at one token of each text and sees many short ones. Joint results are checked on `check`, each
+text of another topic."""
 
 SCORED = ("output-loss", "perplexity")
 """Criteria whose numbers the scorer of the search gives, both in one run."""
 
-RANKED: dict[str, tuple[Criterion, str, bool]] = {
-    "block-influence": ("block-influence", "windows", False),
-    "angular": ("angular", "short", False),
-    "taylor": ("taylor", "windows", False),
-    "reverse": ("reverse", "few", False),
-    "random": ("random", "few", False),
-    "magnitude": ("magnitude", "few", False),
-    "criticality": ("criticality", "few", False),
-    "perplexity, one after the other": ("perplexity", "few", True),
+RANKED: dict[str, tuple[Criterion, str]] = {
+    "block-influence": ("block-influence", "windows"),
+    "angular": ("angular", "short"),
+    "taylor": ("taylor", "windows"),
+    "reverse": ("reverse", "few"),
+    "random": ("random", "few"),
+    "magnitude": ("magnitude", "few"),
+    "criticality": ("criticality", "few"),
 }
-"""The other rows of the table: the criterion, what it looks at, and whether it chooses one block after the other."""
+"""The other rows of the table: the criterion, and what it looks at."""
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the perplexity in the error of the joint choice; the rest is output loss."""
@@ -107,10 +108,15 @@ def windows(kind: str) -> list[Sample]:
     encoded = [tokenizer.encode(texts[index], add_special_tokens=False).ids for index in order]
     third = len(encoded) // 3
     count, size = (HELD_OUT, 256) if kind == "held-out" else SAMPLES[kind]
-    own = encoded[third:] if kind == "held-out" else encoded[:third]
-    most = max(3, 3 * 256 // size)
+    own = {"held-out": encoded[third:], "check": encoded[third - 1 :: -1]}.get(kind, encoded[:third])
+    most = 1 if kind == "check" else max(3, 3 * 256 // size)
     cut = [[ids[at : at + size] for at in range(0, len(ids) - size + 1, size)][:most] for ids in own]
     return [_sample(ids) for ids in list(chain(*cut))[:count]]
+
+
+def texts() -> tuple[list[Sample], list[Sample]]:
+    """Windows of 256 tokens to choose by, and those that judge."""
+    return windows("windows"), windows("held-out")
 
 
 def _sample(ids: Sequence[int]) -> Sample:
@@ -152,34 +158,55 @@ def scored(numbers: Numbers) -> None:
         for name in SCORED:
             order = sorted(range(len(edits)), key=lambda index: scores[name][index])
             numbers.get(f"chosen by {name}", partial(sorted, order[:GONE]))
-        numbers.get("joint", lambda: _joint(scorer, edits, scores))
-    numbers.get("chosen by ours", lambda: min(numbers.known["joint"], key=lambda one: one[1])[0])
+        plans = numbers.get("plans", lambda: _plans(numbers, scorer, edits))
+    texts = windows("check")
+    with Scorer(model, texts, context.execute, named[1:], [remove]) as judge:
+        both = [[edits[index] for index in plan] for plan in plans]
+        joint = numbers.get("joint", lambda: [one.values["perplexity"] for one in judge.scores(both)])
+    numbers.get("chosen by ours", lambda: plans[int(np.argmin(joint))])
 
 
-def _joint(
-    scorer: Scorer, edits: Sequence[Any], scores: Mapping[str, Sequence[float]]
-) -> list[tuple[list[int], float]]:
-    """Sets chosen by mixtures of the scores, each with the perplexity of the model without it on the same texts."""
+def _plans(numbers: Numbers, scorer: Scorer, edits: Sequence[Edit]) -> list[list[int]]:
+    """Sets chosen by mixtures of the scores, each with and without what neighbours cost less or more together."""
+    scores = numbers.known["scores"]
     base = math.log(scorer.original().values["perplexity"])
-    rises = [max(math.log(one) - base, 0.0) for one in scores["perplexity"]]
+    rises = [math.log(one) - base for one in scores["perplexity"]]
     losses = scores["output-loss"]
-    plans: dict[tuple[int, ...], Any] = {}
+    likely = sorted(range(len(edits)), key=lambda index: rises[index])[: 3 * GONE]
+    beside = [(index, index + 1) for index in sorted(likely) if index + 1 in likely]
+    found = numbers.get(
+        "neighbours",
+        lambda: [
+            (one.values["relative-error"] ** 2, math.log(one.values["perplexity"]) - base)
+            for one in scorer.scores([[edits[a], edits[b]] for a, b in beside])
+        ],
+    )
+    plans: list[list[int]] = []
     for share in SHARES:
+        scales = (1 - share) / np.median(losses), share / np.median(rises)
         errors = {
-            edit.key: share * rise / np.median(rises) + (1 - share) * loss / np.median(losses)
-            for edit, rise, loss in zip(edits, rises, losses, strict=True)
+            edit.key: scales[0] * loss + scales[1] * rise for edit, loss, rise in zip(edits, losses, rises, strict=True)
         }
-        chosen = selection.select(edits, errors, lambda edit: 1.0, target=GONE).edits
-        plans.setdefault(tuple(sorted(int(edit.site.split()[-1]) for edit in chosen)), chosen)
-    found = scorer.scores(list(plans.values()))
-    return [(list(plan), one.values["perplexity"]) for plan, one in zip(plans, found, strict=True)]
+        extra = {
+            (edits[a].key, edits[b].key): scales[0] * loss
+            + scales[1] * rise
+            - errors[edits[a].key]
+            - errors[edits[b].key]
+            for (a, b), (loss, rise) in zip(beside, found, strict=True)
+        }
+        for pairs in (None, extra):
+            chosen = selection.select(edits, errors, lambda edit: 1.0, target=GONE, pairs=pairs).edits
+            plan = sorted(edits.index(edit) for edit in chosen)
+            if plan not in plans:
+                plans.append(plan)
+    return plans
 
 
 def ranked(name: str) -> list[int]:
     """The blocks that go by a row of `RANKED`."""
-    criterion, kind, iterative = RANKED[name]
+    criterion, kind = RANKED[name]
     model = normal(LANGUAGE)
-    ranking = Ranking(criterion, context_for(model, windows(kind)), iterative=iterative)
+    ranking = Ranking(criterion, context_for(model, windows(kind)))
     return [block.index for block in ranking.choose(model, stacks(model), GONE)]
 
 
