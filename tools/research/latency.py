@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +94,9 @@ def first_block(model: oir.Model, feeds: dict[str, np.ndarray]) -> tuple[oir.Mod
 
 
 def proposed(one: Subject) -> list[Edit]:
-    """The edits of both passes."""
-    context = context_for(one.model, [one.sample])
-    return [edit for each in one.passes for edit in each.propose(one.model, context, Outcome(each.pass_name()))]
+    """The edits of its passes; padding counts like all else, since only shapes matter here."""
+    everything = replace(context_for(one.model, [one.sample]), keeps=lambda _, wanted: dict.fromkeys(wanted))
+    return [edit for each in one.passes for edit in each.propose(one.model, everything, Outcome(each.pass_name()))]
 
 
 def rank_of(edit: Edit) -> int:
