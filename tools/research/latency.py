@@ -7,6 +7,7 @@ clock.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as oir
 
-from burnish.backends.ort.kernel_times import KernelTimes, processor
+from burnish.backends.ort.kernel_times import KernelTimes
 from burnish.backends.ort.machine import disturbance
 from burnish.backends.ort.observe import outputs_exchanged
 from burnish.backends.ort.session import executor, runtime
@@ -262,13 +263,13 @@ def main() -> None:
             print("\n".join(rows), flush=True)
     if sys.argv[1:]:
         return
-    PAGE.write_text(_PAGE.format(*("\n".join(rows) for rows in tables), runtime().__version__, processor()))
+    PAGE.write_text(_PAGE.format(*("\n".join(rows) for rows in tables), runtime().__version__, os.cpu_count()))
 
 
 _PAGE = """# Savings in time
 
 Written by `python -m burnish.tools.research.latency`; the idea is [here](../ideas/latency.md). ONNX Runtime {2}, one
-thread, {3}.
+thread of a shared machine of {3} processors.
 
 ## Where two factors of a layer break even
 
