@@ -22,6 +22,9 @@ from burnish.passes.sites import Keep
 _TINY = 1e-12
 """The smallest probability whose logarithm is taken."""
 
+_NARROW = (torch.float16, torch.bfloat16)
+_WIDENED = "burnish.widened"
+
 
 def module_of(model: oir.Model) -> fx.GraphModule:
     """The model in torch with parameters of at least float32; nothing can be learnt in fewer bits.
@@ -30,8 +33,9 @@ def module_of(model: oir.Model) -> fx.GraphModule:
         InputError: it cannot be expressed.
     """
     module = to_graph_module(model)
-    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters())
-    return module.float() if narrow else module
+    if any(one.dtype in _NARROW for one in module.parameters()):
+        module.float().meta[_WIDENED] = True
+    return module
 
 
 def tensors(module: fx.GraphModule, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
@@ -49,7 +53,8 @@ def tensors(module: fx.GraphModule, feeds: Mapping[str, np.ndarray]) -> list[tor
         made = bridge.to_torch(array, oir.DataType.from_numpy(array.dtype)) if array.dtype.kind not in "OSU" else None
         if made is None:
             raise InputError(f"torch cannot train on input `{name}` of {array.dtype}")
-        found.append(made.to(device))
+        wide = module.meta.get(_WIDENED) and made.dtype in _NARROW
+        found.append(made.to(device, torch.float32 if wide else made.dtype))
     return found
 
 

@@ -182,6 +182,17 @@ def test_blocks_of_a_model_without_classes_are_chosen_by_the_same_error() -> Non
     assert check(student, heal(student, teacher, given, options)) in ({"a", "b"}, {"c", "d"}, {"d"})
 
 
+def test_narrow_weights_learn_in_float32_and_stay_narrow() -> None:
+    teacher = model_of(VALUES.replace("float[", "float16["))
+    student = teacher.clone()
+    value = student.graph.initializers["v"]
+    value.const_value = oir.tensor(value.const_value.numpy() * np.float16(0.5), name="v")
+    given = [Sample("s", {"x": floats(64, 4).astype(np.float16)})]
+    healed = heal(student, teacher, given, replace(QUICK, rate=2e-2))
+    assert "v" in check(student, healed)
+    assert {one.const_value.dtype for one in healed.model.graph.initializers.values()} == {oir.DataType.FLOAT16}
+
+
 def test_frequencies_of_positions_are_not_learnt() -> None:
     model = model_of(
         """
