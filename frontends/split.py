@@ -234,7 +234,7 @@ def _gathered(units: Sequence[_Unit], samples: Sequence[Sample], axes: Mapping[s
             continue
         for piece in np.array_split(np.array(sorted(own)), math.ceil(len(own) / size)):
             labels = None if sample.labels is None else np.asarray(sample.labels).take(piece, axis=0)
-            name = f"{sample.name}, rows {piece[0]} to {piece[-1]}"
+            name = f"{sample.name}, row{f's {piece[0]} to' if len(piece) > 1 else ''} {piece[-1]}"
             found.append(Sample(name, _taken(sample.feeds, axes, piece), labels))
     return found
 

@@ -28,7 +28,7 @@ _GOAL = 1e6
 _CORE = 40
 """Things that are left open at first."""
 
-_NODES = 2_000
+_NODES = 300
 """Nodes of the search after which the best so far is taken: the same on every machine, as a time would not be."""
 
 _DONE, _INFEASIBLE = 0, 2
@@ -36,6 +36,9 @@ _DONE, _INFEASIBLE = 0, 2
 
 _ONE = threading.Lock()
 """Standard output is taken away by one at a time."""
+
+_EQUAL = 1e-6
+"""What is known to be within this part of the best counts as the best."""
 
 SLACK = 1e-9
 """The part of a limit by which rounding may exceed it."""
@@ -157,8 +160,9 @@ class _System:
             if best is not None:
                 away = (best.cost if by_cost else -best.gain) - bound
                 needed = int((np.abs(reduced) <= away + margin).sum())
-                if size < needed and 0 < away <= gap * abs(bound):
-                    return replace(best, gap=away / abs(bound))
+                cut = best.gap > gap
+                if size < needed and 0 < away and (cut or away <= max(gap, _EQUAL) * abs(bound)):
+                    return replace(best, gap=away / (abs(bound) or away))
             if needed <= size:
                 return best if best is None or gap else core.settle(best, by_cost, budget, floor)
             size = min(needed, 2 * size)
@@ -233,7 +237,7 @@ class _System:
             integrality=np.arange(len(goal)) < len(self.places),
             bounds=Bounds(0, 1),
             constraints=[] if matrix is None else LinearConstraint(matrix, ub=highest),
-            options={"mip_rel_gap": gap, "node_limit": _NODES, "presolve": False},
+            options={"mip_rel_gap": max(gap, _EQUAL), "node_limit": _NODES, "presolve": False},
         )
         if found.x is None:
             return None

@@ -64,14 +64,14 @@ def check(found: Selection, edits: list[Edit], errors: dict[str, float], pairs: 
     keys = [one.key for one in found.edits]
     assert keys == [one.key for one in edits if one.key in set(keys)]
     claims = [claim for one in found.edits for claim in one.claims]
-    assert len(claims) == len(set(claims)) and found.gap == 0
+    assert len(claims) == len(set(claims)) and found.gap <= 1e-6
     assert found.saved == math.fsum(saving(one) for one in found.edits)
     parts = [errors[key] for key in keys] + [extra for (a, b), extra in pairs.items() if a in keys and b in keys]
     assert found.error == pytest.approx(math.fsum(parts), rel=1e-12, abs=1e-300)
 
 
 def near(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return all(math.isclose(a, b, rel_tol=1e-8, abs_tol=1e-8) for a, b in zip(one, other, strict=True))
+    return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-8) for a, b in zip(one, other, strict=True))
 
 
 SEEDS = [*range(25), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(25, 400))]
@@ -144,7 +144,7 @@ def test_more_room_never_saves_less_and_a_higher_target_never_costs_less() -> No
         found = select(edits, errors, saving, budget=budget)
         assert found.saved >= last.saved and found.error <= budget
         back = select(edits, errors, saving, target=found.saved)
-        assert back.saved >= found.saved and back.error == pytest.approx(found.error, rel=1e-8, abs=1e-12)
+        assert back.saved >= found.saved and back.error == pytest.approx(found.error, rel=1e-5, abs=1e-12)
         fewer = select(edits[::2], errors, saving, budget=budget)
         assert fewer.saved <= found.saved
         last = found
@@ -190,6 +190,16 @@ def test_pairs_that_rule_each_other_out_are_never_both_taken() -> None:
     errors = dict.fromkeys((one.key for one in edits), 1.0)
     pairs = {(edits[0].key, edits[1].key): math.inf}
     assert {one.site for one in select(edits, errors, saving, budget=9, pairs=pairs).edits} == {"a", "c"}
+
+
+def test_savings_in_proportion_to_errors_are_not_searched_for_ever() -> None:
+    rng = np.random.default_rng(0)
+    edits = [edit(f"{i:03}", int(rng.integers(10**5, 10**7)), f"n{i}") for i in range(300)]
+    errors = {one.key: saving(one) * 1e-9 for one in edits}
+    start = time.perf_counter()
+    found = select(edits, errors, saving, budget=0.5)
+    assert time.perf_counter() - start < 60 and found.gap <= 1e-5
+    assert found.error <= 0.5 * (1 + 1e-9) and found.saved > 0.49999e9
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
