@@ -39,14 +39,16 @@ RESULTS = ROOT / "docs" / "results"
 EVERY = 5
 """After so many edits the whole model is run once."""
 
-Clocked = tuple[float, float]
+Clocked = tuple[float, float, float]
 
 
 def clocked(work: Callable[[], Any]) -> Clocked:
-    """CPU seconds of this process and seconds by the clock."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    """CPU seconds of this process and of this thread, which runs the models, and seconds by the clock."""
+    clocks = time.process_time, time.thread_time, time.perf_counter
+    before = [clock() for clock in clocks]
     work()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    cpu, thread, wall = (clock() - start for clock, start in zip(clocks, before, strict=True))
+    return cpu, thread, wall
 
 
 def normal(path: Path) -> oir.Model:
@@ -177,55 +179,67 @@ def toggles(model: oir.Model, samples: Sequence[Sample], block: int, rounds: int
     return {"ways": ways, "weights": sum(array.nbytes for array in arrays.values()), "samples": len(samples)}
 
 
-def page(found: dict[str, Any]) -> str:
-    one = found["removals"]
+def _removals(one: dict[str, Any]) -> list[str]:
     full = np.median(one["full"], axis=0)
-    scores = np.asarray(one["scores"])
-    total, fill = scores.sum(0), np.asarray(one["fill"])
-    count, prepare = one["edits"], np.median(one["prepare"], axis=0)
-    ratio = total / (count * full)
-    with_fill = (total + fill) / ((count + 1) * full)
-    again = (total + fill) / (count * (full + np.asarray(one["loading"])) + full)
-    shapes = one["samples"]
+    scores, fill, loading = (np.asarray(one[name]) for name in ("scores", "fill", "loading"))
+    measured, prepare = np.asarray(one["measure"]), np.median(one["prepare"], axis=0)
+    count, shapes = one["edits"], one["samples"]
+    scores[:, 1] += measured[0] / len(shapes)
+    total = scores.sum(0)
     rows = [
-        ("one full pass: the whole model in one session, and the measure", full, None),
-        ("the measure in it", np.asarray(one["measure"]), np.asarray(one["measure"]) / full),
-        ("applying an edit and cutting the result, beside the running of another", prepare, prepare / full),
-        (f"{count} full passes", count * full, None),
-        (f"**scoring {count} removals**", total, ratio),
-        (f"the same with the pass that fills the cache, against {count + 1} full passes", total + fill, with_fill),
+        ("a full pass: the whole model in one session, and the measure", full, None),
+        ("the measure in it", measured, measured / full),
+        ("applying an edit and cutting the result", prepare, prepare / full),
+        (f"**scoring {count} removals**, of {count} full passes", total, total / (count * full)),
         (
-            f"the same against {count} sessions made anew, a full pass in each, and one for the original",
+            f"the same and running the original once, of {count + 1} full passes",
             total + fill,
-            again,
+            (total + fill) / ((count + 1) * full),
+        ),
+        (
+            f"the same, of {count} sessions made and run for the edited models and one for the original",
+            total + fill,
+            (total + fill) / (count * (full + loading + prepare) + full),
         ),
     ]
+    shown = [*range(0, count, 5), count - 1]
+    lines = [
+        "",
+        f"{count} blocks, {len(shapes)} samples of {shapes[0][-1]} tokens, `divergence`; a full pass was timed"
+        f" {len(one['full'])} times in between, and the median counts.",
+        "",
+        "| what | CPU s | share | the first thread | share | s by the clock | share |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for text, seconds, share in rows:
+        shares = [""] * 3 if share is None else [f"**{value:.2f}**" for value in share]
+        cells = (f"{value:.1f} | {part}" for value, part in zip(seconds, shares, strict=True))
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "| removed block | " + " | ".join(map(str, shown)) + " |",
+        "| --- |" + " --- |" * len(shown),
+        "| CPU, share of a full pass | " + " | ".join(f"{scores[n, 0] / full[0]:.2f}" for n in shown) + " |",
+        "| the first thread | " + " | ".join(f"{scores[n, 1] / full[1]:.2f}" for n in shown) + " |",
+    ]
+
+
+def page(found: dict[str, Any]) -> str:
     lines = [
         "# Scoring, measured",
         "",
-        "Made by `python -m burnish.tools.research.scoring`: ONNX Runtime on CPU, one thread, everything in turns. CPU",
-        "seconds are those of the process; the clock also shows what runs beside each other, and what else the machine",
-        "did, which had two cores.",
+        "Made by `python -m burnish.tools.research.scoring`: ONNX Runtime on CPU, one thread, everything in turns.",
+        "CPU seconds are those of the process. Scoring has a thread that runs models and two beside it, which apply",
+        "the next edit and measure the sample before. Where a second core is free for these, the clock shows what the",
+        "first does: its CPU seconds, and the measuring of each edit's last sample, for which it waits. The clock",
+        "here shows what a machine of two cores made of it that had much else to do.",
         "",
         "## All single-block removals of SmolLM2-135M",
-        "",
-        f"{count} blocks, {len(shapes)} samples of {shapes[0][-1]} tokens, `divergence`. A full pass was timed after",
-        f"every {EVERY} edits ({len(one['full'])} times; the median counts).",
-        "",
-        "| what | CPU s | of full passes | s by the clock | of full passes |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for text, seconds, share in rows:
-        shares = ["", ""] if share is None else [f"**{value:.2f}**" for value in share]
-        lines.append(f"| {text} | {seconds[0]:.1f} | {shares[0]} | {seconds[1]:.1f} | {shares[1]} |")
+    for one in found["removals"].values():
+        lines += _removals(one)
     lines += [
-        "",
-        "By block, as a share of a full pass:",
-        "",
-        "| removed block | " + " | ".join(str(n) for n in range(0, count, 5)) + f" | {count - 1} |",
-        "| --- |" + " --- |" * (len(range(0, count, 5)) + 1),
-        "| CPU | " + " | ".join(f"{scores[n, 0] / full[0]:.2f}" for n in [*range(0, count, 5), count - 1]) + " |",
-        "| clock | " + " | ".join(f"{scores[n, 1] / full[1]:.2f}" for n in [*range(0, count, 5), count - 1]) + " |",
         "",
         "## Other weights in one block",
         "",
@@ -237,7 +251,7 @@ def page(found: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, each in found["toggles"].items():
-        cells = [f"{1000 * np.median([cpu for cpu, _ in times]):.1f}" for times in each["ways"].values()]
+        cells = [f"{1000 * np.median([one[0] for one in times]):.1f}" for times in each["ways"].values()]
         lines.append(f"| {name} | {each['weights'] / 1e6:.2f} MB | {each['samples']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -245,7 +259,7 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, default=ROOT / ".zoo")
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=["removals", "toggles"])
@@ -255,7 +269,7 @@ def main() -> None:
     if chosen.parts:
         model, samples = language(chosen.zoo, chosen.samples, chosen.tokens)
     if "removals" in chosen.parts:
-        found["removals"] = removals(model, samples)
+        found["removals"] = {f"{chosen.samples} x {chosen.tokens}": removals(model, samples)}
     if "toggles" in chosen.parts:
         found["toggles"] = {}
         for name, (one, some), block in (
@@ -266,7 +280,7 @@ def main() -> None:
         ):
             text = name + (", one sample" if len(some) == 1 else "")
             found["toggles"][text] = toggles(one, some, block, chosen.rounds)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    file.write_text(json.dumps(found) + "\n")
     (RESULTS / "scoring.md").write_text(page(found))
 
 
