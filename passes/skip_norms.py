@@ -47,4 +47,5 @@ def split(node: oir.Node) -> oir.Value:
     norm = edit.make(name, [total.outputs[0], gamma, beta], attributes, like=node)
     values = [norm.outputs[0], *(total.outputs[0] for _ in node.outputs[1:])]
     edit.replace_node(node, [*nodes, total, norm], values)
+    edit.remove_unused([norm])  # the sum alone may have been read
     return total.outputs[0]

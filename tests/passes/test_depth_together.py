@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 from block_networks import Encoder, built, exported, torch
-from laws import OrtRunner
+from laws import OrtRunner, check_nothing_unused
 
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
@@ -27,11 +27,13 @@ class Zero(torch.nn.Module):
 
 
 @pytest.mark.parametrize("order", ["drop-mlp,drop-attention", "drop-attention,drop-mlp"])
+@pytest.mark.parametrize("more", [(), ("fuse-norm", "fuse-skip-norm{target=ort-cuda}")], ids=["plain", "skip-fused"])
 @pytest.mark.parametrize("form", ["pre", "post"])
-def test_branches_that_go_one_after_the_other_are_the_chosen_ones(form: str, order: str) -> None:
+def test_branches_that_go_one_after_the_other_are_the_chosen_ones(form: str, more: tuple[str, ...], order: str) -> None:
     module = built(Encoder(form, layers=4))
     axes = {name: {0: "batch", 1: "seq"} for name in ("ids", "mask", "y")}
-    model = Pipeline(NORMAL_FORM).rewrite(exported(module, (IDS, MASK), ["ids", "mask"], ["y"], axes)).model
+    model = exported(module, (IDS, MASK), ["ids", "mask"], ["y"], axes)
+    model = Pipeline([*NORMAL_FORM, *more]).rewrite(model).model
     passes = catalog.parse(f"{order},tie-blocks")
     wanted = {
         *((name, f"block {index}") for name in ("drop-mlp", "drop-attention") for index in (1, 3)),
@@ -46,6 +48,7 @@ def test_branches_that_go_one_after_the_other_are_the_chosen_ones(form: str, ord
                 edits.append(edit)
     assert len(edits) == len(wanted)
     after, _ = lossy.apply(model, edits, [one for one in passes if isinstance(one, LossyPass)])
+    check_nothing_unused(model, after)
     left = copy.deepcopy(module)
     left.blocks[2] = left.blocks[0]
     for index in (1, 3):
