@@ -43,7 +43,7 @@ def write(kept: Row) -> int:
     lost = []
     for row in kept["bases"].values():
         lines += ["", *_model(row)]
-        lost += [f"{row['name']} at {share}" for share in SHARES if not _holds(row, share)]
+        lost += [f"{row['name']} at {share:.0%}" for share in SHARES if not _holds(row, share)]
     good = "Ours has the smallest error on every model at every share, against both as published."
     bad = f"Ours has **not** the smallest error on {', '.join(lost)}, against both as published."
     lines[1:1] = [bad if lost else good, ""]
