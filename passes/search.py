@@ -8,11 +8,12 @@ one that held is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from burnish.ir.errors import BudgetError
+from burnish.ir.errors import BudgetError, InputError
 from burnish.passes.budget import Budget
 from burnish.passes.lossy import Edit
 from burnish.passes.selection import UnreachableError, select
@@ -22,6 +23,9 @@ PROBES = 9
 
 ROUNDS = 6
 """Plans that are measured on held-out samples before the best of those that held is taken."""
+
+TRIES = 24
+"""Exchanges of one edit for another that are measured to make a plan better."""
 
 OnStep = Callable[[str, int, int], None]
 
@@ -124,12 +128,22 @@ class Search:
         """The best plan.
 
         Raises:
+            InputError: the drop is a share of a metric that is 0.
             BudgetError: a size or a time is wanted that no plan reaches, or none within the allowed drop.
         """
         target = self._target()
         if self.budget.drop is None:
-            plan = self._verified(self._plan(target=target))
-            return Found(plan, list(self._measured.values()))
+            plan = refined(
+                self._fitted(self._plan(target=target)), self.edits, self.errors, self.saving, self._fit_judge
+            )
+            self._measured[plan.key] = plan
+            return Found(self._verified(plan), list(self._measured.values()))
+        if self.budget.drop.relative and self.budget.drop.number and not self.held_out.original:
+            raise InputError(
+                f"a drop of {self.budget.drop} of nothing is nothing: the metric of the original is 0",
+                place="--max-drop",
+                hint="give the drop in the metric's own unit, such as `0.01`",
+            )
         allowed = self.budget.drop.of(self.held_out.original)
         fitted = self._fit(self.budget.drop.of(self.fitting.original) * self.slack)
         found = self._tighten(fitted, allowed)
@@ -190,6 +204,10 @@ class Search:
             self._measured[plan.key] = known
         return known
 
+    def _fit_judge(self, edits: Sequence[Edit]) -> Judgement:
+        self.on_step("exchanging edits", len(self._measured), len(self._measured) + 1)
+        return self.fitting(edits)
+
     def _verified(self, plan: Plan) -> Plan:
         known = self._fitted(plan)
         if known.held_out is None:
@@ -215,7 +233,67 @@ class Search:
 
 def _holds(found: Judgement | None, allowed: float) -> bool:
     """Whether a drop is within what is allowed, with one standard error to spare, or there is none at all."""
-    return found is not None and (found.drop <= 0 or found.drop + found.spread <= allowed)
+    return found is not None and (found.drop <= 0 or found.drop + found.spread <= allowed) and found.spread < math.inf
+
+
+def refined(
+    plan: Plan,
+    edits: Sequence[Edit],
+    errors: Mapping[str, float],
+    saving: Callable[[Edit], float],
+    judge: Callable[[Sequence[Edit]], Judgement],
+    tries: int = TRIES,
+) -> Plan:
+    """A plan that loses less and saves no less: one edit at a time is exchanged where a measurement says it helps.
+
+    Sums of errors know nothing of what edits do to each other. Exchanges are tried in the order of what they add to the
+    sum, the first that helps is made, and it starts over.
+
+    Args:
+        plan: what to start from.
+        edits, errors, saving: as for `Search`.
+        judge: measures plans, on samples that nothing is verified on.
+        tries: plans that are measured at most.
+    """
+    best = replace(plan, fitted=plan.fitted or judge(plan.edits))
+    left, tried = tries, {best.key}
+    while left > 0:
+        better = None
+        for chosen in _exchanges(best, edits, errors, saving):
+            one = Plan(
+                chosen, plan.error + sum(errors[e.key] for e in chosen) - sum(errors[e.key] for e in plan.edits),
+                sum(saving(edit) for edit in chosen),
+            )  # fmt: skip
+            if one.key in tried:
+                continue
+            tried.add(one.key)
+            left -= 1
+            one = replace(one, fitted=judge(chosen))
+            if one.fitted is not None and best.fitted is not None and one.fitted.drop < best.fitted.drop:
+                better = one
+            if better is not None or left <= 0:
+                break
+        if better is None:
+            break
+        best = better
+    return best
+
+
+def _exchanges(
+    plan: Plan, edits: Sequence[Edit], errors: Mapping[str, float], saving: Callable[[Edit], float]
+) -> list[tuple[Edit, ...]]:
+    """The plans with one edit exchanged that save no less, those first whose sum of errors is least."""
+    found = []
+    for out in plan.edits:
+        kept = [edit for edit in plan.edits if edit is not out]
+        taken = frozenset[str]().union(*(edit.claims for edit in kept))
+        for edit in edits:
+            fits = edit not in plan.edits and not edit.claims & taken and errors[edit.key] < float("inf")
+            if fits and saving(edit) >= saving(out) * (1 - 1e-9):
+                chosen = {one.key for one in (*kept, edit)}
+                found.append((errors[edit.key] - errors[out.key], [one for one in edits if one.key in chosen]))
+    found.sort(key=lambda one: one[0])
+    return [tuple(chosen) for _, chosen in found]
 
 
 def neighbours(edits: Sequence[Edit]) -> list[tuple[Edit, Edit]]:

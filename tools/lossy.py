@@ -42,7 +42,7 @@ class Lossy:
         edits: the edits that were made, in the order of the passes.
         scores: what every proposed edit does alone, by its key; empty when nothing was searched.
         found: the search; None when the options named the edits.
-        frontier: what can be saved at which sum of errors, as the sums predict it.
+        frontier: what can be saved, at which sum of errors and at which drop, as the sums over the edits predict it.
         whole: what the original takes, in the unit of the savings.
         measure: what the loss is measured by; None without samples.
         reason: why by that, in plain words.
@@ -63,7 +63,7 @@ class Lossy:
     edits: Sequence[Edit] = ()
     scores: dict[str, Scored] = field(default_factory=dict)
     found: Found | None = None
-    frontier: list[tuple[float, float]] = field(default_factory=list)
+    frontier: list[tuple[float, float, float]] = field(default_factory=list)
     whole: float = 0.0
     measure: Measure | None = None
     reason: str = ""

@@ -40,7 +40,7 @@ def as_dict(found: Lossy) -> dict[str, Any]:
         "result": _judgement(found.final or found.result),
         "healed": None if found.healed is None else _healed_as_dict(found.healed),
         "plans": [] if search is None else [_plan_as_dict(plan) for plan in search.plans],
-        "frontier": [{"saving": saving, "error": error} for saving, error in found.frontier],
+        "frontier": [{"saving": saving, "error": error, "drop": drop} for saving, error, drop in found.frontier],
     }
 
 
@@ -153,13 +153,14 @@ def show_plan(found: Lossy) -> None:
 
 
 def plot(found: Lossy) -> Any:
-    """What the measured plans save against what they lose, and the sum of errors that was predicted."""
+    """What the measured plans save against what they lose, and the front that the edits alone predict."""
     from burnish.tools import plots
 
     figure, axes = plots.figure(8.0, 4.6)
     measure = found.measure.name if found.measure is not None else "metric"
     whole = found.whole or 1.0
     plans = found.found.plans if found.found is not None else []
+    highest = 0.0
     for index, (name, where) in enumerate((("fitting samples", "fitted"), ("held-out samples", "held_out"))):
         points = [
             (100 * plan.saving / whole, one.drop, one.spread)
@@ -168,9 +169,19 @@ def plot(found: Lossy) -> Any:
         ]
         if points:
             x, y, spread = zip(*sorted(points), strict=True)
+            highest = max(highest, *y)
             axes.errorbar(
                 x, y, spread, fmt=plots.MARKS[index], color=plots.COLORS[index], capsize=2, label=f"measured, {name}"
             )
+    if found.frontier:
+        near = [(100 * saving / whole, drop) for saving, _, drop in found.frontier if drop <= 1.5 * highest]
+        axes.plot(
+            [one for one, _ in near],
+            [one for _, one in near],
+            color=plots.GREY,
+            linewidth=1,
+            label="predicted: the sum of the edits alone",
+        )
     if found.found is not None and found.found.allowed is not None:
         axes.axhline(found.found.allowed, color=plots.GREY, linewidth=1, linestyle="--", label="allowed")
     what = "size" if found.budget.objective == "size" else "time"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -26,6 +27,7 @@ from burnish.passes.protocols import Judge, Measure
 from burnish.passes.score_store import Store, cache_folder
 from burnish.passes.scoring import Scorer
 from burnish.passes.search import Judgement, OnStep, Search, neighbours
+from burnish.passes.selection import frontier
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import Lossy, Scored
 from burnish.tools.lossy_context import context_for
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 PROVED = 4
 """Of the caller's samples, on how many the exact passes around a lossy stage are proved."""
+
+FRONT = 12
+"""Points of the predicted front of savings and errors."""
 
 HEALING = 10.0
 """How many times the allowed drop a plan may lose before it is healed."""
@@ -240,6 +245,9 @@ class _Stage:
                 on_step=self.on_step,
             )
             found.found = search.run()
+            errors, drops = search.errors, {key: one.drop for key, one in found.scores.items()}
+            front = frontier(edits, errors, saving, points=FRONT, pairs=pairs)
+            found.frontier = [(one.saved, one.error, math.fsum(drops[edit.key] for edit in one.edits)) for one in front]
         self._make(found, found.found.plan.edits, outcomes)
 
     def _workers(self, where: str) -> Workers:

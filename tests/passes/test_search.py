@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from burnish.ir.errors import BudgetError
+from burnish.ir.errors import BudgetError, InputError
 from burnish.passes.budget import budget
 from burnish.passes.lossy import Edit, Savings
-from burnish.passes.search import Found, Judgement, Search
+from burnish.passes.search import Found, Judgement, Plan, Search, refined
 
 BYTES = 1000.0
 
@@ -108,3 +108,33 @@ def test_edits_that_break_the_model_are_never_chosen() -> None:
     judge = Counted(lambda edits: 0.0)
     found = Search(edits, errors, lambda one: 1.0, BYTES, budget(max_drop="50%"), judge, judge).run()
     assert not found.plan.edits
+
+
+def test_exchanges_find_what_sums_of_errors_do_not_know() -> None:
+    edits, errors = problem(5)
+    one_each = [one for one in edits if one.option == "option 1"]
+    cheapest = sorted(one_each, key=lambda one: errors[one.key])
+    start = Plan(tuple(one for one in one_each if one in cheapest[:4]), 0.0, 4.0)
+
+    def drop(chosen: Sequence[Edit]) -> float:
+        """The two that are cheapest alone ruin each other."""
+        both = cheapest[0] in chosen and cheapest[1] in chosen
+        return sum(errors[one.key] for one in chosen) + 10.0 * both
+
+    judge = Counted(drop)
+    found = refined(start, one_each, errors, lambda one: 1.0, judge, tries=12)
+    assert not (cheapest[0] in found.edits and cheapest[1] in found.edits) and len(found.edits) == 4
+    assert found.fitted is not None and found.fitted.drop < drop(start.edits) and judge.asked <= 13
+    assert refined(found, one_each, errors, lambda one: 1.0, judge, tries=0) == found
+
+
+def test_a_share_of_a_metric_that_is_zero_is_refused() -> None:
+    judge = Counted(additive(0), original=0.0)
+    with pytest.raises(InputError, match="a drop of 1 % of nothing"):
+        searched(0, judge, judge, max_drop="1%")
+    assert searched(0, judge, judge, max_drop="0.01").plan.edits
+
+
+def test_a_plan_whose_standard_error_is_unknown_does_not_hold() -> None:
+    held_out = Counted(lambda edits: -0.1 * bool(edits), spread=float("inf"))
+    assert not searched(0, Counted(additive(0)), held_out, max_drop="1%").plan.edits

