@@ -217,7 +217,8 @@ class Loop:
     def _resume(self) -> bool:
         """Go on where a run that was killed has stopped; False when there is nothing that can be read."""
         found = self._read()
-        if self._ranks.first(float(found is not None)) == 0 or found is None:
+        everywhere = self._ranks.total([float(found is not None)])[0] == self._ranks.world
+        if found is None or not everywhere:
             return False
         with torch.no_grad():
             for name, parameter in self.parameters.items():
