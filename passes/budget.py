@@ -80,7 +80,7 @@ def budget(
     """The budget of options as users write them.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: one cannot be read, or bounds what is not the objective.
     """
     latency = amount(max_latency, "--max-latency")
     if latency is not None and not latency.relative:
@@ -90,4 +90,12 @@ def budget(
     if objective is not None and objective not in OBJECTIVES:
         raise InputError(f"there is no objective `{objective}`", place="--objective", hint="it is `size` or `latency`")
     chosen: Objective = "latency" if objective == "latency" or (objective is None and latency is not None) else "size"
-    return Budget(amount(max_drop, "--max-drop"), amount(max_size, "--max-size"), latency, chosen)
+    size = amount(max_size, "--max-size")
+    for option, bound, unit in (("--max-size", size, "size"), ("--max-latency", latency, "latency")):
+        if bound is not None and chosen != unit:
+            raise InputError(
+                f"the objective is {chosen}, and a search brings down only what is its objective",
+                place=option,
+                hint="leave it out, or make two runs, one behind the other",
+            )
+    return Budget(amount(max_drop, "--max-drop"), size, latency, chosen)

@@ -41,5 +41,19 @@ def test_a_time_is_a_share_and_makes_latency_the_objective() -> None:
         budget(max_drop="1%", objective="speed")
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--max-size", {"max_size": "60%", "objective": "latency"}),
+        ("--max-size", {"max_size": "60%", "max_latency": "80%"}),
+        ("--max-latency", {"max_latency": "80%", "objective": "size", "max_drop": "1%"}),
+    ],
+)
+def test_a_bound_on_what_is_not_the_objective_is_refused_not_ignored(option: str, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="only what is its objective") as error:
+        budget(**given)
+    assert error.value.place == option
+
+
 def test_a_budget_that_says_nothing_is_false() -> None:
     assert not budget() and budget(max_drop=0)
