@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.frontends.batch import batch_axes
+from burnish.frontends.synthesis import Runs
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample, are_pairs
 
@@ -20,6 +21,12 @@ _ENOUGH = 20
 
 _PIECES = 10
 """Samples that a part is cut into at least, where it has as many rows."""
+
+_TRIED = 8
+"""Rows that a model is given to see whether they meet."""
+
+_ROUNDING = 0.01
+"""What other rows of a batch may change in one, relative to the largest number: int8 scales are taken over a batch."""
 
 _ALL = None
 """Stands for the rows of every class."""
@@ -59,12 +66,15 @@ class _Unit:
     digest: bytes = field(repr=False)
 
 
-def split(samples: Sequence[Sample], model: oir.Model, *, share: float = 0.5, seed: int = 0) -> Split:
+def split(
+    samples: Sequence[Sample], model: oir.Model, runner: Runs | None = None, *, share: float = 0.5, seed: int = 0
+) -> Split:
     """Two parts of the samples, the same for the same seed.
 
     Fewer than 20 samples are cut into the rows of their batches, where the model's batch is dynamic and the labels, if
     there are any, have a first axis of as many entries. The rows of a sample that come into one part are batches again,
-    of a size that makes at least ten samples of a part, in their old order.
+    of a size that makes at least ten samples of a part, in their old order. Rows that meet in the model, such as the
+    steps of a sequence that a recurrent layer goes through, stay together.
 
     Samples with the same inputs stay together, and so do queries and documents (labels as in
     `burnish.ir.samples.are_pairs`) with the same key. Of labels that are one whole number for each row, each part gets
@@ -73,6 +83,7 @@ def split(samples: Sequence[Sample], model: oir.Model, *, share: float = 0.5, se
     Args:
         samples: as from `read_samples`; not changed.
         model: says where the batch is.
+        runner: of the model, which tells whether rows meet; without one they are taken not to.
         share: the part of all rows that is held out, between 0 and 1.
         seed: of the draw.
 
@@ -88,6 +99,8 @@ def split(samples: Sequence[Sample], model: oir.Model, *, share: float = 0.5, se
     units = [_Unit(i, None, _rows(one, axes) or 1, _labels(one), _digest(one.feeds)) for i, one in enumerate(samples)]
     groups = _together(units, pairs)
     if len(samples) < _ENOUGH or len(groups) < 2:
+        if runner is not None and axes and _meet(samples, axes, runner):
+            axes, fixed = {}, "its rows change each other's outputs"
         units = [unit for place, one in enumerate(samples) for unit in _cut(one, place, axes)]
         groups = _together(units, pairs)
     if len(groups) < 2:
@@ -127,6 +140,37 @@ def _rows(sample: Sample, axes: Mapping[str, int]) -> int | None:
     """The rows of the batch; None where the inputs do not agree or there is no batch."""
     counts = {array.shape[axes[name]] for name, array in sample.feeds.items() if name in axes}
     return counts.pop() if len(counts) == 1 else None
+
+
+def _meet(samples: Sequence[Sample], axes: Mapping[str, int], runner: Runs) -> bool:
+    """Whether every other row of a batch, in reversed order, has other outputs than among all, or cannot be run."""
+    sample = max(samples, key=lambda one: min(_rows(one, axes) or 0, _TRIED))
+    count = min(_rows(sample, axes) or 0, _TRIED)
+    if count < 2:
+        return False
+    some = np.arange(count)[::-2]
+    try:
+        whole = runner.run(_taken(sample.feeds, axes, np.arange(count)))
+        part = runner.run(_taken(sample.feeds, axes, some))
+    except InputError:
+        return True
+    return not all(_has_rows(part[name], array, some, count) for name, array in whole.items())
+
+
+def _has_rows(part: np.ndarray, whole: np.ndarray, rows: np.ndarray, count: int) -> bool:
+    """Whether one output holds these rows of another of `count` rows, along any axis, or both are the same."""
+    if not isinstance(whole, np.ndarray):
+        return True
+    fit = [axis for axis, size in enumerate(whole.shape) if size == count]
+    return any(_near(part, one) for one in (whole, *(whole.take(rows, axis=axis) for axis in fit)))
+
+
+def _near(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape or other.dtype.kind not in "fV":
+        return np.array_equal(one, other)
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    most = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+    return np.allclose(a, b, rtol=0, atol=_ROUNDING * most, equal_nan=True)
 
 
 def _labels(sample: Sample) -> np.ndarray | None:

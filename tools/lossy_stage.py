@@ -173,7 +173,9 @@ class _Stage:
     def _split(self, found: Lossy) -> None:
         """The samples that edits are fitted to, and those that the result is measured on."""
         assert self.samples is not None
-        parts = split(self.samples, self.original)
+        runner = self.judge.execute(self.original)
+        parts = split(self.samples, self.original, runner)
+        runner.close()
         self.fitting = parts.fit
         self.context = context_for(found.model, self.fitting, target=self.todo.target)
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)

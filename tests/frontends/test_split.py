@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as oir
 import pytest
 
+from burnish.backends.ort.session import executor
 from burnish.frontends import load
 from burnish.frontends.samples import read_samples
 from burnish.frontends.split import Split, split
@@ -167,6 +168,34 @@ def test_what_cannot_be_parted(samples: list[Sample], inputs: str, cause: str) -
     with pytest.raises(InputError, match=cause) as caught:
         split(samples, model(inputs))
     assert not samples or "give more samples" in str(caught.value.hint)
+
+
+ALONE = {
+    "float[N, 3] y": "y = Softmax (x)",
+    "float[3, N] y": "y = Transpose (x)",
+    "float[1] y": "a = Constant <value = float[1] {2}> ()  y = Identity (a)",
+}
+MEET = {
+    "float[N, 3] y": "y = CumSum (x, k)",
+    "float[1, 3] y": "y = ReduceMean <keepdims = 1> (x, k)",
+}
+
+
+@pytest.mark.parametrize(("output", "body"), [*ALONE.items(), *MEET.items()])
+def test_rows_that_meet_in_the_model_are_not_parted(output: str, body: str) -> None:
+    one = load(onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> g (float[N, 3] x) => ({output}) <int64[1] k = {{0}}> {{ {body} }}'
+    ))  # fmt: skip
+    samples = [batch(12, np.arange(12) % 2, seed=1), batch(9, np.arange(9) % 2, seed=2)]
+    runner = executor()(one)
+    if output in ALONE and ALONE[output] == body:
+        check(split(samples, one, runner), samples)
+    else:
+        found = split(samples, one, runner)
+        assert [len(part[0].feeds["x"]) for part in (found.fit, found.held_out)] in ([12, 9], [9, 12])
+        with pytest.raises(InputError, match="its rows change each other's outputs"):
+            split(samples[:1], one, runner)
+    runner.close()
 
 
 def test_one_batch_of_a_fixed_size_and_another_make_two_parts() -> None:
