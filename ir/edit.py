@@ -84,7 +84,8 @@ def insert_before(anchor: oir.Node, nodes: Iterable[oir.Node]) -> None:
 
 
 def replace_value(old: oir.Value, new: oir.Value) -> None:
-    """Let every reader of `old` read `new`; when `old` is a graph output, `new` becomes it under the same name.
+    """Let every reader of `old` read `new`; when `old` is a graph output, `new` becomes it under the same name,
+    with its notes.
 
     A `new` that already is an output or an input of a graph, or a constant, gets an Identity in between, since a graph
     must not lose, merge or rename its outputs. `new` inherits what is known of type and shape where it has none.
@@ -105,6 +106,7 @@ def replace_value(old: oir.Value, new: oir.Value) -> None:
         if old.shape is not None or not isinstance(old.type, oir.TensorType | None):
             new.shape = old.shape
         new.type = old.type
+        new.meta.update(old.meta)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 

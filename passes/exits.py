@@ -254,6 +254,7 @@ def _become_output(model: oir.Model, old: oir.Value, new: oir.Value) -> None:
     name, graph = edit.release_name(model, old), model.graph
     old.name, new.name = edit.unique_name(model, f"{name}_state"), name
     new.type, new.shape = old.type, old.shape
+    new.meta.update(old.meta)
     graph.outputs[graph.outputs.index(old)] = new
 
 

@@ -57,10 +57,13 @@ class Judged:
         self.original = self.measure.value(self._partials)
 
     def __call__(self, edits: Sequence[Edit]) -> Judgement:
-        """What the edits together do to the measure; an infinite drop when the edited model does not run."""
+        """What the edits together do to the measure; an infinite drop when they cannot be made or run."""
         if not edits:
             return Judgement(self.original, 0.0, 0.0)
-        edited, _ = lossy.apply(self.model, edits, self.passes)
+        try:
+            edited, _ = lossy.apply(self.model, edits, self.passes)
+        except InputError:
+            return Judgement(float("nan"), float("inf"), 0.0)
         return self.of(edited)
 
     def of(self, model: oir.Model) -> Judgement:

@@ -13,9 +13,10 @@ from laws import OrtRunner
 from burnish.frontends import synthesis
 from burnish.ir.errors import InputError
 from burnish.ir.views.blocks import stacks
-from burnish.passes import catalog, lossy
+from burnish.passes import catalog, lossy, recipes
 from burnish.passes.base import Outcome
 from burnish.passes.depth_branches import Branch, attention_of, mlp_of
+from burnish.passes.pipeline import Pipeline
 from burnish.tools.lossy_context import context_for
 
 FAST = "llama-kv-dynp t5-ts genai-llama phi-dynp bert-s-ts".split()
@@ -132,3 +133,14 @@ def test_what_cannot_be_dropped_is_refused(name: str, spec: str, cause: str) -> 
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(InputError, match="no block of the model has attention"):
         proposed("resnet-dynp", "drop-attention")
+
+
+def test_outputs_that_exact_passes_compute_anew_are_still_known_by_their_original_names() -> None:
+    model = normal("qwen-dynp-ort")
+    (one,) = catalog.parse("drop-attention{blocks=0+2}")
+    assert isinstance(one, lossy.LossyPass)
+    after, _ = lossy.apply(model, one.asked(model, Outcome("drop-attention")), [one])
+    run = Pipeline(recipes.named("default", "ort-cpu", None)).rewrite(after)
+    assert "fuse-attention" in {step.outcome.name for step in run.steps if step.outcome.rewritten}
+    ports = {str(value.name): lossy.port(value) for value in run.model.graph.outputs}
+    assert ports["present.0.key"] == "present.1.key" and ports["present.1.value"] == "present.3.value"
