@@ -66,7 +66,9 @@ class UserMeasure:
         try:
             found = self._function([dict(outputs) for outputs, _ in partials], labels)
         except (Exception, SystemExit) as error:
-            hint = "some samples have no labels, for which it is given None" if any(x is None for x in labels) else None
+            hint = "it is given two lists with an entry for each sample: its outputs by name, and its labels"
+            if any(x is None for x in labels):
+                hint = "some samples have no labels, for which it is given None"
             if "read-only" in str(error):
                 hint = "copy an array before you change it"
             raise InputError(f"the function failed: {type(error).__name__}: {error}", place=place, hint=hint) from error

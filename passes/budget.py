@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,13 @@ from burnish.ir.errors import InputError
 Objective = Literal["size", "latency"]
 OBJECTIVES: tuple[Objective, ...] = ("size", "latency")
 
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*")
+_NUMBER = re.compile(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(%?)\s*", re.IGNORECASE)
+
+_EXAMPLES = {
+    "--max-drop": "`--max-drop 1%`, or `--max-drop 0.01` in the metric's own unit",
+    "--max-size": "`--max-size 50%`, or a number of bytes",
+    "--max-latency": "`--max-latency 80%`",
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,15 @@ def amount(text: str | float | None, option: str) -> Amount | None:
         option: its name, for the error.
 
     Raises:
-        InputError: it is no amount, or more than 100 %.
+        InputError: it is no amount, or a size or a time of more than 100 %.
     """
     if text is None:
         return None
     found = _NUMBER.fullmatch(str(text))
-    if found is None:
-        raise InputError(f"`{text}` is no amount", place=option, hint=f"write `{option} 1%` or `{option} 0.01`")
-    number = float(found[1])
-    if found[2] and number > 100:
+    number = math.inf if found is None else float(found[1])
+    if found is None or math.isinf(number):
+        raise InputError(f"`{text}` is no amount", place=option, hint=f"write {_EXAMPLES[option]}")
+    if found[2] and number > 100 and option != "--max-drop":
         raise InputError(f"`{text}` is more than the whole", place=option, hint="give at most 100%")
     return Amount(number / 100, True) if found[2] else Amount(number, False)
 

@@ -224,6 +224,7 @@ def optimize(
         metric=metric,
         heal=None if heal is None else bool(heal),
     )
+    _check_use(todo, metric=metric, heal=heal, objective=objective, workers=workers, pairs=pairs)
     file = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None:
         if str(path).endswith("/"):
@@ -247,7 +248,7 @@ def optimize(
     if todo.lossy:
         from burnish.tools import lossy_stage
 
-        options = lossy_stage.options(metric, heal, workers, pairs, on_step)
+        options = lossy_stage.options(todo.metric, heal, workers, pairs, on_step)
         reduced = lossy_stage.run(model, todo, samples if data is not None else None, ort_judge(todo.target), options)
         samples = reduced.proved_on
     start = model if reduced is None else reduced.model
@@ -314,6 +315,17 @@ def optimize(
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
     return result
+
+
+def _check_use(todo: plan.Plan, **given: Any) -> None:
+    """Refuse options of a lossy stage or a search where there is none."""
+    for name in (name for name, value in given.items() if value):
+        lossy = name in ("metric", "heal")
+        if not (todo.lossy if lossy else todo.budget):
+            raise InputError(
+                f"`{name}` is for {'lossy passes' if lossy else 'a search within a budget'}, and there is none",
+                hint="give a budget, such as `--max-drop 1%`" + (", or lossy passes with `-p`" if lossy else ""),
+            )
 
 
 def _open(path: Path, target: str, lean: bool) -> Runner:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
+from burnish.ir import weights
 from burnish.ir.samples import Sample
+from burnish.ir.walk import walk
 from burnish.passes import pipeline, prove
+from burnish.passes.base import Skip
 from burnish.passes.budget import Budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
@@ -47,6 +51,8 @@ class Lossy:
         measure: what the loss is measured by; None without samples.
         reason: why by that, in plain words.
         fitted, held_out: how many samples edits were fitted to, and how many the result is measured on.
+        how: how they were split, in plain words.
+        warning: what is to be known of the kept scores; None when all is well.
         judged: measures models on the held-out samples; None without samples.
         result: what was measured of the edits together, before any healing.
         healed: what healing did; None without.
@@ -69,12 +75,42 @@ class Lossy:
     reason: str = ""
     fitted: int = 0
     held_out: int = 0
+    how: str = ""
+    warning: str | None = None
     judged: Judged | None = None
     result: Judgement | None = None
     healed: Healed | None = None
     final: Judgement | None = None
     latency: Verdict | None = None
     timed: str = ""
+
+    def unchosen(self, proposed: Sequence[Edit], chosen: Sequence[Edit]) -> list[Skip]:
+        """The sites that a search left alone, each with the edit there that loses least, and why it was not chosen.
+
+        Args:
+            proposed: the edits of one pass.
+            chosen: the edits of all passes that are made; `model` is still the one that they are made in.
+        """
+        keys, taken = {edit.key for edit in chosen}, {one for edit in chosen for one in edit.claims}
+        made = {edit.site for edit in proposed if edit.key in keys}
+        nodes = {str(node.name): node for node in walk(self.model)}
+        sites: dict[str, list[Edit]] = {}
+        for edit in proposed:
+            sites.setdefault(edit.site, []).append(edit)
+        unknown = Scored(math.inf, math.inf, "no edit here was measured to save time")
+        found = []
+        for site, edits in sites.items():
+            if site in made:
+                continue
+            score, edit = min(((self.scores.get(one.key, unknown), one) for one in edits), key=lambda one: one[0].error)
+            shown = f"{site}, {edit.option}"
+            if math.isfinite(score.error):
+                shown += f" (alone: error {score.error:.3g}, drop {score.drop:.3g})"
+            there = all(taken & one.claims for one in edits)
+            reason = score.refusal or ("a chosen edit changes the same nodes" if there else "the search chose others")
+            own = sum(weights.parameter_bytes(nodes[name]) for name in edit.claims if name in nodes)
+            found.append(Skip("edit", shown, reason, own, True))
+        return found
 
     def fired(self) -> dict[str, Any]:
         """What was edited, for the metadata of the written model: enough to make the same edits again."""

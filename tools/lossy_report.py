@@ -27,7 +27,8 @@ def as_dict(found: Lossy) -> dict[str, Any]:
             "because": found.reason,
             "higher_is_better": found.measure.higher_is_better,
         },
-        "samples": {"fitted": found.fitted, "held_out": found.held_out},
+        "samples": {"fitted": found.fitted, "held_out": found.held_out, "how": found.how},
+        "warning": found.warning,
         "budget": {
             "drop": None if budget.drop is None else str(budget.drop),
             "size": None if budget.size is None else str(budget.size),
@@ -79,9 +80,12 @@ def lines(found: Lossy) -> list[str]:
     chosen = ", ".join(f"{spec} {count}" for spec, count in by_pass.items())
     of = f" of {len(found.scores)}" if found.scores else ""
     shown = [f"edits     {len(found.edits)}{of}" + (f": {chosen}" if chosen else "")]
+    if found.warning is not None:
+        shown.insert(0, f"note      {found.warning}")
     if found.judged is None or found.measure is None:
         return [*shown, "loss      not measured: there are no samples; give some with `--data`"]
     shown.append(f"measure   {found.measure.name}: {found.reason}")
+    shown.append(f"samples   {found.how}")
     if found.healed is not None:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")
@@ -93,6 +97,8 @@ def lines(found: Lossy) -> list[str]:
 
 def _why_nothing(found: Lossy) -> str:
     """Why no edit was made although there is a budget."""
+    if found.budget.drop is None:
+        return "the model is within the budget as it is"
     tried = [plan for plan in found.found.plans if plan.edits and plan.held_out] if found.found is not None else []
     if not tried:
         return "no edit stays within the budget on the samples that edits are fitted to"
@@ -120,7 +126,7 @@ def _healing(healed: Healed) -> str:
 def _loss(found: Lossy, judged: Judgement | None) -> str:
     assert found.measure is not None and found.judged is not None
     original, allowed = found.judged.original, found.budget.drop
-    where = f"on {terminal.count(found.held_out, 'held-out sample')}"
+    where = "on the held-out samples"
     if judged is None:
         return f"{found.measure.name} {original:.4g} {where}; nothing was changed"
     relative = allowed is not None and allowed.relative and original

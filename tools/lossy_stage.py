@@ -180,7 +180,7 @@ class _Stage:
         self.context = context_for(found.model, self.fitting, target=self.todo.target)
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
-        found.fitted, found.held_out = len(self.fitting), len(parts.held_out)
+        found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how
         found.judged = Judged(found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy)
 
     def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None]) -> None:
@@ -207,6 +207,7 @@ class _Stage:
             raise InputError(
                 _nothing(outcomes, refused), hint="`burnish passes` lists others; `--why PASS` names every site"
             )
+        proposed = edits
         found.whole = float(pipeline.constant_bytes(found.model))
         if self.todo.budget.objective == "latency":
             edits = self._timed(found, edits)
@@ -250,6 +251,10 @@ class _Stage:
             errors, drops = search.errors, {key: one.drop for key, one in found.scores.items()}
             front = frontier(edits, errors, saving, points=FRONT, pairs=pairs)
             found.frontier = [(one.saved, one.error, math.fsum(drops[edit.key] for edit in one.edits)) for one in front]
+        found.warning = None if self.options.store is None else self.options.store.warning
+        for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
+            own = [edit for edit in proposed if edit.spec == catalog.spec(one)]
+            outcome.skipped += found.unchosen(own, found.found.plan.edits)
         self._make(found, found.found.plan.edits, outcomes)
 
     def _workers(self, where: str) -> Workers:

@@ -84,9 +84,7 @@ def optimize_command(model: str, **given: Any) -> int:
     if given["report"] is not None:
         _check_report(given["report"], given["output"])
     if given["plot"] is not None:
-        from burnish.tools import plots
-
-        plots.check(given["plot"])
+        _check_plot(given)
 
     from burnish.tools import api, report
 
@@ -97,7 +95,7 @@ def optimize_command(model: str, **given: Any) -> int:
     if given["report"] is not None:
         report.write(result, given["report"])
     if given["plot"] is not None:
-        _plot(result, given["plot"])
+        report.draw(result, given["plot"])
     if given["why"] is not None:
         report.why(result, given["why"])
     else:
@@ -135,21 +133,26 @@ def _as_python(model: str, given: dict[str, Any], arguments: dict[str, Any]) -> 
     shown = [repr(model), *([repr(output)] if output is not None else [])]
     shown += [f"{key}={value!r}" for key, value in arguments.items()]
     after = [f"report.write(result, {given['report']!r})"] if given["report"] is not None else []
-    after.append(f"report.why(result, {given['why']!r})" if given["why"] is not None else "report.show(result)")
+    if given["plot"] is not None:
+        after.append(f"report.draw(result, {given['plot']!r})")
+    show = "report.show(result, plan=True)" if given["dry_run"] else "report.show(result)"
+    after.append(f"report.why(result, {given['why']!r})" if given["why"] is not None else show)
     call = "".join(f"    {one},\n" for one in shown)
     return "\n".join(
         ["import burnish", "from burnish.tools import report", "", f"result = burnish.optimize(\n{call})", *after]
     )
 
 
-def _plot(result: Any, path: str) -> None:
+def _check_plot(given: dict[str, Any]) -> None:
+    """Check, before any work is done, that there will be something to draw and that it can be written."""
     from burnish.ir.errors import InputError
-    from burnish.tools import lossy_report, plots
+    from burnish.passes import plan
+    from burnish.tools import plots
 
-    if result.lossy is None or result.lossy.found is None:
-        raise InputError("there is nothing to draw: nothing was searched", place=path, hint="give a `--max-drop`")
-    with plots.style():
-        plots.save(lossy_report.plot(result.lossy), path)
+    plots.check(given["plot"])
+    budget = {key: given[key] for key in ("max_drop", "max_size", "max_latency", "objective")}
+    if not plan.resolve(given["recipe"], given["passes"] or None, given["without"], **budget).budget:
+        raise InputError("nothing is searched, so there is nothing to draw", place="--plot", hint="add `--max-drop 1%`")
 
 
 def _check_report(path: str, output: str | None) -> None:

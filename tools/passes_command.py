@@ -28,13 +28,14 @@ def passes_command(name: str | None, as_json: bool) -> int:
     if name is None:
         from rich.table import Table
 
-        table = Table("pass", "what it does", box=None, pad_edge=False)
+        table = Table("pass", "kind", "what it does", box=None, pad_edge=False)
         for one in found:
-            table.add_row(one["name"], one["summary"])
+            table.add_row(one["name"], "lossy" if one["lossy"] else "exact", one["summary"])
         terminal.show(table, console)
         return 0
     one = found[0]
-    console.print("\n\n".join(filter(None, (one["name"], one["summary"], one["details"]))))
+    title = f"{one['name']} (lossy)" if one["lossy"] else one["name"]
+    console.print("\n\n".join(filter(None, (title, one["summary"], one["details"]))))
     if one["options"]:
         console.print("\noptions:")
     for option in one["options"]:
@@ -44,12 +45,13 @@ def passes_command(name: str | None, as_json: bool) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a pass's class says about it: `name`, `summary`, `details`, `options` with type, default and help.
+    """What a pass's class says: `name`, `lossy`, `summary`, `details`, `options` with type, default and help.
 
     Raises:
         InputError: when there is no pass of that name.
     """
     from burnish.passes import catalog
+    from burnish.passes.lossy import LossyPass
 
     kind = catalog.load(name)
     prose, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
@@ -59,7 +61,8 @@ def describe(name: str) -> dict[str, Any]:
         {"name": key, "type": _type_name(wanted), "default": default, "help": helps.get(key, "")}
         for key, (wanted, default) in catalog.options(kind).items()
     ]
-    return {"name": name, "summary": summary, "details": details.strip(), "options": listed}
+    lossy = issubclass(kind, LossyPass)
+    return {"name": name, "lossy": lossy, "summary": summary, "details": details.strip(), "options": listed}
 
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -82,12 +83,12 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def write(result: Result, path: str | Path) -> None:
-    """Write everything that is known about a run as JSON.
+    """Write everything that is known about a run as JSON; of numbers that JSON lacks it says `infinite` or `nan`.
 
     Raises:
         InputError: when the file cannot be written.
     """
-    text = json.dumps(as_dict(result), indent=2, allow_nan=True) + "\n"
+    text = json.dumps(_valid(as_dict(result)), indent=2, allow_nan=False) + "\n"
     whole = Path(f"{path}.part")
     try:
         whole.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -97,6 +98,32 @@ def write(result: Result, path: str | Path) -> None:
         raise InputError(
             f"cannot write the report: {error.strerror}", place=str(path), hint="name another file"
         ) from None
+
+
+def _valid(thing: Any) -> Any:
+    """The same without numbers that JSON has no word for."""
+    if isinstance(thing, dict):
+        return {key: _valid(one) for key, one in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_valid(one) for one in thing]
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return "nan" if math.isnan(thing) else "infinite" if thing > 0 else "-infinite"
+    return thing
+
+
+def draw(result: Result, path: str | Path) -> None:
+    """Draw what the measured plans of a search save and lose, as `.svg` or `.png`.
+
+    Raises:
+        InputError: nothing was searched, or the picture cannot be written.
+        MissingPackageError: matplotlib is not installed.
+    """
+    from burnish.tools import plots
+
+    if result.lossy is None or result.lossy.found is None:
+        raise InputError("nothing was searched, so there is nothing to draw", place=str(path), hint="give a `max_drop`")
+    with plots.style():
+        plots.save(lossy_report.plot(result.lossy), str(path))
 
 
 def _pass_as_dict(step: Step) -> dict[str, Any]:

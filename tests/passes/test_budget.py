@@ -15,6 +15,8 @@ from burnish.passes.budget import Amount, amount, budget
         ("0.01", Amount(0.01, False), 0.01),
         (" .5 % ", Amount(0.005, True), 0.2),
         (3, Amount(3, False), 3),
+        (1e-5, Amount(1e-5, False), 1e-5),
+        ("150%", Amount(1.5, True), 60),
     ],
 )
 def test_an_amount_is_a_share_of_the_original_or_a_number_in_its_unit(
@@ -25,7 +27,7 @@ def test_an_amount_is_a_share_of_the_original_or_a_number_in_its_unit(
     assert read.of(40.0) == pytest.approx(of_forty) and read.of(-40.0) == pytest.approx(of_forty)
 
 
-@pytest.mark.parametrize("text", ["", "one", "1 percent", "-1%", "nan", "inf", "1e-2%", "101%"])
+@pytest.mark.parametrize("text", ["", "one", "1 percent", "-1%", "nan", "inf", "1e999"])
 def test_what_is_no_amount_is_refused_with_the_option(text: str) -> None:
     with pytest.raises(InputError) as error:
         budget(max_drop=text)
@@ -53,6 +55,12 @@ def test_a_bound_on_what_is_not_the_objective_is_refused_not_ignored(option: str
     with pytest.raises(InputError, match="only what is its objective") as error:
         budget(**given)
     assert error.value.place == option
+
+
+def test_a_drop_of_more_than_the_whole_is_one_of_a_perplexity_and_a_size_is_none() -> None:
+    assert budget(max_drop="150%").drop == Amount(1.5, True)
+    with pytest.raises(InputError, match="more than the whole"):
+        budget(max_size="101%")
 
 
 def test_a_budget_that_says_nothing_is_false() -> None:

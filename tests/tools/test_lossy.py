@@ -15,8 +15,8 @@ import onnx
 import pytest
 
 import burnish
-from burnish.ir.errors import BudgetError, InputError
-from burnish.tools import report
+from burnish.ir.errors import BudgetError, InputError, UnchangedError
+from burnish.tools import cli, report
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "tools" / "demo"
@@ -132,6 +132,82 @@ def test_a_model_without_residual_blocks_says_why_none_is_removed(tmp_path: Path
         burnish.optimize(model, data=tmp_path / "x.npz", passes=["remove-blocks"], max_drop="1%")
     with pytest.raises(InputError, match="nothing can be edited: `remove-blocks`: the model has no residual blocks"):
         burnish.optimize(model, data=tmp_path / "x.npz", max_drop="1%")
+
+def test_what_a_search_left_alone_is_listed_with_what_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes = ["remove-blocks", QUICK]
+    report.why(optimize(tmp_path, passes=passes), "remove-blocks")
+    said = capsys.readouterr().out
+    assert "3 eligible, 3 matched, 0 changed" in said and said.count(", drop (alone: error ") == 3
+    with pytest.raises(UnchangedError, match=r"`remove-blocks` .* changed nothing: (a chosen edit|the search)"):
+        optimize(tmp_path, passes=passes, require=["remove-blocks"])
+
+
+def test_the_metric_of_a_recipe_file_is_taken(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("passes:\n  - project-rank: {ranks: 1, joint: False}\nmax-drop: 2%\nmetric: agreement\n")
+    found = optimize(tmp_path, recipe=recipe, passes=None, max_drop=None).lossy
+    assert found is not None and found.measure is not None and found.measure.name == "agreement"
+
+
+def test_a_report_is_valid_json_whatever_was_measured(tmp_path: Path) -> None:
+    with np.load(DEMO / "digits.npz") as data:
+        np.savez(tmp_path / "two.npz", image=data["image"][:2], labels=data["label"][:2])
+    report.write(optimize(tmp_path, data=tmp_path / "two.npz"), tmp_path / "report.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)["lossy"]
+    assert found["result"]["spread"] == "infinite"
+
+
+def test_scores_that_cannot_be_kept_are_said(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_cache.write_text("no folder")
+    report.show(optimize(tmp_path))
+    assert f"scores are not kept, `{own_cache}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["metric", "heal", "objective", "workers", "pairs"])
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: str) -> None:
+    value = {"metric": "accuracy", "objective": "latency", "workers": 2}.get(option, True)
+    with pytest.raises(InputError, match=f"`{option}` is for") as error:
+        optimize(tmp_path, passes=[], max_drop=None, **{option: value})
+    assert error.value.hint and not (tmp_path / "out.onnx").exists()
+
+
+def test_the_printed_python_shows_and_draws_what_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(digits(tmp_path))
+    words = ["optimize", str(DEMO / "digits_vit.onnx"), "--data", data, "-p", QUICK, "--max-drop", "2%", "--dry-run"]
+
+    def run(*more: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as stopped:
+            cli.optimize_main()
+        return int(stopped.value.code or 0), capsys.readouterr().out
+
+    code, program = run("--plot", str(tmp_path / "plan.svg"), "--as-python")
+    exec(compile(program, "<as-python>", "exec"), {})
+    assert code == 0 and "Edits, each measured alone" in capsys.readouterr().out
+    assert (tmp_path / "plan.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_a_picture_of_no_search_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, plot = tmp_path / "out.onnx", tmp_path / "plan.svg"
+    monkeypatch.setattr(
+        sys, "argv", ["optimize", str(DEMO / "digits_vit.onnx"), "-o", str(output), "--plot", str(plot)]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.optimize_main()
+    assert stopped.value.code == 2 and "nothing is searched" in capsys.readouterr().err
+    assert not output.exists() and not plot.exists()
 
 
 @pytest.mark.parametrize("seconds", [0.8, 2.0, 3.2])
