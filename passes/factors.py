@@ -17,7 +17,7 @@ read one value are one layer whose outputs are stacked: they share the first fac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -270,6 +270,33 @@ def found(node: oir.Node) -> Layer:
     if layer is None:
         raise ValueError(f"{match.describe(node)} is no layer any more")
     return layer
+
+
+def write_alike(model: oir.Model, layers: Sequence[Layer], write: Callable[[Sequence[Layer]], None]) -> None:
+    """Write layers, and in the same way those that read their very weights, as tied blocks do; new constants are one.
+
+    Args:
+        model: the model.
+        layers: of one edit.
+        write: writes such layers.
+    """
+    twins: dict[int, list[Layer]] = {}
+    for layer in layers:
+        for node in layer.shared:
+            other = found(node)
+            twins.setdefault(id(other.input), []).append(other)
+    before = set(model.graph.initializers)
+    for one in (layers, *twins.values()):
+        write(one)
+    first: dict[object, oir.Value] = {}
+    for name, value in list(model.graph.initializers.items()) if twins else ():
+        tensor = weights.tensor_of(value)
+        if tensor is None or name in before:
+            continue
+        same = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if same is not value:
+            edit.replace_value(value, same)
+            edit.drop_if_unused(value)
 
 
 def write(

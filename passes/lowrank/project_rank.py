@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -178,4 +179,14 @@ class ProjectRank(LossyPass):
                 return
             weight, given = factors.stacked(group), edit.payload
             pair = factors.split(weight, given["basis"], given["basis"].shape[2], given.get("gain"))
-            factors.write(model, group, pair, factors.biases(group, weight, pair, given.get("mean")))
+            factors.write_alike(model, group, partial(_write, model, weight, pair, given.get("mean")))
+
+
+def _write(
+    model: oir.Model,
+    weight: np.ndarray,
+    pair: tuple[np.ndarray, np.ndarray],
+    mean: np.ndarray | None,
+    group: Sequence[Layer],
+) -> None:
+    factors.write(model, group, pair, factors.biases(group, weight, pair, mean))

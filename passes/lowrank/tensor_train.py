@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear
 from burnish.passes import catalog, factors, lossy, tensor_trains
 from burnish.passes.base import Outcome
-from burnish.passes.layers import layers
+from burnish.passes.layers import Layer, layers
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
 from burnish.passes.tensor_trains import Cores
 
@@ -91,4 +92,10 @@ class TensorTrain(LossyPass):
             if not outcome.take(layer.node):
                 return
             cores = [edit.payload[str(index)].astype(np.float64) for index in range(len(edit.payload))]
-            tensor_trains.write(model, layer, cores)
+            factors.write_alike(model, [layer], partial(_write, model, cores))
+
+
+def _write(model: oir.Model, cores: Cores, layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        assert isinstance(layer, Linear)
+        tensor_trains.write(model, layer, cores)

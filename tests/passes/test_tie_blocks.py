@@ -13,7 +13,7 @@ import pytest
 from block_networks import Cached, Encoder, built, exported, torch
 from golden import name_nodes, parse_graph
 from laws import OrtRunner
-from lossy_laws import check_edits, proposals
+from lossy_laws import check_edits, check_sound, proposals
 
 from burnish.ir.errors import InputError
 from burnish.ir.text import text
@@ -128,6 +128,29 @@ def test_edits_exclude_each_other_where_they_must() -> None:
     for index, drop in enumerate(drops):
         for edit in (first, second, third):
             assert bool(drop.claims & edit.claims) == (edit in wanted[index]), "taker and donor stay"
+
+
+@pytest.mark.parametrize("spec", ["project-rank{multiple=1}", "tensor-train{force=true}"])
+def test_factors_of_a_layer_whose_weights_others_take_are_theirs_too(spec: str) -> None:
+    _, model = encoder("pre", False)
+    (tie, factor) = catalog.parse(f"tie-blocks,{spec}")
+    assert isinstance(tie, LossyPass) and isinstance(factor, LossyPass)
+    first, _, second = proposals(tie, model)[0]  # 1 <- 0, 2 <- 0
+    taken: frozenset[str] = first.claims | second.claims
+    chosen = [first, second]
+    for edit in proposals(factor, model)[0]:
+        if not edit.claims & taken:
+            chosen.append(edit)
+            taken |= edit.claims
+    assert len(chosen) > 3
+    after = lossy.apply(model, chosen, [tie, factor])[0]
+    assert constant_bytes(model) - constant_bytes(after) >= sum(edit.savings.bytes for edit in chosen)
+    check_sound(model, after)
+    (select,) = catalog.parse("select-layers{ranges=0:1+0:1+0:1}")
+    assert isinstance(select, LossyPass)
+    alone = lossy.apply(model, chosen[2:], [factor])[0]
+    thrice = lossy.apply(alone, select.asked(alone, Outcome("select-layers")), [select])[0]
+    np.testing.assert_allclose(run(after), run(thrice), rtol=1e-4, atol=1e-5)
 
 
 REFUSED = {
