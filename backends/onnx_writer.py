@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as oir
 
+from burnish.backends.aside import left_behind, temporary_folder
 from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.ir.walk import graphs, walk
@@ -23,6 +22,9 @@ from burnish.ir.wire import encode_varint
 
 LARGEST_INLINE = (1 << 31) - 1
 """The largest protobuf message, in bytes."""
+
+_BEFORE = "before.data"
+"""Where the weights of an older model are while it is replaced."""
 
 _SMALL = 1024
 _PAGE = 4096
@@ -57,7 +59,7 @@ class Staged:
         """
         folder = self.target.parent
         final_data = folder / self.data.name if self.data is not None else None
-        before = self.path.parent / "before.data"
+        before = self.path.parent / _BEFORE
         try:
             if self.data is not None and final_data is not None:
                 if final_data.exists():
@@ -106,7 +108,8 @@ def staged(
 ) -> Iterator[Staged]:
     """`write` in two steps: the file can be opened and verified as `.path` before `.commit()` gives it its name.
 
-    Without a commit, or on any error or interrupt, nothing is left behind.
+    Without a commit, or on any error or interrupt, nothing is left behind. What a killed process left is removed by the
+    next one that writes into that folder.
     """
     target = Path(path)
     use_data = _wants_data_file(model, external, limit, target)
@@ -114,18 +117,23 @@ def staged(
     for name in (target.name, data_name):
         if name is not None:
             check_target(target.with_name(name) if target.name else target, *origin.files(model))
-    folder: Path | None = None
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=".burnish-", dir=target.parent))
+            for dead in left_behind(target.parent):
+                _roll_back(dead)
+            folder = stack.enter_context(temporary_folder(target.parent))
             stage = Staged(folder / target.name, folder / data_name if data_name else None, target)
             _write_files(model, stage.path, stage.data, limit)
         except OSError as error:
             raise _write_error(error, target) from error
         yield stage
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _roll_back(folder: Path) -> None:
+    """Put back the older weights that a process left there which was killed between the two files of a model."""
+    left = sorted((one.name for one in folder.iterdir() if one.name != _BEFORE), key=len)
+    if left and (folder / _BEFORE).exists():
+        os.replace(folder / _BEFORE, folder.parent / f"{left[0]}.data")
 
 
 def _wants_data_file(model: oir.Model, external: bool | None, limit: int, target: Path) -> bool:

@@ -98,6 +98,10 @@ def budget(
         raise InputError(f"there is no objective `{objective}`", place="--objective", hint="it is `size` or `latency`")
     chosen: Objective = "latency" if objective == "latency" or (objective is None and latency is not None) else "size"
     size = amount(max_size, "--max-size")
+    if size is not None and not size.relative and size.number < 1:
+        raise InputError(
+            f"`{max_size}` is less than a byte", place="--max-size", hint=f"write `{100 * size.number:g}%` for a share"
+        )
     for option, bound, unit in (("--max-size", size, "size"), ("--max-latency", latency, "latency")):
         if bound is not None and chosen != unit:
             raise InputError(

@@ -22,6 +22,9 @@ import numpy as np
 _ROWS = 1e3
 """What a limit is scaled to: HiGHS lets a constraint be missed by 1e-6."""
 
+_LEAST = 1e-9
+"""The part of the largest cost below which a limit counts as that part when rows are scaled: as good as nothing."""
+
 _GOAL = 1e6
 """What the best value is scaled to: HiGHS stops within 1e-6 of the bound."""
 
@@ -253,7 +256,8 @@ class _System:
         limits = ((np.array(self.cost), budget, self.base.cost), (-np.array(self.gain), -floor, -self.base.gain))
         for values, limit, base in limits:
             if math.isfinite(limit):
-                scale = _ROWS / (abs(limit) or float(np.abs(values).max()) or 1.0)
+                largest = float(np.abs(values).max(initial=0.0)) or 1.0
+                scale = _ROWS / (max(abs(limit), _LEAST * largest) if limit else largest)
                 rows.append(({at: value * scale for at, value in enumerate(values.tolist())}, (limit - base) * scale))
         if not rows:
             return None, None

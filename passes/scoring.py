@@ -21,6 +21,7 @@ from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
 from burnish.passes import catalog, lossy
+from burnish.passes.base import Pass
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.protocols import Executor, Measure
 from burnish.passes.rerun import Rerun, Route
@@ -200,6 +201,7 @@ class Scorer:
         memory: bytes of the original's values that are kept in memory; the rest goes to a temporary file.
         spread: scores in several processes; None to do it in this one.
         fitted: fingerprint of what edits were fitted to, where that is something else than `samples`.
+        maker: what makes the edits and runs them, as text: scores of another version are not taken.
     """
 
     model: oir.Model
@@ -211,6 +213,7 @@ class Scorer:
     memory: int = MEMORY
     spread: Spread | None = None
     fitted: str = ""
+    maker: str = ""
     _bench: Bench | None = field(default=None, init=False, repr=False)
     _found: dict[str, Score] = field(default_factory=dict, init=False, repr=False)
 
@@ -218,7 +221,7 @@ class Scorer:
         self._job = Job(self.model, self.samples, self.measures, self.passes, self.memory)
         self._sources = {catalog.spec(one): _source(one) for one in self.passes}
         if self.store is not None:
-            self._prints = fingerprint(self.model), samples_fingerprint(self.samples) + self.fitted
+            self._prints = fingerprint(self.model), samples_fingerprint(self.samples) + self.fitted + self.maker
             known = {one.name: self.store.scores(*self._prints, one.key) for one in self.measures}
             keys = set.intersection(*(set(scores) for scores in known.values())) if known else set()
             for key in keys:
@@ -298,7 +301,7 @@ class Scorer:
 
 def _source(one: LossyPass) -> str:
     try:
-        source = inspect.getsource(type(one))
+        source = "".join(inspect.getsource(kind) for kind in type(one).__mro__ if issubclass(kind, Pass))
     except (OSError, TypeError):
         source = ""
     return hashlib.sha256(source.encode()).hexdigest()[:8]

@@ -9,7 +9,7 @@ one that held is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -129,7 +129,7 @@ class Search:
 
         Raises:
             InputError: the drop is a share of a metric that is 0.
-            BudgetError: a size or a time is wanted that no plan reaches, or none within the allowed drop.
+            BudgetError: a size or a time is wanted that no plan reaches, or none within the allowed drop, or that runs.
         """
         target = self._target()
         if self.budget.drop is None:
@@ -137,7 +137,14 @@ class Search:
                 self._fitted(self._plan(target=target)), self.edits, self.errors, self.saving, self._fit_judge
             )
             self._measured[plan.key] = plan
-            return Found(self._verified(plan), list(self._measured.values()))
+            plan = self._verified(plan)
+            if plan.held_out is None or not math.isfinite(plan.held_out.drop):
+                raise BudgetError(
+                    f"the {len(plan.edits)} edits that bring it down to {self._share(self.whole - plan.saving)} leave"
+                    " a model that does not run, or whose metric is no number",
+                    hint="want less",
+                )
+            return Found(plan, list(self._measured.values()))
         if self.budget.drop.relative and self.budget.drop.number and not self.held_out.original:
             raise InputError(
                 f"a drop of {self.budget.drop} of nothing is nothing: the metric of the original is 0",
@@ -281,19 +288,19 @@ def refined(
 
 def _exchanges(
     plan: Plan, edits: Sequence[Edit], errors: Mapping[str, float], saving: Callable[[Edit], float]
-) -> list[tuple[Edit, ...]]:
+) -> Iterator[tuple[Edit, ...]]:
     """The plans with one edit exchanged that save no less, those first whose sum of errors is least."""
-    found = []
+    found: list[tuple[float, Edit, Edit]] = []
+    others = [edit for edit in edits if edit not in plan.edits and errors[edit.key] < float("inf")]
     for out in plan.edits:
-        kept = [edit for edit in plan.edits if edit is not out]
-        taken = frozenset[str]().union(*(edit.claims for edit in kept))
-        for edit in edits:
-            fits = edit not in plan.edits and not edit.claims & taken and errors[edit.key] < float("inf")
-            if fits and saving(edit) >= saving(out) * (1 - 1e-9):
-                chosen = {one.key for one in (*kept, edit)}
-                found.append((errors[edit.key] - errors[out.key], [one for one in edits if one.key in chosen]))
+        taken = frozenset[str]().union(*(edit.claims for edit in plan.edits if edit is not out))
+        for edit in others:
+            if saving(edit) >= saving(out) * (1 - 1e-9) and not edit.claims & taken:
+                found.append((errors[edit.key] - errors[out.key], out, edit))
     found.sort(key=lambda one: one[0])
-    return [tuple(chosen) for _, chosen in found]
+    for _, out, instead in found:
+        chosen = {edit.key for edit in plan.edits if edit is not out} | {instead.key}
+        yield tuple(edit for edit in edits if edit.key in chosen)
 
 
 def neighbours(edits: Sequence[Edit]) -> list[tuple[Edit, Edit]]:

@@ -314,6 +314,8 @@ def optimize(
             result.sizes = (before, sum(one.stat().st_size for one in result.files))
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
+        if reduced is not None:
+            reduced.forget()
     return result
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
 from burnish.ir import weights
+from burnish.ir.errors import BudgetError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import walk
 from burnish.passes import pipeline, prove
@@ -22,6 +24,10 @@ from burnish.passes.search import Found, Judgement
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed
+
+
+ROUNDING = 1e-6
+"""The part of the metric by which the exact passes behind the edits may change it by rounding."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Lossy:
         final: what was measured of the written model.
         latency: the paired timing of the written model against the original; None where their inputs differ.
         timed: the sample that was timed.
+        checkpoints: files of healing, from which a run that is killed before the model is written goes on.
     """
 
     model: oir.Model
@@ -83,6 +90,7 @@ class Lossy:
     final: Judgement | None = None
     latency: Verdict | None = None
     timed: str = ""
+    checkpoints: list[Path] = field(default_factory=list)
 
     def unchosen(self, proposed: Sequence[Edit], chosen: Sequence[Edit]) -> list[Skip]:
         """The sites that a search left alone, each with the edit there that loses least, and why it was not chosen.
@@ -119,6 +127,14 @@ class Lossy:
             found.setdefault(edit.spec, []).append(f"{edit.site} | {edit.option}")
         return dict(found)
 
+    def forget(self) -> None:
+        """Delete the checkpoints of healing: the model is written, or cannot be."""
+        if self.checkpoints:
+            from burnish.backends.fx.healing_options import forget
+
+            for one in self.checkpoints:
+                forget(one)
+
     def measure_written(self, runner: Runner, model: oir.Model, judge: Judge) -> None:
         """Measure what is written: its loss on the held-out samples, and its time beside the original's.
 
@@ -126,10 +142,20 @@ class Lossy:
             runner: of what is written.
             model: what is written.
             judge: what runs and times models.
+
+        Raises:
+            BudgetError: it loses more than is allowed, although its plan did not before the exact passes behind it.
         """
         if self.judged is None:
             return
         self.final = self.judged.of_runner(runner, model)
+        allowed = None if self.found is None or not self.edits else self.found.allowed
+        if allowed is not None and not self.final.drop <= allowed + ROUNDING * max(abs(self.judged.original), allowed):
+            raise BudgetError(
+                f"on the held-out samples a drop of {allowed:.4g} is allowed, and what would be written loses"
+                f" {self.final.drop:.4g}: the exact passes behind the edits have changed it",
+                hint="allow a little less, or a little more, so that rounding does not decide",
+            )
         sample = self.judged.samples[0]
         if set(sample.feeds) == {str(value.name) for value in model.graph.inputs}:
             original = judge.execute(self.judged.model)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as oir
 
+from burnish import __version__
 from burnish.frontends.functions import is_function
 from burnish.frontends.measures import Metric, user_measure
 from burnish.frontends.split import split
-from burnish.ir.errors import BudgetError, InputError
+from burnish.ir.errors import BudgetError, BurnishError, InputError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome
@@ -26,11 +28,12 @@ from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge, Measure
 from burnish.passes.score_store import Store, cache_folder
 from burnish.passes.scoring import Scorer
-from burnish.passes.search import Judgement, OnStep, Search, neighbours
+from burnish.passes.search import OnStep, Search, neighbours
 from burnish.passes.selection import frontier
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import Lossy, Scored
 from burnish.tools.lossy_context import context_for
+from burnish.tools.lossy_judges import AfterHealing, Fitting
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed, HealOptions
@@ -115,10 +118,20 @@ class _Stage:
         self.original, self.todo, self.samples, self.judge, self.options = model, todo, samples, judge, options
         self.on_step = options.on_step
         self.healed: dict[tuple[str, ...], Healed] = {}
+        self.checkpoints: list[Path] = []
 
     def run(self) -> Lossy:
         found = self._prepared()
+        found.checkpoints = self.checkpoints
         self.normal = found.model
+        try:
+            self._run(found)
+        except BurnishError:
+            found.forget()
+            raise
+        return found
+
+    def _run(self, found: Lossy) -> None:
         named = self._named(found.model)
         if self.todo.budget and any(edits is not None for edits in named):
             index = next(index for index, edits in enumerate(named) if edits is not None)
@@ -140,7 +153,6 @@ class _Stage:
             self._search(found)
         else:
             self._make_named(found, named)
-        return found
 
     def _prepared(self) -> Lossy:
         """The normal form, proved."""
@@ -226,10 +238,11 @@ class _Stage:
                     self.todo.lossy,
                     self.options.store,
                     spread=spread,
+                    maker=self._maker(),
                 )
             )
             scores = scorer.scores(edits, lambda done, total: self.on_step("scoring edits", done, total))
-            fitting = _Fitting(scorer, found.measure)
+            fitting = Fitting(scorer, found.measure)
             for edit, score in zip(edits, scores, strict=True):
                 drop = fitting.drop(score.values[found.measure.name])
                 found.scores[edit.key] = Scored(score.values[divergence.name], drop, score.reason or "")
@@ -242,7 +255,7 @@ class _Stage:
                 found.whole,
                 self.todo.budget,
                 fitting,
-                _AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
+                AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
                 pairs=pairs,
                 slack=HEALING if self.todo.heal else 1.0,
                 on_step=self.on_step,
@@ -256,6 +269,23 @@ class _Stage:
             own = [edit for edit in proposed if edit.spec == catalog.spec(one)]
             outcome.skipped += found.unchosen(own, found.found.plan.edits)
         self._make(found, found.found.plan.edits, outcomes)
+        self._check_size(found)
+
+    def _check_size(self, found: Lossy) -> None:
+        """Whether the edits together leave as few bytes as their own accounts add up to, where a size is wanted."""
+        if self.todo.budget.size is None:
+            return
+        wanted, left = self.todo.budget.size.of(found.whole), pipeline.constant_bytes(found.model)
+        if left > wanted * (1 + 1e-9):
+            raise BudgetError(
+                f"by their own accounts the edits come down to {wanted:,.0f} bytes of weights, together to {left:,}",
+                hint="want less, so that it comes down far enough",
+            )
+
+    def _maker(self) -> str:
+        from burnish.backends.ort.session import runtime
+
+        return f"burnish {__version__}, onnxruntime {runtime().__version__}, {self.todo.target == 'ort-cuda'}"
 
     def _workers(self, where: str) -> Workers:
         from burnish.backends.ort.session import executor
@@ -338,40 +368,11 @@ class _Stage:
         if key not in self.healed:
             student, _ = lossy.apply(self.normal, edits, self.todo.lossy)
             options = self.options.healing or HealOptions()
-            folder = cache_folder() / "heal"
-            self.healed[key] = heal(
-                student, self.normal, self.fitting, options, tell, keeps=self.context.keeps, folder=folder
-            )
+            folder = cache_folder() / "heal" / __version__
+            made = heal(student, self.normal, self.fitting, options, tell, keeps=self.context.keeps, folder=folder)
+            self.healed[key] = made
+            self.checkpoints += [] if made.checkpoint is None else [made.checkpoint]
         return self.healed[key]
-
-
-class _AfterHealing:
-    """Measures plans on held-out samples once they are healed."""
-
-    def __init__(self, judged: Judged, heal: Callable[[Sequence[Edit]], Healed]) -> None:
-        self.original, self._judged, self._heal = judged.original, judged, heal
-
-    def __call__(self, edits: Sequence[Edit]) -> Judgement:
-        return self._judged.of(self._heal(edits).model) if edits else self._judged(edits)
-
-
-class _Fitting:
-    """Measures plans on the fitting samples; what was scored once is known."""
-
-    def __init__(self, scorer: Scorer, measure: Measure) -> None:
-        self._scorer, self._measure = scorer, measure
-        self.original = scorer.original().values[measure.name]
-
-    def drop(self, value: float) -> float:
-        """How much worse a value is than the original's."""
-        return self.original - value if self._measure.higher_is_better else value - self.original
-
-    def __call__(self, edits: Sequence[Edit]) -> Judgement:
-        if not edits:
-            return Judgement(self.original, 0.0, 0.0)
-        (score,) = self._scorer.scores([tuple(edits)])
-        value = score.values[self._measure.name]
-        return Judgement(value, self.drop(value), 0.0)
 
 
 def _saved_bytes(edit: Edit) -> float:

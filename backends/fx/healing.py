@@ -19,7 +19,7 @@ from burnish.backends.fx.healing_features import counterparts, ports
 from burnish.backends.fx.healing_loop import Loop
 from burnish.backends.fx.healing_lora import add_changes, merge_changes
 from burnish.backends.fx.healing_loss import Goal, Term
-from burnish.backends.fx.healing_options import Healed, HealOptions, Progress
+from burnish.backends.fx.healing_options import Healed, HealOptions, Progress, forget
 from burnish.backends.fx.healing_ranks import Ranks
 from burnish.backends.fx.healing_rows import Batches
 from burnish.backends.fx.healing_runs import Frozen, Trained, outputs_of
@@ -34,7 +34,7 @@ from burnish.ir.views.blocks import stacks
 from burnish.passes.lossy import Keeps
 from burnish.passes.score_store import samples_fingerprint
 
-__all__ = ["HealOptions", "Healed", "Progress", "heal"]
+__all__ = ["HealOptions", "Healed", "Progress", "forget", "heal"]
 
 _MEASURED = 8
 """Batches from which sizes and gradients are measured before training."""
@@ -63,8 +63,8 @@ def heal(
         options: how.
         on_step: is told about every step.
         keeps: says which rows are padding and do not count; all rows count without it.
-        folder: where a checkpoint is kept, from which the same call goes on after it was killed; it is deleted in the
-            end. None for none.
+        folder: where a checkpoint is kept, from which the same call goes on after it was killed, and has the result at
+            once when training has ended; `forget` deletes it. None for none.
 
     Returns:
         The healed model and what became of it.
@@ -80,9 +80,8 @@ def heal(
     with torch.random.fork_rng(devices=[]):
         patient = weights.untied(student) if options.untie else student
         run = _Run(patient, teacher, samples, options, keeps)
-        loop = run.loop(
-            None if folder is None else folder / f"heal-{_key(student, teacher, samples, options)}.pt", started
-        )
+        file = None if folder is None else folder / f"heal-{_key(student, teacher, samples, options)}.pt"
+        loop = run.loop(file, started)
         loop.run(on_step)
         state = loop.state
         model, written = student, list[str]()
@@ -92,7 +91,7 @@ def heal(
             written = write_back(run.module.cpu(), model)
     return Healed(
         model, tuple(written), state.first, state.best, run.trained, state.step, state.seconds, loop.ended,
-        tuple(state.history),
+        tuple(state.history), file,
     )  # fmt: skip
 
 

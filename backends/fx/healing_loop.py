@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ class Loop:
             if not math.isfinite(self.state.first):
                 raise InputError("the student's loss on held-out rows is not a finite number", place="heal")
             self._remember()
+        finished = bool(self.ended)
         while not self.ended:
             share = self._share()
             if share >= 1:
@@ -117,9 +119,9 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
+        if not finished:
+            self._save()
         self.state.seconds += time.monotonic() - self._started
-        if self._file is not None and self._ranks.rank == 0:
-            self._file.unlink(missing_ok=True)
 
     def evaluate(self) -> float:
         """The loss on all held-out batches, without penalty and features."""
@@ -210,7 +212,8 @@ class Loop:
             torch.save(kept, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, self._file)
+        with suppress(FileNotFoundError):  # another process has ended the same training, and cleaned up
+            os.replace(partial, self._file)
         self._saved = time.monotonic()
         self._writing = self._saved - start
 

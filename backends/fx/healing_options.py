@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import onnx_ir as oir
@@ -138,6 +139,7 @@ class Healed:
         ended: why it ended, in plain words.
         history: after each evaluation the step, the mean loss of the steps since the one before, and that on held-out
             rows.
+        checkpoint: the file from which the same call has the result at once; None where none was asked for.
     """
 
     model: oir.Model
@@ -149,8 +151,15 @@ class Healed:
     seconds: float
     ended: str
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
+    checkpoint: Path | None = None
 
     @property
     def improved(self) -> bool:
         """Whether training made the loss on held-out rows smaller."""
         return bool(self.written)
+
+
+def forget(checkpoint: Path) -> None:
+    """Delete a checkpoint, with what killed processes have left of writing it."""
+    for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.name}.*.partial")):
+        file.unlink(missing_ok=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -121,6 +123,41 @@ def test_without_a_commit_nothing_is_left(tmp_path):
     with pytest.raises(RuntimeError), onnx_writer.staged(mlp(), tmp_path / "m.onnx"):
         raise RuntimeError("verification failed")
     assert names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+import test_onnx_writer as t
+path, moment = t.Path(sys.argv[1]), sys.argv[2]
+kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with t.onnx_writer.staged(t.mlp(), path, external=True) as stage:
+    if moment == "between":
+        replace = os.replace
+        os.replace = lambda old, new: kill() if new == path else replace(old, new)
+        stage.commit()
+    kill()
+"""
+
+
+@pytest.mark.parametrize("moment", ["staged", "between"])
+def test_the_next_one_removes_what_a_killed_process_left_and_puts_old_weights_back(tmp_path, moment):
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    onnx_writer.write(scaled := mlp(), path, external=True)
+    weight = scaled.graph.initializers["w"]
+    weight.const_value = oir.tensor(2 * weight.const_value.numpy(), name="w")
+    onnx_writer.write(scaled, path, external=True)
+    expected = run(path)
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parents[1] / ".src")])}
+    with onnx_writer.staged(scaled, other) as living:
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], env=environment, timeout=300)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".burnish-*"))) == 2
+        onnx_writer.write(scaled, tmp_path / "third.onnx")
+        assert len(list(tmp_path.glob(".burnish-*"))) == 1
+        living.commit()
+    assert names(tmp_path) == ["m.onnx", "m.onnx.data", "other.onnx", "third.onnx"]
+    np.testing.assert_array_equal(run(path), expected)
 
 
 @pytest.mark.parametrize("external", [True, False])

@@ -61,6 +61,9 @@ def test_a_drop_of_more_than_the_whole_is_one_of_a_perplexity_and_a_size_is_none
     assert budget(max_drop="150%").drop == Amount(1.5, True)
     with pytest.raises(InputError, match="more than the whole"):
         budget(max_size="101%")
+    with pytest.raises(InputError, match="less than a byte") as error:
+        budget(max_size=0.5)
+    assert "50%" in str(error.value.hint)
 
 
 def test_a_budget_that_says_nothing_is_false() -> None:

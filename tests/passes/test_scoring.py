@@ -136,6 +136,8 @@ def test_other_samples_weights_or_measures_are_other_scores(tmp_path: Path) -> N
     assert Scorer(model, samples, refuse, [Error()], PASSES, store).scores(edits[:1])
     with pytest.raises(AssertionError):
         Scorer(model, samples, refuse, [Error()], PASSES, store, fitted="others").scores(edits[:1])
+    with pytest.raises(AssertionError):
+        Scorer(model, samples, refuse, [Error()], PASSES, store, maker="burnish 0.2").scores(edits[:1])
 
 
 def test_an_edit_that_breaks_the_model_has_the_worst_score_and_a_reason(tmp_path: Path) -> None:

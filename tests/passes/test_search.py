@@ -138,3 +138,19 @@ def test_a_share_of_a_metric_that_is_zero_is_refused() -> None:
 def test_a_plan_whose_standard_error_is_unknown_does_not_hold() -> None:
     held_out = Counted(lambda edits: -0.1 * bool(edits), spread=float("inf"))
     assert not searched(0, Counted(additive(0)), held_out, max_drop="1%").plan.edits
+
+
+@pytest.mark.parametrize("least", [-1.0, -1e-12, 0.0])
+def test_edits_whose_errors_are_nothing_or_less_are_all_made(least: float) -> None:
+    edits, errors = problem(0)
+    errors = {key: least for key in errors}
+    one, other = Counted(lambda chosen: 0.0), Counted(lambda chosen: 0.0)
+    found = Search(edits, errors, lambda one: float(one.savings.bytes), BYTES, budget(max_drop="1%"), one, other).run()
+    assert len(found.plan.edits) == 12
+
+
+@pytest.mark.parametrize("drop", [float("inf"), float("nan")])
+def test_a_plan_that_does_not_run_reaches_no_size(drop: float) -> None:
+    broken = Counted(lambda chosen: drop if chosen else 0.0)
+    with pytest.raises(BudgetError, match="does not run"):
+        searched(0, broken, broken, max_size="90%")

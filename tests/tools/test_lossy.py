@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,10 @@ import pytest
 
 import burnish
 from burnish.ir.errors import BudgetError, InputError, UnchangedError
+from burnish.passes.judging import Judged
+from burnish.passes.lossy import Edit
+from burnish.passes.lowrank.project_rank import ProjectRank
+from burnish.passes.search import Judgement
 from burnish.tools import cli, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +138,7 @@ def test_a_model_without_residual_blocks_says_why_none_is_removed(tmp_path: Path
     with pytest.raises(InputError, match="nothing can be edited: `remove-blocks`: the model has no residual blocks"):
         burnish.optimize(model, data=tmp_path / "x.npz", max_drop="1%")
 
+
 def test_what_a_search_left_alone_is_listed_with_what_it_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,31 +216,60 @@ def test_a_picture_of_no_search_is_refused_before_anything_is_written(
     assert not output.exists() and not plot.exists()
 
 
-@pytest.mark.parametrize("seconds", [0.8, 2.0, 3.2])
-def test_a_search_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, seconds: float) -> None:
-    data = digits(tmp_path)
-    command = [
-        sys.executable,
-        "-c",
-        "from burnish.tools.cli import main; main()",
-        "optimize",
-        str(DEMO / "digits_vit.onnx"),
-        "--data",
-        str(data),
-    ]
-    command += ["--max-drop", "2%", "-p", QUICK, "-o"]
+def killed_at(tmp_path: Path, *moments: str) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """What became of a run that nothing happens to, and of each that is killed with the run after it."""
+    command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(digits(tmp_path, 100)), *moments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / ".src"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert ended.returncode == 0, ended.stderr
+    [[whole], *others] = json.loads(ended.stdout)
+    assert whole["status"] == 0 and whole["bytes"] and not whole["left"]
+    for killed, again in others:
+        assert killed["status"] in (-signal.SIGKILL, 0) and killed["bytes"] in (None, whole["bytes"])
+        assert again["status"] == 0 and again["bytes"] == whole["bytes"] and not again["left"]
+        assert killed["scores"] + again["scores"] in (whole["scores"], whole["scores"] + 1)
+    return whole, others
 
-    def start(output: str, cache: str) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"BURNISH_CACHE": str(tmp_path / cache), "PYTHONPATH": str(ROOT / ".src")}
-        return subprocess.Popen([*command, str(tmp_path / output)], env=environment, stdout=subprocess.DEVNULL)
 
-    assert start("whole.onnx", "one").wait() == 0
-    killed = start("out.onnx", "other")
-    time.sleep(seconds)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert killed.returncode == 0 or not (tmp_path / "out.onnx").exists()
-    assert start("out.onnx", "other").wait() == 0
-    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"digits.npz", "whole.onnx", "out.onnx", "one", "other"}
+def test_a_search_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    _, [[scoring, _], [writing, again]] = killed_at(tmp_path, "scoring edits:6", "writing:0")
+    assert scoring["status"] == writing["status"] == -signal.SIGKILL and scoring["scores"] == 6
+    assert writing["left"] and not again["scores"]
+
+
+@pytest.mark.slow
+def test_searches_that_are_killed_anywhere_go_on(tmp_path: Path) -> None:
+    steps = ("infer-types:0", "project-rank:0", "scoring edits:0", "scoring edits:11", "finding how much:3")
+    killed_at(tmp_path, *steps, "measuring on:0", "fuse-norm:0", *(str(moment) for moment in np.arange(0.1, 4, 0.37)))
+
+
+@pytest.mark.slow
+def test_healing_that_is_killed_goes_on_and_no_plan_is_healed_twice(tmp_path: Path) -> None:
+    """Of 24 steps every fourth is a checkpoint."""
+    steps = ("healing:100", "healing:500", "healing:1000", "fuse-norm:0", "writing:0")
+    whole, others = killed_at(tmp_path, *steps, *(str(moment) for moment in np.arange(2, 12, 1.3)))
+    assert whole["steps"] >= 24
+    for killed, again in others:
+        assert whole["steps"] <= killed["steps"] + again["steps"] <= whole["steps"] + 4
+    assert not others[len(steps) - 1][1]["steps"]
+
+
+def test_what_is_saved_is_measured_and_not_only_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    propose = ProjectRank.propose
+
+    def boast(self: ProjectRank, *arguments: Any) -> list[Edit]:
+        edits = propose(self, *arguments)
+        return [replace(one, savings=replace(one.savings, bytes=2 * one.savings.bytes)) for one in edits]
+
+    monkeypatch.setattr(ProjectRank, "propose", boast)
+    with pytest.raises(BudgetError, match="together to") as error:
+        optimize(tmp_path, max_drop=None, max_size="40%")
+    assert error.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
+
+
+def test_what_loses_more_once_it_is_written_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judged, "of_runner", lambda self, runner, model: Judgement(0.9, 0.0201 * self.original, 0.0))
+    monkeypatch.setattr(Judged, "of", lambda self, model: Judgement(0.98, 0.0, 0.0))
+    with pytest.raises(BudgetError, match="what would be written loses") as error:
+        optimize(tmp_path)
+    assert error.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()

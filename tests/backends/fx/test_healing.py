@@ -19,7 +19,7 @@ from fx_checks import floats, model_of
 from burnish.backends.fx import healing_factors
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
-from burnish.backends.fx.healing import Healed, HealOptions, Progress, heal
+from burnish.backends.fx.healing import Healed, HealOptions, Progress, forget, heal
 from burnish.backends.fx.healing_features import counterparts, taps
 from burnish.backends.fx.healing_graph import size_of, storages
 from burnish.backends.fx.healing_memory import Stretches
@@ -296,8 +296,13 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
     told: list[Progress] = []
     healed = heal(short, vit, samples, QUICK, told.append, folder=tmp_path)
     assert told[0].step == 13 and healed.steps == 20 and len(healed.history) == 10
-    assert not list(tmp_path.iterdir())
     assert bytes_of(healed.model) == bytes_of(heal(short, vit, samples, QUICK).model)
+    again = heal(short, vit, samples, QUICK, None, folder=tmp_path)
+    assert bytes_of(again.model) == bytes_of(healed.model) and again.history == healed.history
+    assert healed.checkpoint is not None and list(tmp_path.iterdir()) == [healed.checkpoint]
+    healed.checkpoint.with_name(f"{healed.checkpoint.name}.1.partial").touch()
+    forget(healed.checkpoint)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_as_good_as_none(

@@ -1,0 +1,115 @@
+"""Runs of `optimize` that are killed at chosen moments, and a second run of each.
+
+A process of its own, `python killing.py FOLDER DATA MOMENT...`: it forks, which nothing that has made a session may do.
+A moment is a step that `on_step` tells, as `scoring edits:6`, or `writing:0`, or seconds. On standard output it leaves,
+as JSON, what came of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import burnish
+from burnish.backends.fx import healing_loop
+from burnish.backends.fx.healing import HealOptions
+from burnish.backends.onnx_writer import Staged
+from burnish.backends.ort import session
+from burnish.passes import scoring
+from burnish.tools import lossy_stage, report
+
+MODEL = Path(__file__).resolve().parents[1] / "tools" / "demo" / "digits_vit.onnx"
+PASS = "project-rank{ranks=1,joint=False}"
+LOADED = (lossy_stage, report, session)
+"""Imported before the first fork."""
+
+
+def counted(owner: Any, name: str, count: Callable[[], None]) -> None:
+    """Have `count` called with each call of a method."""
+    method = getattr(owner, name)
+
+    def call(self: Any, *arguments: Any) -> Any:
+        count()
+        return method(self, *arguments)
+
+    setattr(owner, name, call)
+
+
+def start(folder: Path, data: Path, heal: bool, moment: str | None) -> int:
+    """Run `optimize` in a child, which kills itself at a moment; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"BURNISH_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    tempfile.tempdir = None
+    work = {"scores": 0, "steps": 0}
+
+    def count(what: str) -> None:
+        work[what] += 1
+        (folder / "work.json").write_text(json.dumps(work))
+
+    def told(what: str, number: int, total: int) -> None:
+        step, _, at = (moment or "").partition(":")
+        if at and what.startswith(step) and number >= int(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    counted(scoring.Scorer, "_keep", lambda: count("scores"))
+    counted(healing_loop.Loop, "_step", lambda: count("steps"))
+    counted(Staged, "commit", lambda: told("writing", 0, 1))
+    try:
+        options = HealOptions(steps=24, evaluations=6) if heal else None
+        burnish.optimize(
+            MODEL,
+            folder / "out" / "out.onnx",
+            data=data,
+            passes=[PASS],
+            max_drop="2%",
+            heal=options,
+            guard=["size"],
+            on_step=told,
+        )
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def run(folder: Path, data: Path, heal: bool, moment: str | None) -> dict[str, Any]:
+    """What became of a run."""
+    for one in ("out", "tmp"):
+        (folder / one).mkdir(parents=True, exist_ok=True)
+    (folder / "work.json").write_text(json.dumps({"scores": 0, "steps": 0}))
+    seconds = moment is not None and ":" not in moment
+    child = start(folder, data, heal, None if seconds else moment)
+    if seconds:
+        time.sleep(float(moment or 0))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    written = folder / "out" / "out.onnx"
+    left = [*folder.glob("out/*"), *folder.glob("tmp/*"), *folder.glob("cache/heal/*/*")]
+    return {
+        "status": status,
+        "bytes": written.read_bytes().hex() if written.exists() else None,
+        "left": sorted(one.name for one in left if one != written),
+        **json.loads((folder / "work.json").read_text()),
+    }
+
+
+def main(folder: Path, data: Path, moments: list[str]) -> None:
+    """Print what became of a run that nothing happens to, then of each that is killed and of the run after it."""
+    heal = any(one.startswith("healing") for one in moments)
+    found = [[run(folder / "whole", data, heal, None)]]
+    for number, moment in enumerate(moments):
+        own = folder / f"{number}"
+        found.append([run(own, data, heal, moment), run(own, data, heal, None)])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
