@@ -23,6 +23,8 @@ from burnish.passes.sites import Keep
 
 Outputs = Mapping[str, np.ndarray]
 
+_OTHERS = "`agreement` needs no labels, and a function of your own (`--metric package.module:function`) may take any"
+
 _GROUPS = 10
 """Groups of samples that the jackknife leaves out in turn."""
 
@@ -109,14 +111,14 @@ class RowMeasure(ABC):
                 f"the labels have the shape {list(labels.shape)}, the rows of output `{self.look.output}` "
                 f"{list(shape)}",
                 place=f"sample `{sample.name}`",
-                hint=f"the metric `{self.name}` takes one whole number for each row",
+                hint=f"the metric `{self.name}` takes one whole number for each row; {_OTHERS}",
             )
         wide = labels.astype(np.float64) if labels.dtype.kind in "fiub" else None
         if wide is None or not np.isfinite(wide).all() or not np.array_equal(wide, np.trunc(wide)):
             raise InputError(
                 f"the labels are no whole numbers: {_some(labels)}",
                 place=f"sample `{sample.name}`",
-                hint=f"the metric `{self.name}` takes one whole number for each row",
+                hint=f"the metric `{self.name}` takes one whole number for each row; {_OTHERS}",
             )
         found = labels.astype(np.int64).reshape(shape)
         return found if kept is None else np.where(kept, found, IGNORED)

@@ -92,6 +92,10 @@ def lines(found: Lossy) -> list[str]:
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
     if found.found is not None and not found.edits:
         shown.append(f"note      {_why_nothing(found)}")
+    wanted, latency = found.budget.latency, found.latency
+    if wanted is not None and latency is not None and latency.ratio > wanted.number:
+        span = f"{100 * latency.ratio:.3g} % ({100 * latency.low:.3g} to {100 * latency.high:.3g} %)"
+        shown.append(f"note      {wanted} of the time was wanted; what is written was measured to take {span}")
     return shown
 
 

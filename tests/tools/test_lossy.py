@@ -17,9 +17,11 @@ import pytest
 
 import burnish
 from burnish.ir.errors import BudgetError, InputError, UnchangedError
+from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
 from burnish.passes.lowrank.project_rank import ProjectRank
+from burnish.passes.protocols import Verdict
 from burnish.passes.search import Judgement
 from burnish.tools import cli, report
 
@@ -167,6 +169,16 @@ def test_a_report_is_valid_json_whatever_was_measured(tmp_path: Path) -> None:
 
     found = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)["lossy"]
     assert found["result"]["spread"] == "infinite"
+
+
+def test_a_time_that_was_wanted_and_is_not_measured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = optimize(tmp_path)
+    assert result.lossy is not None
+    result.lossy.budget = budget(max_latency="80%")
+    for ratio, said in ((0.75, False), (1.2, True)):
+        result.lossy.latency = Verdict(ratio, ratio - 0.1, ratio + 0.1, False, False, 9)
+        report.show(result)
+        assert ("80 % of the time was wanted" in capsys.readouterr().out) == said
 
 
 def test_scores_that_cannot_be_kept_are_said(
