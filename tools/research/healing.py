@@ -28,11 +28,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "healing.json", FOLDER / "healing.md"
 
 SETS = {
-    "ours": (3, 4, 5, 14, 17, 25, 26),
+    "ours": (4, 13, 14, 16, 17, 25, 26),
+    "perplexity": (3, 4, 5, 14, 17, 25, 26),
     "block influence": (13, 14, 15, 16, 17, 25, 26),
     "reverse order": (23, 24, 25, 26, 27, 28, 29),
 }
-"""What `research.depth` chose by output loss and perplexity together, by block influence, and the last ones."""
+"""Sets that `research.depth` chose, the first by output loss and perplexity together."""
 SEEDS = (0, 1, 2)
 LENGTH, TEXTS = 256, 64
 """Tokens of a text, and texts to heal on, some of which say which weights are the best."""
