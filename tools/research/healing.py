@@ -124,11 +124,11 @@ def known() -> dict[str, Any]:
 _HEAD = """# A language model healed after seven of its thirty blocks were removed
 
 `python -m burnish.tools.research.healing` makes this page. SmolLM2-135M without cache; the sets of blocks are those
-that `burnish.tools.research.depth` chose. The rest of the model is trained by distillation from the original, on
-{texts} texts of 256 tokens from docstrings of the standard library, unlabelled: {steps} steps of AdamW over all
-weights, one text each, at most {rate:.0e}, temperature 1. A tenth of the texts is held out and says which weights
-are kept. Perplexity is that of 33 windows of 256 tokens from topics of Python's help, in ONNX Runtime. It trains in
-one thread; CPU time is that of setting up and training on a busy machine.
+of [the table of criteria](depth.md). The rest of the model is trained by distillation from the original, on {texts}
+texts of 256 tokens from docstrings of the standard library, unlabelled: {steps} steps of AdamW over all weights,
+one text each, at most {rate:.0e}, temperature 1. A tenth of the texts is held out and says which weights are kept.
+Perplexity is that of 33 windows of 256 tokens from topics of Python's help, in ONNX Runtime. It trains in one
+thread; CPU time is that of setting up and training on a busy machine.
 
 """
 
