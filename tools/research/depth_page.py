@@ -25,8 +25,8 @@ SmolLM2-135M-Instruct (Q4_1, weights unpacked to float32), nothing trained after
 Criteria look at other topics: at 4 windows of 256 tokens; `angular` at 64 texts of 32 tokens; `criticality`, which
 runs the model hundreds of times, at 96 tokens. `ours` is a joint choice: output loss and perplexity of each removal
 alone are the errors of the edits, mixed in five ways, with and without what two neighbours cost together less or more
-than alone; an exact knapsack chooses for each, the joint results are measured on 8 texts of other topics, and the best
-is kept."""
+than alone; an exact knapsack chooses for each, the joint results are measured on 8 texts of other topics, and from the
+best one block at a time is exchanged for another where that measures better there (up to 60 are tried)."""
 
 _MODELS = {
     "digits_resnet": "the ResNet of the digits, accuracy on its 500 held-out digits",

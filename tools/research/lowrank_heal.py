@@ -1,9 +1,9 @@
 """Heal factored digits models: `OMP_NUM_THREADS=1 python -m burnish.tools.research.lowrank_heal NAME [SEED...]`.
 
-A model is factored to a share of all its parameters, with one ratio for all layers, and trained to give the original's
-scores on the 1297 training digits, turned and shifted at random, without labels. Accuracy is that on the 500 held-out
-digits, which neither the original nor healing has seen. Writes into `docs/results/lowrank.json`; `lowrank.py` makes the
-page.
+A model is factored to a share of all its parameters, with the ranks that the selection of `optimize --max-size` finds,
+and trained to give the original's scores on the 1297 training digits, turned and shifted at random, without labels.
+Accuracy is that on the 500 held-out digits, which neither the original nor healing has seen. Writes into
+`docs/results/lowrank.json`; `lowrank.py` makes the page.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ from burnish.frontends import onnx_file
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
+from burnish.passes.criticality import reading
 from burnish.passes.lossy import LossyPass
+from burnish.passes.measures import Divergence
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
+from burnish.passes.scoring import Scorer
+from burnish.passes.selection import select
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research.lowrank_page import RESULTS
 from burnish.tools.research.train_digits import DigitsVit, digits, moved, train, write_model
@@ -67,13 +71,10 @@ def _wider() -> nn.Module:
     return DigitsVit(128, 4, 4)
 
 
-TEN_MINUTES = {"batch": 128, "minutes": 10.0}
 TRIALS = {
     "resnet-50": Trial("digits ResNet, 78 k", "resnet", None, 0, 0.0, 0.5, {"batch": 64, "steps": 600}),
-    "vit-50": Trial("digits ViT, 4 layers, 64 wide", "vit64", _wide, 80, 3e-3, 0.5, TEN_MINUTES),
-    "vit-25": Trial(
-        "digits ViT, 4 layers, 128 wide", "vit128", _wider, 60, 2e-3, 0.25, {"batch": 128, "minutes": 10.0}
-    ),
+    "vit-50": Trial("digits ViT, 4 layers, 64 wide", "vit64", _wide, 80, 3e-3, 0.5, {"batch": 128, "steps": 300}),
+    "vit-25": Trial("digits ViT, 4 layers, 128 wide", "vit128", _wider, 60, 2e-3, 0.25, {"batch": 128, "steps": 300}),
 }
 
 
@@ -91,22 +92,16 @@ def _original(trial: Trial, folder: Path) -> oir.Model:
 
 
 def _factored(model: oir.Model, samples: Sequence[Sample], share: float) -> tuple[oir.Model, float]:
-    """The model with the largest ratio, one for all layers, that keeps `share` of its parameters, and what it keeps."""
+    """The model with the ranks that lose least of all that keep `share` of its parameters, and what it keeps."""
     whole = sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
-    low, high = 0.01, 0.95
     context = context_for(model, samples)
-    for _ in range(8):
-        middle = (low + high) / 2
-        given = {"policy": "uniform", "share": middle, "multiple": 1}
-        one = catalog.make("project-rank", given)
-        assert isinstance(one, LossyPass)
-        edits = one.propose(model, context, Outcome("project-rank"))
-        kept = 1 - sum(edit.savings.parameters for edit in edits) / whole
-        low, high = (middle, high) if kept <= share else (low, middle)
-        if kept <= share:
-            best = edits, one, kept
-    edits, one, kept = best
-    return lossy.apply(model, edits, [one])[0], kept
+    one = catalog.make("project-rank", {"ranks": 10, "multiple": 2, "joint": False})
+    assert isinstance(one, LossyPass)
+    edits = one.propose(model, context, Outcome("project-rank"))
+    with Scorer(model, samples, context.execute, [Divergence(reading(model))], [one]) as scorer:
+        errors = {edit.key: score.values["divergence"] for edit, score in zip(edits, scorer.scores(edits), strict=True)}
+    found = select(edits, errors, lambda edit: float(edit.savings.parameters), target=(1 - share) * whole)
+    return lossy.apply(model, found.edits, [one])[0], 1 - found.saved / whole
 
 
 def measure(trial: Trial, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
@@ -137,7 +132,7 @@ def measure(trial: Trial, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
         torch.manual_seed(seed)
         more = [moved(torch.from_numpy(images)).numpy() for _ in range(MOVED)]
         seen = [Sample("digits", {"image": np.concatenate([images, *more])})]
-        options = HealOptions(rate=3e-3, seed=seed, patience=10, **trial.budget)
+        options = HealOptions(rate=1e-3, seed=seed, patience=10, **trial.budget)
         healed = heal(student, model, seen, options)
         row["healed"][str(seed)] = {"accuracy": accuracy(healed.model), "steps": healed.steps}
         print(trial.title, seed, row["healed"][str(seed)], f"{time.perf_counter() - start:.0f} s", flush=True)

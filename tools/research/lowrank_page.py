@@ -30,10 +30,11 @@ _ALONE = (
     "nothing of the outputs: an error of 1 is that of an output of zeros.",
 )
 _HEALED = (
-    "Made by `python -m burnish.tools.research.lowrank_heal`. Factored with one ratio for all layers, then distilled",
-    "from the original on the 1297 training digits and four randomly turned and shifted copies, without labels.",
-    "Accuracy on the 500 held-out digits, which neither training nor healing saw; 0.2 points are one digit.",
-    "The transformer had ten minutes a seed on a busy machine, which are too few steps: it is not healed yet.",
+    "Made by `python -m burnish.tools.research.lowrank_heal`. Factored with the ranks that the selection of",
+    "`optimize --max-size` finds, then distilled from the original on the 1297 training digits and four randomly",
+    "turned and shifted copies, without labels. Accuracy on the 500 held-out digits, which neither training nor",
+    "healing saw; 0.2 points are one digit. With one ratio for all layers instead, the ResNet falls to 0.532 and the",
+    "transformer of 169 k to 0.558 before healing: what is kept where matters more than anything that follows.",
 )
 
 
