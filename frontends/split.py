@@ -25,7 +25,7 @@ _PIECES = 10
 _TRIED = 8
 """Rows that a model is given to see whether they meet."""
 
-_ROUNDING = 0.01
+_ROUNDING = 0.05
 """What other rows of a batch may change in one, relative to the largest number: int8 scales are taken over a batch."""
 
 _ALL = None
