@@ -26,6 +26,7 @@ class Ledger:
             before = self._macs.get(one.node, 0)
             self._macs[one.node] = None if before is None or one.cost.macs is None else before + one.cost.macs
         self._known = found.macs is not None
+        self._backwards = list(reversed(model.graph))
         self._stored = {one.name: one for one in found.stored}
         self._readers: dict[int, tuple[str, set[oir.Node]]] = {}
         for node in walk(model):
@@ -34,13 +35,19 @@ class Ledger:
                 if tensor is not None and value is not None:
                     self._readers.setdefault(id(tensor), (str(value.name), set()))[1].add(node)
 
-    def without(self, nodes: Iterable[oir.Node]) -> Savings:
+    def without(self, nodes: Iterable[oir.Node], left: oir.Value | None = None) -> Savings:
         """What is saved when these nodes go, with the constants that only they read.
 
         Args:
             nodes: nodes of the model, with all that only they need.
+            left: what is read in the place of what they compute. With it, `nodes` may lack what only they need.
         """
         gone = set(nodes)
+        for node in self._backwards if left is not None else ():
+            users = [use.node for value in node.outputs for use in value.uses()]
+            stays = left in node.outputs or any(value.is_graph_output() for value in node.outputs)
+            if users and not stays and all(user in gone for user in users):
+                gone.add(node)
         lost = [name for name, readers in self._readers.values() if readers <= gone]
         kept = [self._stored[name] for name in lost if name in self._stored]
         macs = [self._macs.get(node, 0) for node in gone]

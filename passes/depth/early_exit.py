@@ -95,7 +95,7 @@ class EarlyExit(LossyPass):
     def _savings(self, model: oir.Model, layer: int, ledger: Ledger, dims: Mapping[str, int]) -> Savings | str:
         tail = chain(blocks_of(model))[layer:]
         if self._plain and all(block.adders == (None, None) for block in tail):
-            return ledger.without(node for block in tail for node in block.nodes)
+            return ledger.without((node for block in tail for node in block.nodes), tail[0].entry)
         copy = model.clone()
         names = {name for block in tail for name in anchors(block)}
         try:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 from block_networks import Cached, ConvNet, Encoder, Translator, UNet, built, exported, torch
+from decoding import normal as packed
 from golden import name_nodes, parse_graph
 from laws import OrtRunner
 
@@ -128,6 +129,17 @@ def test_each_layer_that_goes_takes_its_bytes_along() -> None:
     for edit, gone in zip(edits, (2, 1), strict=True):
         assert 0 <= edit.savings.bytes - gone * sizes[0] < 64, "but for single numbers"
     assert edits[0].claims & edits[1].claims, "one excludes the other"
+
+
+def test_tables_that_only_blocks_of_the_end_share_are_among_what_is_saved() -> None:
+    model = packed("gemma-kv-op23")
+    (one,) = catalog.parse("early-exit")
+    assert isinstance(one, LossyPass)
+    edits = one.propose(model, lossy.Context([], None, None, None), Outcome("early-exit"))  # type: ignore[arg-type]
+    assert len(edits) == 5
+    for edit in edits:
+        found = lossy.saved(model, lossy.apply(model, [edit], [one])[0], {})
+        assert (found.parameters, found.bytes) == (edit.savings.parameters, edit.savings.bytes)
 
 
 def test_a_shorter_decoder_keeps_the_names_of_its_caches() -> None:
