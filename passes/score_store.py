@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,11 +92,15 @@ class Store:
             measure: key of the measure.
 
         Returns:
-            What `add_scores` was given.
+            What `add_scores` was given; what is there and is none of that is left out.
         """
         query = "select edit, found from scores where model = ? and samples = ? and measure = ?"
         rows = self._asked(lambda: self._database.execute(query, (model, samples, measure)).fetchall())
-        return {edit: json.loads(found) for edit, found in rows}
+        known = {}
+        for edit, found in rows:
+            with suppress(ValueError, TypeError):
+                known[edit] = json.loads(found)
+        return known
 
     def add_scores(self, model: str, samples: str, edit: str, found: Mapping[str, Any]) -> None:
         """Write what is known of one edit, on disk when this returns; earlier scores of it are replaced.
@@ -112,7 +117,7 @@ class Store:
         """The seconds that were measured for `key`; None when nothing was."""
         query = "select seconds from timings where key = ?"
         row = self._asked(lambda: self._database.execute(query, (key,)).fetchone())
-        return None if row is None else float(row[0])
+        return float(row[0]) if row is not None and isinstance(row[0], float) and row[0] >= 0 else None
 
     def add_timing(self, key: str, seconds: float) -> None:
         """Write a timing, on disk when this returns.

@@ -225,10 +225,9 @@ class Scorer:
             known = {one.name: self.store.scores(*self._prints, one.key) for one in self.measures}
             keys = set.intersection(*(set(scores) for scores in known.values())) if known else set()
             for key in keys:
-                rows = {name: scores[key] for name, scores in known.items()}
-                values = {name: float(row["value"]) for name, row in rows.items()}
-                reasons = [row["reason"] for row in rows.values() if row.get("reason")]
-                self._found[key] = Score(values, reasons[0] if reasons else None)
+                score = _read({name: scores[key] for name, scores in known.items()})
+                if score is not None:
+                    self._found[key] = score
 
     def __enter__(self) -> Scorer:
         return self
@@ -297,6 +296,18 @@ class Scorer:
     def _key(self, plan: Edits) -> str:
         """The edits as text, with a hash of the passes' source: a pass that was changed is scored anew."""
         return "\n".join(sorted(f"{edit.key} | {self._sources[edit.spec]}" for edit in plan))
+
+
+def _read(rows: Mapping[str, Any]) -> Score | None:
+    """The score of what a store holds, by measure; None where that is something else."""
+    values, reasons = {}, []
+    for name, row in rows.items():
+        value = row.get("value") if isinstance(row, dict) else None
+        if not isinstance(value, float | int) or math.isnan(value):
+            return None
+        values[name] = float(value)
+        reasons.append(row.get("reason"))
+    return Score(values, next((str(reason) for reason in reasons if reason), None))
 
 
 def _source(one: LossyPass) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,6 +140,18 @@ def test_other_samples_weights_or_measures_are_other_scores(tmp_path: Path) -> N
         Scorer(model, samples, refuse, [Error()], PASSES, store, fitted="others").scores(edits[:1])
     with pytest.raises(AssertionError):
         Scorer(model, samples, refuse, [Error()], PASSES, store, maker="burnish 0.2").scores(edits[:1])
+
+
+@pytest.mark.parametrize("garbage", ["nonsense", "null", "[1]", "{}", '{"value": "x"}', '{"value": NaN}', b"\xff"])
+def test_rows_of_a_store_that_are_no_scores_are_scored_anew(tmp_path: Path, garbage: str | bytes) -> None:
+    _, _, edits = digits()
+    path = tmp_path / "scores.sqlite"
+    with scorer(Store(path)) as one:
+        found = one.scores(edits[:2])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("update scores set found = ?", (garbage,))
+    with scorer(Store(path)) as other:
+        assert other.scores(edits[:2]) == found
 
 
 def test_an_edit_that_breaks_the_model_has_the_worst_score_and_a_reason(tmp_path: Path) -> None:
