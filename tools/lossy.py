@@ -121,11 +121,16 @@ class Lossy:
         return found
 
     def fired(self) -> dict[str, Any]:
-        """What was edited, for the metadata of the written model: enough to make the same edits again."""
-        found: dict[str, list[str]] = {}
+        """What was edited, for the metadata of the written model: by pass each site with what was made of it.
+
+        Of healing, how many initializers were trained.
+        """
+        found: dict[str, Any] = {}
         for edit in self.edits:
             found.setdefault(edit.spec, []).append(f"{edit.site} | {edit.option}")
-        return dict(found)
+        if self.healed is not None and self.healed.written:
+            found["heal"] = len(self.healed.written)
+        return found
 
     def forget(self) -> None:
         """Delete the checkpoints of healing: the model is written, or cannot be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from burnish.passes import pipeline
 from burnish.tools import terminal
 
 if TYPE_CHECKING:
@@ -40,9 +41,18 @@ def as_dict(found: Lossy) -> dict[str, Any]:
         "before_healing": None if found.healed is None else _judgement(found.result),
         "result": _judgement(found.final or found.result),
         "healed": None if found.healed is None else _healed_as_dict(found.healed),
+        "weights": _weights(found),
         "plans": [] if search is None else [_plan_as_dict(plan) for plan in search.plans],
         "frontier": [{"saving": saving, "error": error, "drop": drop} for saving, error, drop in found.frontier],
     }
+
+
+def _weights(found: Lossy) -> dict[str, float] | None:
+    """Bytes of weights of the original, of the edited model, and what the edits by their own accounts leave of them."""
+    if found.found is None or found.budget.objective != "size":
+        return None
+    predicted = found.whole - found.found.plan.saving
+    return {"before": found.whole, "after": float(pipeline.constant_bytes(found.model)), "predicted": predicted}
 
 
 def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
@@ -90,6 +100,10 @@ def lines(found: Lossy) -> list[str]:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
+    weights = _weights(found)
+    if weights is not None and found.edits:
+        before, after, predicted = (terminal.size(round(number)) for number in weights.values())
+        shown.append(f"weights   {before} -> {after}, predicted {predicted}")
     if found.found is not None and not found.edits:
         shown.append(f"note      {_why_nothing(found)}")
     wanted, latency = found.budget.latency, found.latency

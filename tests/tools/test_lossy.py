@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 import burnish
+from burnish.backends.fx.healing_options import HealOptions
 from burnish.ir.errors import BudgetError, InputError, UnchangedError
 from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
@@ -56,6 +57,7 @@ def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> 
     found = report.as_dict(result)["lossy"]
     assert found["edits"] and found["result"]["drop"] + found["result"]["spread"] <= found["budget"]["allowed"]
     assert result.sizes[1] < 0.95 * result.sizes[0]
+    assert found["weights"]["before"] > found["weights"]["after"] == found["weights"]["predicted"]
     made = json.loads({p.key: p.value for p in onnx.load(tmp_path / "out.onnx").metadata_props}["burnish.fired"])
     assert [f"{edit['site']} | {edit['option']}" for edit in found["edits"]] == made[QUICK]
     runner = burnish.tools.api._open(tmp_path / "out.onnx", "onnx", False)
@@ -92,6 +94,17 @@ def test_a_drop_is_measured_by_a_function_of_the_users(tmp_path: Path, monkeypat
         with pytest.raises(InputError, match="KeyError: 'logit'|no function `other`") as error:
             optimize(tmp_path, metric=metric)
         assert error.value.exit_code == 2
+
+
+def test_the_written_model_says_that_it_was_healed(tmp_path: Path) -> None:
+    options = HealOptions(steps=3, evaluations=3, rate=1e-3)
+    result = optimize(tmp_path, passes=["remove-blocks{blocks=1}"], max_drop=None, guard=["size"], heal=options)
+    made = json.loads({p.key: p.value for p in onnx.load(tmp_path / "out.onnx").metadata_props}["burnish.fired"])
+    assert result.lossy is not None and result.lossy.healed is not None
+    assert made["heal"] == len(result.lossy.healed.written) > 0 and made["remove-blocks{blocks=1}"] == [
+        "block 1 | drop"
+    ]
+    assert not list((tmp_path / "cache").rglob("*.pt*"))
 
 
 def test_passes_that_name_their_edits_need_no_data_and_no_budget(tmp_path: Path) -> None:
