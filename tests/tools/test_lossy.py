@@ -97,7 +97,7 @@ def test_a_drop_is_measured_by_a_function_of_the_users(tmp_path: Path, monkeypat
 
 
 def test_the_written_model_says_that_it_was_healed(tmp_path: Path) -> None:
-    options = HealOptions(steps=3, evaluations=3, rate=1e-3)
+    options = HealOptions(steps=12, evaluations=6, patience=6, rate=3e-4)
     result = optimize(tmp_path, passes=["remove-blocks{blocks=1}"], max_drop=None, guard=["size"], heal=options)
     made = json.loads({p.key: p.value for p in onnx.load(tmp_path / "out.onnx").metadata_props}["burnish.fired"])
     assert result.lossy is not None and result.lossy.healed is not None
