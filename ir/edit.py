@@ -175,6 +175,27 @@ def unique_name(model: oir.Model, wanted: str) -> str:
     return name
 
 
+def name_nodes(model: oir.Model) -> None:
+    """Give every node that has no name, or that of an earlier node, a name of its own: that of its first output.
+
+    The same model gets the same names every time.
+    """
+    nodes = [node for graph in main_graphs(model) for node in graph]
+    taken, double = set[str](), []
+    for node in nodes:
+        if node.name and node.name not in taken:
+            taken.add(node.name)
+        else:
+            double.append(node)
+    for node in double:
+        wanted = next((str(value.name) for value in node.outputs if value.name), node.op_type)
+        name, number = wanted, 1
+        while name in taken:
+            name, number = f"{wanted}_{number}", number + 1
+        taken.add(name)
+        node.name = name
+
+
 def separate_names(model: oir.Model) -> None:
     """Rename values of nested graphs that are called like a value of another graph; onnx_ir names each graph alone."""
     graphs = main_graphs(model)

@@ -37,7 +37,8 @@ def names() -> list[str]:
 
 def nearest(wrong: str, known: typing.Iterable[str]) -> str:
     """A hint that names the nearest known word."""
-    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`?" if close else f"known are: {', '.join(f'`{k}`' for k in known)}"
 
 

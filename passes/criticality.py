@@ -88,7 +88,10 @@ def reading(model: oir.Model, output: str | None = None, kind: Kind | None = Non
     normal = Pipeline(NORMAL_FORM).rewrite(model).model
     found = {str(value.name): value for value in normal.graph.outputs if _is_float(value)}
     if not found:
-        raise InputError("the model has no output of floating point: there is nothing to compare")
+        raise InputError(
+            "the model has no output of floating point: there is nothing to compare",
+            hint="let it also return the scores from which its answer is chosen",
+        )
     if output is not None and output not in found:
         listed = ", ".join(f"`{name}`" for name in found)
         raise InputError(f"there is no output `{output}` of floating point", hint=f"the outputs are {listed}")

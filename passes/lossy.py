@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import cost
-from burnish.ir.edit import separate_names
+from burnish.ir.edit import name_nodes, separate_names
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog
@@ -159,6 +159,7 @@ class LossyPass(Pass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """Make the edits that the options name outright."""
+        name_nodes(model)
         self.apply(model, self.asked(model, outcome), outcome)
 
 

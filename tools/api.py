@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.frontends.measures import Metric
 from burnish.ir import origin
-from burnish.ir.errors import InputError, UnchangedError
+from burnish.ir.errors import InputError, MissingPackageError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
@@ -320,7 +321,9 @@ def optimize(
 
 
 def _check_use(todo: plan.Plan, **given: Any) -> None:
-    """Refuse options of a lossy stage or a search where there is none."""
+    """Refuse options of a lossy stage or a search where there is none, and healing where torch is missing."""
+    if todo.heal and todo.lossy and find_spec("torch") is None:
+        raise MissingPackageError("healing needs PyTorch, which is not installed", hint="pip install 'burnish[torch]'")
     for name in (name for name, value in given.items() if value):
         lossy = name in ("metric", "heal")
         if not (todo.lossy if lossy else todo.budget):

@@ -17,6 +17,7 @@ from burnish import __version__
 from burnish.frontends.functions import is_function
 from burnish.frontends.measures import Metric, user_measure
 from burnish.frontends.split import split
+from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, pipeline, prove
@@ -155,7 +156,7 @@ class _Stage:
             self._make_named(found, named)
 
     def _prepared(self) -> Lossy:
-        """The normal form, proved."""
+        """The normal form, proved; its nodes have names, by which edits find their sites again."""
         judged = self.todo.verify != "off"
         samples = self.samples[:PROVED] if self.samples is not None else samples_for(self.original) if judged else []
         prover = prove.Prover(
@@ -168,6 +169,7 @@ class _Stage:
             on_step=self.on_step,
         )
         proof = prover.run()
+        name_nodes(proof.run.model)
         return Lossy(proof.run.model, proof, list(samples), budget=self.todo.budget)
 
     def _named(self, model: oir.Model) -> list[list[Edit] | None]:
@@ -216,9 +218,7 @@ class _Stage:
                     raise
                 refused[outcome.name] = error.cause
         if not edits:
-            raise InputError(
-                _nothing(outcomes, refused), hint="`burnish passes` lists others; `--why PASS` names every site"
-            )
+            raise InputError(_nothing(outcomes, refused), hint="take other lossy passes: `burnish passes` lists them")
         proposed = edits
         found.whole = float(pipeline.constant_bytes(found.model))
         if self.todo.budget.objective == "latency":
@@ -385,9 +385,9 @@ def _saved_seconds(edit: Edit) -> float:
 
 def _nothing(outcomes: Sequence[Outcome], refused: Mapping[str, str]) -> str:
     """Why no pass proposed anything."""
-    parts = []
+    passes: dict[str, list[str]] = {}
     for outcome in outcomes:
         reasons = Counter(skip.reason for skip in outcome.skipped).most_common(2)
         why = refused.get(outcome.name) or "; ".join(reason for reason, _ in reasons) or "it found no site"
-        parts.append(f"`{outcome.name}`: {why}")
-    return "nothing can be edited: " + "; ".join(parts)
+        passes.setdefault(why, []).append(f"`{outcome.name}`")
+    return "nothing can be edited: " + "; ".join(f"{', '.join(names)}: {why}" for why, names in passes.items())

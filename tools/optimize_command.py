@@ -150,6 +150,9 @@ def _check_plot(given: dict[str, Any]) -> None:
     from burnish.tools import plots
 
     plots.check(given["plot"])
+    others = [given[key] for key in ("output", "report") if given[key] is not None]
+    if Path(given["plot"]).resolve() in [Path(other).resolve() for other in others]:
+        raise InputError("the picture has the name of another output", place=given["plot"], hint="give it its own name")
     budget = {key: given[key] for key in ("max_drop", "max_size", "max_latency", "objective")}
     if not plan.resolve(given["recipe"], given["passes"] or None, given["without"], **budget).budget:
         raise InputError("nothing is searched, so there is nothing to draw", place="--plot", hint="add `--max-drop 1%`")

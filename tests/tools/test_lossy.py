@@ -17,7 +17,7 @@ import pytest
 
 import burnish
 from burnish.backends.fx.healing_options import HealOptions
-from burnish.ir.errors import BudgetError, InputError, UnchangedError
+from burnish.ir.errors import BudgetError, InputError, MissingPackageError, UnchangedError
 from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
@@ -150,7 +150,8 @@ def test_a_model_without_residual_blocks_says_why_none_is_removed(tmp_path: Path
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((64, 1, 4), np.float32))
     with pytest.raises(InputError, match="the model has no residual blocks"):
         burnish.optimize(model, data=tmp_path / "x.npz", passes=["remove-blocks"], max_drop="1%")
-    with pytest.raises(InputError, match="nothing can be edited: `remove-blocks`: the model has no residual blocks"):
+    cause = "nothing can be edited: `remove-blocks`, `drop-attention`, `drop-mlp`: the model has no residual blocks"
+    with pytest.raises(InputError, match=cause):
         burnish.optimize(model, data=tmp_path / "x.npz", max_drop="1%")
 
 
@@ -228,17 +229,39 @@ def test_the_printed_python_shows_and_draws_what_the_command_does(
     assert (tmp_path / "plan.svg").read_text().rstrip().endswith("</svg>")
 
 
+def test_healing_without_torch_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match="healing needs PyTorch") as error:
+        optimize(tmp_path, heal=True)
+    assert error.value.exit_code == 2 and error.value.hint == "pip install 'burnish[torch]'"
+
+
+@pytest.mark.parametrize("passes", [["remove-blocks{blocks=1}"], [QUICK]])
+def test_nodes_without_names_are_edited_like_others(tmp_path: Path, passes: list[str]) -> None:
+    model = onnx.load(DEMO / "digits_vit.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "unnamed.onnx")
+    drop = None if passes == ["remove-blocks{blocks=1}"] else "2%"
+    wanted = optimize(tmp_path, passes=passes, max_drop=drop).lossy
+    given = {"data": digits(tmp_path), "passes": passes, "max_drop": drop}
+    found = burnish.optimize(tmp_path / "unnamed.onnx", **given).lossy  # type: ignore[arg-type]
+    assert found is not None and wanted is not None and found.final == wanted.final
+    assert [edit.option for edit in found.edits] == [edit.option for edit in wanted.edits]
+
+
 def test_a_picture_of_no_search_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, plot = tmp_path / "out.onnx", tmp_path / "plan.svg"
-    monkeypatch.setattr(
-        sys, "argv", ["optimize", str(DEMO / "digits_vit.onnx"), "-o", str(output), "--plot", str(plot)]
-    )
-    with pytest.raises(SystemExit) as stopped:
-        cli.optimize_main()
-    assert stopped.value.code == 2 and "nothing is searched" in capsys.readouterr().err
-    assert not output.exists() and not plot.exists()
+    plot = tmp_path / "plan.svg"
+    for output, cause in ((tmp_path / "out.onnx", "nothing is searched"), (plot, "the name of another output")):
+        monkeypatch.setattr(
+            sys, "argv", ["optimize", str(DEMO / "digits_vit.onnx"), "-o", str(output), "--plot", str(plot)]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            cli.optimize_main()
+        assert stopped.value.code == 2 and cause in capsys.readouterr().err
+        assert not output.exists() and not plot.exists()
 
 
 def killed_at(tmp_path: Path, *moments: str) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:

@@ -200,6 +200,8 @@ def test_bad_input_is_one_message_exit_code_2_and_nothing_written(model, optimiz
 def test_unknown_names_come_with_the_nearest(model, optimize, tmp_path):
     _, _, err = optimize(model, "-o", tmp_path / "out.onnx", "-p", "fold-batchnrom")
     assert "did you mean `fold-batchnorm`?" in err
+    _, _, err = optimize(model, "--dry-run", "-p", "raise-opset{when=never}")
+    assert "known are: `always`, `softmax`" in err
 
 
 def test_an_unknown_operator_is_kept(optimize, tmp_path):
