@@ -224,6 +224,10 @@ class _Stage:
         if self.todo.budget.objective == "latency":
             edits = self._timed(found, edits)
         divergence = measure("divergence", found.model, keeps=self.context.keeps).measure
+        if found.measure.name == divergence.name and found.measure.key != divergence.key:
+            raise InputError(
+                f"edits are scored by a `{divergence.name}` of ours", place="--metric", hint="name yours otherwise"
+            )
         measures = list({one.name: one for one in (divergence, found.measure)}.values())
         with ExitStack() as stack:
             spread = None

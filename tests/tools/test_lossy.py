@@ -107,6 +107,14 @@ def test_the_written_model_says_that_it_was_healed(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.pt*"))
 
 
+def test_a_metric_is_not_taken_for_what_edits_are_scored_by(tmp_path: Path) -> None:
+    def divergence(outputs: list[dict[str, np.ndarray]], labels: list[Any]) -> float:
+        return 1.0
+
+    with pytest.raises(InputError, match="edits are scored by a `divergence`"):
+        optimize(tmp_path, metric=divergence)
+
+
 def test_passes_that_name_their_edits_need_no_data_and_no_budget(tmp_path: Path) -> None:
     result = burnish.optimize(DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=["remove-blocks{blocks=1}"])
     assert result.lossy is not None and [edit.site for edit in result.lossy.edits] == ["block 1"]
