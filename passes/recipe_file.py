@@ -9,7 +9,7 @@ from typing import Any
 from burnish.ir.errors import InputError
 from burnish.passes import catalog
 from burnish.passes.base import Pass
-from burnish.passes.budget import OBJECTIVES
+from burnish.passes.budget import OBJECTIVES, amount
 
 TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -154,6 +154,11 @@ class _Reader:
     def text_of(self, node: Any, name: str) -> str:
         if not isinstance(node.value, str):
             raise self.fail(node, f"`{name}` is one value", f"write `{name}: 1%`")
+        if name != "metric":
+            try:
+                amount(node.value, f"--{name}")
+            except InputError as error:
+                raise self.fail(node, error.cause, (error.hint or "").replace(f"--{name} ", f"{name}: ")) from None
         return node.value
 
     def integer(self, node: Any) -> int:

@@ -117,6 +117,8 @@ def _why_nothing(found: Lossy) -> str:
     """Why no edit was made although there is a budget."""
     if found.budget.drop is None:
         return "the model is within the budget as it is"
+    if found.budget.objective == "size" and found.frontier and not any(saving for saving, _, _ in found.frontier):
+        return "none of the edits makes the model smaller; what makes it faster is searched with `--objective latency`"
     tried = [plan for plan in found.found.plans if plan.edits and plan.held_out] if found.found is not None else []
     if not tried:
         return "no edit stays within the budget on the samples that edits are fitted to"

@@ -237,6 +237,14 @@ def test_the_printed_python_shows_and_draws_what_the_command_does(
     assert (tmp_path / "plan.svg").read_text().rstrip().endswith("</svg>")
 
 
+def test_edits_that_save_nothing_of_what_is_sought_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = optimize(tmp_path, passes=["parallel-blocks"])
+    report.show(result)
+    assert not result.lossy.edits and "none of the edits makes the model smaller" in capsys.readouterr().out
+
+
 def test_healing_without_torch_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingPackageError, match="healing needs PyTorch") as error:

@@ -137,6 +137,7 @@ def test_a_recipe_file_is_followed(model, optimize, tmp_path):
         ("passes:\n  - [a\n", 3, "not YAML"),
         ("- fold-batchnorm\n", 1, "a recipe is a mapping"),
         ("opset: 17\n", 1, "names no passes"),
+        ("passes:\n  - fold-batchnorm\nmax-size: half\n", 3, "write `max-size: 50%`"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_shown_with_its_line(model, optimize, tmp_path, text, line, cause):
