@@ -38,6 +38,16 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path("~/.cache").expanduser()) / "burnish"
 
 
+def folder_in_cache(name: str) -> Path | None:
+    """A folder of that name in the cache, which is made where it is missing; None where nothing can be written."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
 def samples_fingerprint(samples: Iterable[Sample]) -> str:
     """SHA-256, in hex, of the inputs and labels of all samples, in order; their names do not count."""
     state = hashlib.sha256()

@@ -27,7 +27,7 @@ from burnish.passes.lossy import Edit, Undecided
 from burnish.passes.measure_choice import measure
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge, Measure
-from burnish.passes.score_store import Store, cache_folder
+from burnish.passes.score_store import Store, folder_in_cache
 from burnish.passes.scoring import Scorer
 from burnish.passes.search import OnStep, Search, neighbours
 from burnish.passes.selection import frontier
@@ -372,7 +372,7 @@ class _Stage:
         if key not in self.healed:
             student, _ = lossy.apply(self.normal, edits, self.todo.lossy)
             options = self.options.healing or HealOptions()
-            folder = cache_folder() / "heal" / __version__
+            folder = folder_in_cache(f"heal/{__version__}")
             made = heal(student, self.normal, self.fitting, options, tell, keeps=self.context.keeps, folder=folder)
             self.healed[key] = made
             self.checkpoints += [] if made.checkpoint is None else [made.checkpoint]

@@ -207,7 +207,8 @@ def test_scores_that_cannot_be_kept_are_said(
     tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_cache.write_text("no folder")
-    report.show(optimize(tmp_path))
+    options = HealOptions(steps=1, evaluations=1)
+    report.show(optimize(tmp_path, passes=["remove-blocks"], max_drop="90%", heal=options))
     assert f"scores are not kept, `{own_cache}" in capsys.readouterr().out
 
 
