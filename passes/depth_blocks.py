@@ -84,14 +84,14 @@ def held(block: Block, place: int = 0) -> list[str] | None:
     """
     names = []
     for part in block.parts:
-        nodes = sorted(_branch(block, part), key=lambda node: node.op_type in CONTRACTIONS)
+        nodes = sorted(branch(block, part), key=lambda node: node.op_type in CONTRACTIONS)
         if place >= len(nodes):
             return None
         names.append(str(nodes[place].name))
     return names
 
 
-def _branch(block: Block, part: Part) -> list[oir.Node]:
+def branch(block: Block, part: Part) -> list[oir.Node]:
     """The nodes that compute what a part adds, nearest to the sum first; no skip-normalization is among them."""
     own, found = set(block.nodes), dict[oir.Node, None]()
     pending: list[oir.Value | None] = list(part.results)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
-from burnish.ir.views.block import Block
+from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.flow import Flow
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.norm import Norm, find_norm, norms
+from burnish.passes.depth_blocks import block_with, branch
 from burnish.passes.projections import merge, mergeable
 from burnish.passes.skip_norms import not_splittable, split
 
@@ -58,6 +59,31 @@ class Groups:
                 raise Unsuited(f"block {behind.index} changes the shape of the stream")
         return [self._member(block) for block in blocks]
 
+    def around(self, structure: Structure, name: str, site: str) -> Block:
+        """An attention and the mlp that has the node of this name, as a block.
+
+        Where branches near them are gone, the model may be read as blocks that begin and end elsewhere.
+
+        Raises:
+            InputError: there is no such node any more.
+        """
+        block = block_with(structure, name, site)
+        parts = [part for one in structure.blocks for part in one.parts]
+        own = [part for part in block.parts if any(node.name == name for node in branch(block, part))]
+        pair = tuple(parts[max(parts.index(own[0]) - 1, 0) :][:2]) if own else block.parts
+        if pair == block.parts or len(pair) < 2 or pair[0].exit is not pair[1].entry:
+            return block
+        ends = (self._flow(block).step(value) for value in (pair[0].entry, pair[1].exit))
+        first, last = (step.node if step is not None and step.part == "sum" else None for step in ends)
+        return replace(block, parts=pair, adders=(first, last))
+
+    def _flow(self, block: Block) -> Flow:
+        graph = block.nodes[0].graph
+        assert isinstance(graph, oir.Graph)
+        if graph not in self._flows:
+            self._flows[graph] = Flow(graph)
+        return self._flows[graph]
+
     def _member(self, block: Block) -> Member:
         if block.form == "post-norm":
             raise Unsuited(f"norms stand behind the sums of block {block.index}, not before its attention")
@@ -70,11 +96,7 @@ class Groups:
             raise Unsuited(f"the attention of block {block.index} reads no norm of the stream")
         if adder is not None and (reason := not_splittable(adder)):
             raise Unsuited(f"the state before block {block.index} is inside {match.describe(adder)}: {reason}")
-        graph = block.nodes[0].graph
-        assert isinstance(graph, oir.Graph)
-        if graph not in self._flows:
-            self._flows[graph] = Flow(graph)
-        flow = self._flows[graph]
+        flow = self._flow(block)
         steps = flow.members(flow.between(norm.output, block.parts[0].exit))
         inside = tuple(step.node for step in steps if step.node is not None)
         outer = next((node for node in match.readers(norm.output) if node not in inside), None)

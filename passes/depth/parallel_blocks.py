@@ -12,7 +12,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.block import Block, Structure
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.depth_blocks import anchor, block_with, blocks_of, held, marker
+from burnish.passes.depth_blocks import anchor, blocks_of, held, marker
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
 from burnish.passes.parallel_groups import Groups, Member, Unsuited, joined, rewire
 
@@ -113,6 +113,7 @@ class ParallelBlocks(LossyPass):
     def _members(model: oir.Model, marks: Sequence[str], site: str) -> list[Member]:
         structure = blocks_of(model)
         try:
-            return Groups(model).members([block_with(structure, name, site) for name in marks])
+            known = Groups(model)
+            return known.members([known.around(structure, name, site) for name in marks])
         except Unsuited as why:
             raise InputError(f"another edit has changed it: {why}", place=site) from None

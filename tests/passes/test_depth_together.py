@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import onnx_ir as oir
 import pytest
 from block_networks import Encoder, built, exported, torch
 from laws import OrtRunner, check_nothing_unused
@@ -56,3 +57,38 @@ def test_branches_that_go_one_after_the_other_are_the_chosen_ones(form: str, mor
     found = OrtRunner(after, optimize=False).run({"ids": IDS.numpy(), "mask": MASK.numpy()})["y"]
     with torch.no_grad():
         np.testing.assert_allclose(found, left(IDS, MASK).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [(), ("fuse-norm", "fuse-skip-norm{target=ort-cuda}")], ids=["plain", "skip-fused"])
+@pytest.mark.parametrize(
+    ("spec", "index", "site"), [("drop-mlp", 1, "blocks 2 to 3"), ("drop-attention", 2, "blocks 0 to 1")]
+)
+def test_a_group_is_found_again_beside_branches_that_are_gone(
+    spec: str, index: int, site: str, more: tuple[str, ...]
+) -> None:
+    module = built(Encoder("pre", layers=4))
+    axes = {name: {0: "batch", 1: "seq"} for name in ("ids", "mask", "y")}
+    model = exported(module, (IDS, MASK), ["ids", "mask"], ["y"], axes)
+    model = Pipeline([*NORMAL_FORM, *more]).rewrite(model).model
+    (one, other) = catalog.parse(f"{spec},parallel-blocks")
+    assert isinstance(one, LossyPass) and isinstance(other, LossyPass)
+    context = lossy.Context([], None, None, None)  # type: ignore[arg-type]
+    drop = next(edit for edit in one.propose(model, context, Outcome("")) if edit.site == f"block {index}")
+    group = next(edit for edit in other.propose(model, context, Outcome("")) if edit.site == site)
+    assert not drop.claims & group.claims
+    found = run(lossy.apply(model, [drop, group], [one, other])[0])
+    quiet = copy.deepcopy(module)
+    layer = quiet.blocks[index]
+    part = layer.mlp if spec == "drop-mlp" else layer.attention
+    last = [one for one in part.modules() if isinstance(one, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    still = exported(quiet, (IDS, MASK), ["ids", "mask"], ["y"], axes)
+    still = Pipeline([*NORMAL_FORM, *more]).rewrite(still).model
+    again = next(edit for edit in other.propose(still, context, Outcome("")) if edit.site == site)
+    np.testing.assert_allclose(found, run(lossy.apply(still, [again], [other])[0]), rtol=1e-4, atol=1e-5)
+
+
+def run(model: oir.Model) -> np.ndarray:
+    return OrtRunner(model, optimize=False).run({"ids": IDS.numpy(), "mask": MASK.numpy()})["y"]
