@@ -24,7 +24,7 @@ from burnish.passes.lossy import Edit
 from burnish.passes.lowrank.project_rank import ProjectRank
 from burnish.passes.protocols import Verdict
 from burnish.passes.search import Judgement
-from burnish.tools import cli, report
+from burnish.tools import cli, lossy_report, report
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "tools" / "demo"
@@ -64,6 +64,9 @@ def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> 
     with np.load(digits(tmp_path)) as data:
         right = (runner.run({"image": data["image"]})["logits"].argmax(1) == data["labels"]).mean()
     assert right >= found["original"] - 0.03
+    assert result.lossy is not None and not any("more samples" in line for line in lossy_report.lines(result.lossy))
+    result.lossy.final = Judgement(found["original"], 0.0, 0.05)
+    assert any("more samples would tell" in line for line in lossy_report.lines(result.lossy))
 
 
 def test_a_second_search_measures_nothing_and_writes_the_same_bytes(
