@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "healing.json", FOLDER / "healing.md"
 
 SETS = {
-    "ours": (4, 13, 14, 16, 17, 25, 26),
+    "ours": (4, 5, 13, 14, 17, 25, 26),
     "perplexity": (3, 4, 5, 14, 17, 25, 26),
     "block influence": (13, 14, 15, 16, 17, 25, 26),
     "reverse order": (23, 24, 25, 26, 27, 28, 29),
