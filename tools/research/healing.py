@@ -15,7 +15,8 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ NUMBERS, PAGE = FOLDER / "healing.json", FOLDER / "healing.md"
 
 SETS = {
     "ours": (4, 5, 13, 14, 17, 25, 26),
+    "ours, without exchanges": (4, 13, 14, 16, 17, 25, 26),
     "perplexity": (3, 4, 5, 14, 17, 25, 26),
     "block influence": (13, 14, 15, 16, 17, 25, 26),
     "reverse order": (23, 24, 25, 26, 27, 28, 29),
 }
-"""Sets that `research.depth` chose, the first by output loss and perplexity together."""
+"""Sets that `research.depth` chose, the first two by output loss and perplexity together; numbers go by blocks."""
 SEEDS = (0, 1, 2)
 LENGTH, TEXTS = 256, 64
 """Tokens of a text, and texts to heal on, some of which say which weights are the best."""
@@ -94,25 +96,31 @@ def measure(sets: Sequence[str], seeds: Sequence[int]) -> None:
     """Every number that is not there yet."""
     from burnish.passes.depth_criteria import without
 
-    teacher = depth.normal(depth.LANGUAGE)
-    keep("original", lambda: depth.perplexity(teacher, depth.windows("held-out")))
+    teacher, judges = depth.normal(depth.LANGUAGE), depth.windows("held-out")
+
+    def before(name: str) -> float:
+        return depth.perplexity(without(teacher, SETS[name]), judges)
+
+    keep("original", lambda: depth.perplexity(teacher, judges))
     for seed in seeds:
         for name in sets:
-            keep(
-                f"{name} | before",
-                lambda name=name: depth.perplexity(without(teacher, SETS[name]), depth.windows("held-out")),
-            )
-            keep(f"{name} | {seed}", lambda name=name, seed=seed: run(name, seed))
+            keep(key(name, "before"), partial(before, name))
+            keep(key(name, seed), partial(run, name, seed))
 
 
-def keep(key: str, make: Any) -> None:
+def key(name: str, what: object) -> str:
+    """The name under which a number of a set is kept."""
+    return f"{'+'.join(map(str, SETS[name]))} | {what}"
+
+
+def keep(name: str, make: Callable[[], Any]) -> None:
     """A number under its name, made when it is not known; several processes may do so at once."""
-    if key not in known():
+    if name not in known():
         found = make()
-        print(f"{key}: {found}", file=sys.stderr, flush=True)
-        partial = NUMBERS.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({**known(), key: found}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, NUMBERS)
+        print(f"{name}: {found}", file=sys.stderr, flush=True)
+        unfinished = NUMBERS.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps({**known(), name: found}, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, NUMBERS)
 
 
 def known() -> dict[str, Any]:
@@ -138,18 +146,21 @@ def page() -> str:
     found = known()
     lines = [_HEAD.format(texts=TEXTS, steps=OPTIONS["steps"], rate=OPTIONS["rate"])]
     lines += [f"The original has {found['original']:.2f}.\n\n"]
-    lines += [
-        "| removed by | blocks | before | healed | seeds | CPU minutes |\n| --- | --- | --- | --- | --- | --- |\n"
-    ]
+    lines += ["| removed by | blocks | before | healed | by seed | CPU minutes |\n"]
+    lines += ["| --- | --- | --- | --- | --- | --- |\n"]
+    before, healed = dict[str, float](), dict[str, float]()
     for name, blocks in SETS.items():
-        runs = [found[key] for seed in SEEDS if (key := f"{name} | {seed}") in found]
+        runs = [found[key(name, seed)] for seed in SEEDS if key(name, seed) in found]
         if runs:
             values = [one["perplexity"] for one in runs]
+            before[name], healed[name] = found[key(name, "before")], float(np.mean(values))
             minutes = ", ".join(f"{one['cpu'] / 60:.1f}" for one in runs)
             each = ", ".join(f"{value:.2f}" for value in values)
-            before = f"{found[f'{name} | before']:.4g}"
-            row = (name, "+".join(map(str, blocks)), before, f"**{np.mean(values):.2f}**", each, minutes)
+            row = (name, "+".join(map(str, blocks)), f"{before[name]:.4g}", f"**{healed[name]:.2f}**", each, minutes)
             lines.append(f"| {' | '.join(row)} |\n")
+    first, last = (min(values, key=lambda name: values[name]) for values in (before, healed))
+    lines.append(f"\nThe lowest before healing: {first}. The lowest healed: {last}.\n")
+    lines.append("Where a set has one seed only, small differences between sets prove nothing.\n")
     return "".join(lines)
 
 
