@@ -223,7 +223,8 @@ def page(known: list[dict[str, Any]]) -> str:
         "What `--max-drop` finds when rank projection and the removal of blocks, attention and mlps are",
         "searched together, when either is searched alone, and when every layer gets the same ratio of rank",
         "(the smallest one in steps of 0.05 that held). *Held out* is the half of the given samples that had no",
-        "part in the choice: the drop with its standard error has to stay within the allowed one. *Unseen* are",
+        "part in the choice: the drop with its standard error has to stay within the allowed one, unless there is",
+        "no drop at all. *Unseen* are",
         "samples that the search was never given. Sizes are those of the weights.",
         "`python -m burnish.tools.research.joint vit` and `a2` make this page.",
         "",
@@ -236,6 +237,14 @@ def page(known: list[dict[str, Any]]) -> str:
             f"| {row.bed} | {row.way} | {row.edits} | {100 * row.size:.1f} % | {row.held_out:.4f} | {row.allowed} |"
             f" {row.unseen:.4f} |"
         )
+    lines += [
+        "",
+        "Where several blocks do nearly nothing, as in seeds 0 and 1 of the ViT, removing some and factoring the rest",
+        "beats both alone; where none does (MiniLM, half of whose weights are the table of its vocabulary), the joint",
+        "search comes to what rank alone finds. One ratio for all layers holds for one of the four models only.",
+        "A budget holds for data like those that were given: MiniLM searched on docstrings of 19 modules lost 0.0121",
+        "on those of 19 others, and 0.0226 on longer texts of another kind, where 0.01 was allowed.",
+    ]
     return "\n".join(lines) + "\n"
 
 
