@@ -233,7 +233,7 @@ def page(found: dict[str, Any]) -> str:
         "CPU seconds are those of the process. Scoring has a thread that runs models and two beside it, which apply",
         "the next edit and measure the sample before. Where a second core is free for these, the clock shows what the",
         "first does: its CPU seconds, and the measuring of each edit's last sample, for which it waits. The clock",
-        "here shows what a machine of two cores made of it that had much else to do.",
+        "here shows what a machine of two cores made of it that had little else to do.",
         "",
         "## All single-block removals of SmolLM2-135M",
     ]
