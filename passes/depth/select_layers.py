@@ -41,10 +41,6 @@ class SelectLayers(LossyPass):
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         return self._edits(model, outcome, {})
 
-    @property
-    def decided(self) -> bool:
-        return True
-
     def _edits(self, model: oir.Model, outcome: Outcome, dims: Mapping[str, int]) -> list[Edit]:
         structure = blocks_of(model)
         wanted = self._numbers(structure)

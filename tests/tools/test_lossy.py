@@ -124,6 +124,26 @@ def test_passes_that_name_their_edits_need_no_data_and_no_budget(tmp_path: Path)
     assert result.lossy.result is None and result.sizes[1] < 0.8 * result.sizes[0]
 
 
+@pytest.mark.parametrize(
+    ("one", "site"),
+    [
+        ("select-layers{ranges=0:1+2:3}", "blocks 0:1+2:3"),
+        ("drop-mlp{blocks=1}", "block 1"),
+        ("early-exit{layer=2}", "blocks 2 to 2"),
+        ("tie-blocks{map=1:0}", "block 1"),
+    ],
+)
+def test_every_pass_that_can_name_its_edits_needs_no_data(tmp_path: Path, one: str, site: str) -> None:
+    result = burnish.optimize(DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=[one], verify="off")
+    assert result.lossy is not None and [edit.site for edit in result.lossy.edits] == [site]
+
+
+def test_ranges_that_are_none_are_said_to_be_without_a_call_for_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`2:1` are no ranges of the blocks 0 to 2"):
+        burnish.optimize(DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=["select-layers{ranges=2:1}"])
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_passes_that_name_their_edits_are_measured_where_there_is_data(tmp_path: Path) -> None:
     result = optimize(tmp_path, passes=["remove-blocks{blocks=1}"], max_drop=None)
     assert result.lossy is not None and result.lossy.final is not None and result.lossy.final.drop > 0
