@@ -13,7 +13,7 @@ from burnish.ir import match, weights
 from burnish.ir.inference import Inference
 from burnish.ir.views.block import Block
 from burnish.ir.views.block_hash import COMMUTATIVE, attributes_of
-from burnish.ir.views.flow import SKIP_NORMS, Flow, Step
+from burnish.ir.views.flow import SKIP_NORMS, Flow, Flows, Step
 from burnish.ir.views.norm import find_norm
 from burnish.ir.walk import STANDARD_DOMAINS, bodies
 
@@ -60,19 +60,11 @@ class Pairs:
 
     def __init__(self, model: oir.Model) -> None:
         self._facts = Inference(model)
-        self._flows: dict[oir.Graph, Flow] = {}
-
-    def _flow(self, block: Block) -> Flow:
-        """The flow of the graph of a block."""
-        graph = block.nodes[0].graph
-        assert isinstance(graph, oir.Graph)
-        if graph not in self._flows:
-            self._flows[graph] = Flow(graph)
-        return self._flows[graph]
+        self._flows = Flows()
 
     def _place(self, value: oir.Value, block: Block) -> oir.Value:
         """An end of a block in the flow of its graph, where sums that are no output are values of its own."""
-        flow, ends = self._flow(block), {block.entry: block.adders[0], block.exit: block.adders[1]}
+        flow, ends = self._flows.around(block.nodes[0]), {block.entry: block.adders[0], block.exit: block.adders[1]}
         if value in flow.source or ends.get(value) is None:
             return value
         return next(total for total, node in flow.sums.items() if node is ends[value])
@@ -96,7 +88,7 @@ class Pairs:
         if own.nodes[0].graph is not other.nodes[0].graph:
             raise Different("they are in different graphs")
         entries = [self._place(block.entry, block) for block in (own, other)]
-        pairing = _Pairing(self._flow(own), self._facts, own, other, entries)
+        pairing = _Pairing(self._flows.around(own.nodes[0]), self._facts, own, other, entries)
         pairing.pair(self._place(own.exit, own), self._place(other.exit, other))
         return pairing.uses
 

@@ -10,7 +10,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match
 from burnish.ir.views.block import Block, Structure
-from burnish.ir.views.flow import Flow
+from burnish.ir.views.flow import Flows
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.norm import Norm, find_norm, norms
 from burnish.passes.depth_blocks import block_with, branch
@@ -43,7 +43,7 @@ class Groups:
     def __init__(self, model: oir.Model) -> None:
         self.model = model
         self._norms: Mapping[oir.Value, Norm] = {norm.output: norm for norm in norms(model)}
-        self._flows: dict[oir.Graph, Flow] = {}
+        self._flows = Flows()
 
     def members(self, blocks: Sequence[Block]) -> list[Member]:
         """The blocks of a group, first to last.
@@ -73,16 +73,9 @@ class Groups:
         pair = tuple(parts[max(parts.index(own[0]) - 1, 0) :][:2]) if own else block.parts
         if pair == block.parts or len(pair) < 2 or pair[0].exit is not pair[1].entry:
             return block
-        ends = (self._flow(block).step(value) for value in (pair[0].entry, pair[1].exit))
+        ends = (self._flows.around(block.nodes[0]).step(value) for value in (pair[0].entry, pair[1].exit))
         first, last = (step.node if step is not None and step.part == "sum" else None for step in ends)
         return replace(block, parts=pair, adders=(first, last))
-
-    def _flow(self, block: Block) -> Flow:
-        graph = block.nodes[0].graph
-        assert isinstance(graph, oir.Graph)
-        if graph not in self._flows:
-            self._flows[graph] = Flow(graph)
-        return self._flows[graph]
 
     def _member(self, block: Block) -> Member:
         if block.form == "post-norm":
@@ -96,7 +89,7 @@ class Groups:
             raise Unsuited(f"the attention of block {block.index} reads no norm of the stream")
         if adder is not None and (reason := not_splittable(adder)):
             raise Unsuited(f"the state before block {block.index} is inside {match.describe(adder)}: {reason}")
-        flow = self._flow(block)
+        flow = self._flows.around(block.nodes[0])
         steps = flow.members(flow.between(norm.output, block.parts[0].exit))
         inside = tuple(step.node for step in steps if step.node is not None)
         outer = next((node for node in match.readers(norm.output) if node not in inside), None)

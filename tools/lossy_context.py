@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import onnx_ir as oir
 
     from burnish.ir.samples import Sample
+    from burnish.passes.base import Pass
     from burnish.passes.latency import Timed
     from burnish.passes.lossy import Context, Edit, LossyPass
     from burnish.passes.score_store import Store
@@ -43,8 +44,10 @@ def with_seconds(
     target: str = "ort-cpu",
     threads: int = 1,
     store: Store | None = None,
-) -> Timed:
-    """The edits with what they save in seconds on the largest sample, lowered as the default recipe lowers the model.
+    last: Sequence[Pass] | None = None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[float, Timed]:
+    """Seconds of a run on the largest sample, and the edits with what they save of it, lowered as the model will be.
 
     Args:
         model: what the edits were proposed for.
@@ -54,18 +57,40 @@ def with_seconds(
         target: `ort-cpu` or `ort-cuda`.
         threads: threads inside an operator.
         store: where timings are kept; None to forget them.
+        last: the passes that lower the model; those of the default recipe when None.
+        on_step: progress.
+
+    Raises:
+        InputError: the model cannot be timed.
     """
     from burnish.backends.ort.kernel_times import KernelTimes, exceeds_cache
     from burnish.backends.ort.observe import OrtObserver
+    from burnish.ir.errors import InputError
     from burnish.passes import recipes
-    from burnish.passes.latency import timed
+    from burnish.passes.latency import Work, timed
     from burnish.passes.pipeline import Pipeline
 
-    lowering = Pipeline(recipes.named("default", target, None))
+    lowering = Pipeline(recipes.named("default", target, None) if last is None else last)
     timer = KernelTimes(store, target=target, threads=threads, cold=target == "ort-cpu" and exceeds_cache(model))
-    observer = OrtObserver(model, threads=threads, target=target)
     feeds = largest(samples).feeds
-    return timed(model, edits, passes, timer, observer, feeds, lower=lambda part: lowering.rewrite(part).model)
+    (whole,) = timer(Work(lowering.rewrite(model).model, feeds), [])
+    if isinstance(whole, str):
+        raise InputError(f"the model cannot be timed: {whole}", hint="take `--objective size`")
+    observer = OrtObserver(model, threads=threads, target=target)
+    try:
+        found = timed(
+            model,
+            edits,
+            passes,
+            timer,
+            observer,
+            feeds,
+            lower=lambda part: lowering.rewrite(part).model,
+            on_step=on_step,
+        )
+    finally:
+        observer.close()
+    return whole, found
 
 
 def largest(samples: Sequence[Sample]) -> Sample:

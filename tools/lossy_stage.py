@@ -33,7 +33,7 @@ from burnish.passes.search import OnStep, Search, neighbours
 from burnish.passes.selection import frontier
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import Lossy, Scored
-from burnish.tools.lossy_context import context_for
+from burnish.tools.lossy_context import context_for, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 
 if TYPE_CHECKING:
@@ -310,30 +310,18 @@ class _Stage:
 
     def _timed(self, found: Lossy, edits: Sequence[Edit]) -> list[Edit]:
         """Those edits that were measured to save time on the target, with what they save."""
-        from burnish.backends.ort.kernel_times import KernelTimes, exceeds_cache
-        from burnish.passes.latency import Work, faster, timed
+        from burnish.passes.latency import faster
 
-        sample = max(self.fitting, key=lambda one: sum(array.size for array in one.feeds.values()))
-        cuda = self.todo.target == "ort-cuda"
-        cold = not cuda and exceeds_cache(found.model)
-        timer = KernelTimes(self.options.store, target="ort-cuda" if cuda else "ort-cpu", cold=cold)
-        last = pipeline.Pipeline(self.todo.passes)
-        (whole,) = timer(Work(last.rewrite(found.model).model, sample.feeds), [])
-        if isinstance(whole, str):
-            raise InputError(f"the model cannot be timed: {whole}", hint="take `--objective size`")
-        found.whole = whole
-        observer = self.context.observe(found.model)
-        looked = timed(
+        found.whole, looked = with_seconds(
             found.model,
             edits,
             self.todo.lossy,
-            timer,
-            observer,
-            sample.feeds,
-            lower=lambda part: last.rewrite(part).model,
+            self.fitting,
+            target="ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu",
+            store=self.options.store,
+            last=self.todo.passes,
             on_step=lambda done, total: self.on_step("timing edits", done, total),
         )
-        observer.close()
         quick = faster(looked.edits)
         if not quick:
             why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")

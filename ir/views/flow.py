@@ -156,3 +156,18 @@ def _data(node: oir.Node) -> tuple[oir.Value, ...]:
     if is_op(node, *_FIRST_ONLY):
         values = [value for value in node.inputs[:1] if value is not None]
     return tuple(value for value in values if not weights.is_constant(value))
+
+
+class Flows:
+    """The flows of the graphs of one model, each made once; the model must not be changed meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: dict[oir.Graph, Flow] = {}
+
+    def around(self, node: oir.Node) -> Flow:
+        """The flow of the graph that holds `node`."""
+        graph = node.graph
+        assert isinstance(graph, oir.Graph)
+        if graph not in self._known:
+            self._known[graph] = Flow(graph)
+        return self._known[graph]

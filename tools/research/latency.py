@@ -232,7 +232,7 @@ def on_the_wall(before: Work, after: Work) -> Timing:
 def page_of(one: Subject) -> tuple[list[str], list[str]]:
     """The two tables of a subject, without their headings."""
     edits = proposed(one)
-    found = with_seconds(one.model, edits, PASSES, [one.sample])
+    _, found = with_seconds(one.model, edits, PASSES, [one.sample])
     for key, reason in found.reasons.items():
         print(f"{key}: {reason}", file=sys.stderr)
     first = []
