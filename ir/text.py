@@ -32,7 +32,7 @@ def text(model: oir.Model, *, weights: bool = True) -> str:
         model: the model; not changed, except that hashes of weights are kept with their tensors.
         weights: show the values of weights or their hashes; when False no weight is read.
     """
-    return "\n".join(line for line, _ in _Printer(model, _brief if weights else _kind).model()) + "\n"
+    return "\n".join(line for line, _ in _Printer(model, _brief if weights else tensor_kind).model()) + "\n"
 
 
 def structure(model: oir.Model) -> str:
@@ -47,7 +47,7 @@ def fingerprint(model: oir.Model) -> str:
 
 def structure_fingerprint(model: oir.Model) -> str:
     """SHA-256, in hex, of the model's structure; no weight is read."""
-    return _digest(_Printer(model, _kind).model())
+    return _digest(_Printer(model, tensor_kind).model())
 
 
 def around(model: oir.Model, node: oir.Node, reach: int = 2) -> list[tuple[str, oir.Node]]:
@@ -58,7 +58,7 @@ def around(model: oir.Model, node: oir.Node, reach: int = 2) -> list[tuple[str, 
         node: the node of interest.
         reach: how many nodes on either side.
     """
-    lines = [(line, found) for line, found in _Printer(model, _kind).model() if found is not None]
+    lines = [(line, found) for line, found in _Printer(model, tensor_kind).model() if found is not None]
     at = next(index for index, (_, found) in enumerate(lines) if found is node)
     return [(line, found) for line, found in lines[max(at - reach, 0) : at + reach + 1] if found.graph is node.graph]
 
@@ -87,6 +87,29 @@ def type_text(value: oir.Value) -> str:
     if value.shape is None:
         return wrapper.format("?[?]" if kind is None else f"{dtype}[...]")
     return wrapper.format(f"{dtype}[{_dims(value.shape)}]")
+
+
+def attribute_text(attribute: oir.Attr, weight: Callable[[oir.TensorProtocol], str]) -> str:
+    """The value of an attribute that is no graph; long lists are hashed.
+
+    Args:
+        attribute: the attribute.
+        weight: how a tensor is shown.
+    """
+    if attribute.is_ref():
+        return f"@{attribute.ref_attr_name}"
+    kind, value = attribute.type, attribute.value
+    if value is None:
+        return "_"
+    if kind in (oir.AttributeType.TENSOR, oir.AttributeType.TENSORS):
+        tensors = [value] if kind == oir.AttributeType.TENSOR else value
+        shown = ", ".join(map(weight, tensors))
+        return shown if kind == oir.AttributeType.TENSOR else f"[{shown}]"
+    if kind in (oir.AttributeType.FLOATS, oir.AttributeType.INTS, oir.AttributeType.STRINGS):
+        shown = "[" + ",".join(_scalar(kind, item) for item in value) + "]"
+        brief = len(value) <= _SHOWN_LIST
+        return shown if brief else f"{kind.name.lower()}[{len(value)}] #{_short(shown)}"
+    return _scalar(kind, value)
 
 
 def _digest(lines: Iterator[tuple[str, oir.Node | None]]) -> str:
@@ -121,19 +144,22 @@ def _dims(shape: oir.Shape | tuple[int, ...]) -> str:
     )
 
 
-def _kind(tensor: oir.TensorProtocol) -> str:
+def tensor_kind(tensor: oir.TensorProtocol) -> str:
+    """Dtype and shape of a tensor: `float[64,64]`."""
     return f"{tensor.dtype.name.lower()}[{_dims(tensor.shape)}]"  # type: ignore[arg-type]
 
 
 def _brief(tensor: oir.TensorProtocol) -> str:
-    return f"{_kind(tensor)} {_elements(tensor) if tensor.size <= _SHOWN else '#' + weight_hash(tensor)[:8]}"
+    return f"{tensor_kind(tensor)} {elements(tensor) if tensor.size <= _SHOWN else '#' + weight_hash(tensor)[:8]}"
 
 
 def _full(tensor: oir.TensorProtocol) -> str:
-    return f"{_kind(tensor)} {_elements(tensor) if tensor.size <= _SHOWN else '#' + weight_hash(tensor)}"
+    return f"{tensor_kind(tensor)} {elements(tensor) if tensor.size <= _SHOWN else '#' + weight_hash(tensor)}"
 
 
-def _elements(tensor: oir.TensorProtocol) -> str:
+def elements(tensor: oir.TensorProtocol) -> str:
+    """The elements of a tensor, nested as its axes are: `[[1, 2], [3, 4]]`."""
+
     def show(part: object) -> str:
         if not isinstance(part, np.ndarray):
             return _number(part)
@@ -220,20 +246,7 @@ class _Printer:
         return "".join(f" {found.name}={self._attribute(found)}" for found in sorted(attributes, key=lambda a: a.name))
 
     def _attribute(self, attribute: oir.Attr) -> str:
-        if attribute.is_ref():
-            return f"@{attribute.ref_attr_name}"
-        kind, value = attribute.type, attribute.value
-        if value is None:
-            return "_"
-        if kind in (oir.AttributeType.TENSOR, oir.AttributeType.TENSORS):
-            tensors = [value] if kind == oir.AttributeType.TENSOR else value
-            shown = ", ".join(map(self.weight, tensors))
-            return shown if kind == oir.AttributeType.TENSOR else f"[{shown}]"
-        if kind in (oir.AttributeType.FLOATS, oir.AttributeType.INTS, oir.AttributeType.STRINGS):
-            shown = "[" + ",".join(_scalar(kind, item) for item in value) + "]"
-            brief = len(value) <= _SHOWN_LIST
-            return shown if brief else f"{kind.name.lower()}[{len(value)}] #{_short(shown)}"
-        return _scalar(kind, value)
+        return attribute_text(attribute, self.weight)
 
 
 def _scalar(kind: oir.AttributeType, value: object) -> str:

@@ -113,7 +113,7 @@ class BlockHash:
 
 def attributes_of(node: oir.Node, opset: int) -> list[tuple[str, str]]:
     """The attributes as text, those left out that have their default."""
-    defaults = _defaults(node.op_type, opset) if node.domain in STANDARD_DOMAINS else {}
+    defaults = defaults_of(node.op_type, opset) if node.domain in STANDARD_DOMAINS else {}
     found = []
     for name, one in sorted(node.attributes.items()):
         if one.type == oir.AttributeType.TENSOR:
@@ -128,7 +128,8 @@ def attributes_of(node: oir.Node, opset: int) -> list[tuple[str, str]]:
 
 
 @cache
-def _defaults(op_type: str, opset: int) -> dict[str, str]:
+def defaults_of(op_type: str, opset: int) -> dict[str, str]:
+    """The default values of the attributes of a standard operator, as text."""
     import onnx
 
     try:

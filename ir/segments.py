@@ -1,0 +1,174 @@
+"""A model as a list of segments, each a list of lines: what a person compares two graphs by.
+
+A segment is a block (`burnish.ir.views.blocks`) or what stands before, between and behind blocks. A line is a node with
+its attributes and what it reads: producers by their operator, inputs of the model by name, weights by dtype and shape.
+Equal blocks have equal lines, whatever their names and wherever they stand, and a node that comes in between changes
+the lines of its readers only. Constants are shown where they are read and have no line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir import text, weights
+from burnish.ir.canonical import Canonical, attribute_text, attributes, canonical, order, reads, tensor_text
+from burnish.ir.views.block import Block
+from burnish.ir.views.block_hash import COMMUTATIVE
+from burnish.ir.views.blocks import stacks
+from burnish.ir.walk import STANDARD_DOMAINS, bodies, is_op
+
+ENTRY = "entry"
+"""How the lines of a block call the stream before it."""
+
+_Nodes = tuple[Block | None, list[oir.Node]]
+_GRAPHS = (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A node as text without names: `Add(MatMul, float[64])`, indented by two blanks for each graph around it."""
+
+    text: str
+    node: oir.Node
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a model.
+
+    Attributes:
+        name: `block 7`, `before block 0`, `after block 7`; `graph` for a model without blocks, `function NAME`.
+        block: the block that it is; None for the rest.
+        lines: its nodes, operands before their readers.
+        structure: a hash of its lines and of how they hang together, 16 hexadecimal digits.
+        weights: a hash of the bytes of all constants that it reads, in the order of its lines; 16 hexadecimal digits.
+    """
+
+    name: str
+    block: Block | None
+    lines: tuple[Line, ...]
+    structure: str
+    weights: str
+
+
+def segments(
+    model: oir.Model, reading: Canonical | None = None, blocks: Iterable[Block] | None = None
+) -> list[Segment]:
+    """The segments of a model in canonical order, then one for each function.
+
+    Args:
+        model: the model; not changed.
+        reading: of this model, where it was read already.
+        blocks: of this model, where they were found already.
+    """
+    known = reading if reading is not None else canonical(model, read_weights=False)
+    found = [one for one in (stacks(model).blocks if blocks is None else blocks) if _in_main_graph(one, model)]
+    owner: dict[oir.Node, Block] = {}
+    for block in found:
+        for node in block.nodes:
+            owner.setdefault(node, block)
+    behind = _last_block(known.nodes, owner)
+    parts: dict[str, _Nodes] = {}
+    for node in known.nodes:
+        own = owner.get(node)
+        name = f"block {own.index}" if own is not None else _between(behind[node], bool(found))
+        parts.setdefault(name, (own, []))[1].append(node)
+    writer = _Writer(model, known.structure)
+    made = [writer.segment(name, block, nodes) for name, (block, nodes) in _in_order(parts)]
+    for function in sorted(model.functions.values(), key=lambda one: one.identifier()):
+        hashes: dict[oir.Value, str] = {}
+        made.append(writer.segment(f"function {function.name}", None, list(order(function.graph, hashes))))
+    return [one for one in made if one.lines]
+
+
+def _in_main_graph(block: Block, model: oir.Model) -> bool:
+    return all(node.graph is model.graph for node in block.nodes)
+
+
+def _last_block(nodes: Iterable[oir.Node], owner: Mapping[oir.Node, Block]) -> dict[oir.Node, int]:
+    """The number of the last block that each node hangs on or is part of; -1 for none."""
+    found: dict[oir.Node, int] = {}
+    for node in nodes:
+        producers = [one for value in reads(node) if (one := value.producer()) is not None]
+        own = owner[node].index if node in owner else -1
+        found[node] = max([own, *(found.get(one, -1) for one in producers)])
+    return found
+
+
+def _between(last: int, any_blocks: bool) -> str:
+    return "graph" if not any_blocks else "before block 0" if last < 0 else f"after block {last}"
+
+
+def _in_order(parts: dict[str, _Nodes]) -> list[tuple[str, _Nodes]]:
+    def place(name: str) -> tuple[int, bool]:
+        *_, number = name.split()
+        return (-1, False) if not number.isdecimal() or name.startswith("before") else (int(number), name[0] == "a")
+
+    return sorted(parts.items(), key=lambda item: place(item[0]))
+
+
+class _Writer:
+    """Writes nodes as lines."""
+
+    def __init__(self, model: oir.Model, hashes: dict[oir.Value, str]) -> None:
+        self.hashes, self.inputs = hashes, set(model.graph.inputs)
+        self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+
+    def segment(self, name: str, block: Block | None, nodes: list[oir.Node]) -> Segment:
+        lines: list[Line] = []
+        wiring, contents = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+        numbers: dict[oir.Value, int] = {}
+        for node in nodes:
+            if is_op(node, "Constant"):
+                continue
+            for line in self._lines(node, block, ""):
+                lines.append(line)
+                read = [numbers.get(value) if value is not None else None for value in line.node.inputs]
+                ordered = sorted(read, key=str) if _commutes(line.node) else read
+                wiring.update(f"{line.text} {ordered}\n".encode(errors="surrogatepass"))
+                for out in line.node.outputs:
+                    numbers[out] = len(numbers)
+                for value in line.node.inputs:
+                    tensor = weights.tensor_of(value)
+                    if tensor is not None:
+                        contents.update(text.weight_hash(tensor).encode())
+        return Segment(name, block, tuple(lines), wiring.hexdigest(), contents.hexdigest())
+
+    def _lines(self, node: oir.Node, block: Block | None, indent: str) -> Iterator[Line]:
+        operands = [self._operand(value, block) for value in node.inputs]
+        if _commutes(node):
+            operands.sort()
+        plain = [(name, one) for name, one in attributes(node, self.opset) if one.is_ref() or one.type not in _GRAPHS]
+        shown = "".join(f" {name}={attribute_text(one)}" for name, one in plain)
+        yield Line(f"{indent}{operator(node)}({', '.join(operands)}){shown}", node)
+        for body in bodies(node):
+            for inner in order(body, self.hashes):
+                if not is_op(inner, "Constant"):
+                    yield from self._lines(inner, block, indent + "  ")
+
+    def _operand(self, value: oir.Value | None, block: Block | None) -> str:
+        if value is None:
+            return "_"
+        if block is not None and value is block.entry:
+            return ENTRY
+        tensor = weights.tensor_of(value)
+        if tensor is not None:
+            return tensor_text(tensor)
+        node = value.producer()
+        if node is None:
+            return str(value.name) if value in self.inputs else "outside"
+        return operator(node) if len(node.outputs) == 1 else f"{operator(node)}.{value.index()}"
+
+
+def operator(node: oir.Node) -> str:
+    """The operator of a node, with its domain unless that is the standard one."""
+    domain = "" if node.domain in STANDARD_DOMAINS else f"{node.domain}."
+    return f"{domain}{node.op_type}"
+
+
+def _commutes(node: oir.Node) -> bool:
+    return node.op_type in COMMUTATIVE and node.domain in STANDARD_DOMAINS
