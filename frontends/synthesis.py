@@ -39,13 +39,16 @@ class _Plan:
     content: str = "normal"
 
 
-def synthesise(model: oir.Model, *, seed: int = 0, settings: int = 3) -> list[Sample]:
+def synthesise(
+    model: oir.Model, *, seed: int = 0, settings: int = 3, meanings: Mapping[str, Role] | None = None
+) -> list[Sample]:
     """Samples made from the model's own meaning, cheap ones first; the same seed gives the same values.
 
     Args:
         model: the model as read; it is not run, so some samples may not fit it (see `usable`).
         seed: of every random value.
         settings: at least so many different sizes of the dynamic dimensions, where there are any.
+        meanings: of inputs by name, where they are known; those of the others are read from the graph.
 
     Returns:
         Samples with an array for every input without a default value; at most 3 rows and 32 positions each, images up
@@ -57,7 +60,10 @@ def synthesise(model: oir.Model, *, seed: int = 0, settings: int = 3) -> list[Sa
     values = required_inputs(model)
     for value in values:
         _check_declared(value)
-    meanings = roles(model)
+    names = [str(value.name) for value in values]
+    given = meanings or {}
+    read = {} if all(name in given for name in names) else roles(model)
+    meanings = {name: given.get(name) or read[name] for name in names}
     axes = axes_of(values, meanings)
     made = [
         _sample(values, meanings, axes, plan, turn, np.random.default_rng((seed, turn)))

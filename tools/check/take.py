@@ -1,0 +1,226 @@
+"""Take a model's lock: what it is, what it holds and what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as oir
+
+from burnish.ir.canonical import Canonical, canonical, order
+from burnish.ir.errors import InputError
+from burnish.tools.check import counts
+from burnish.tools.check.lock import VERSION, LatencyLock, Lock, MetricLock, SampleSet, SegmentLock, Sized
+
+if TYPE_CHECKING:
+    from burnish.backends.ort.session import OrtRunner
+    from burnish.ir.samples import Sample
+    from burnish.tools.check.measured import Metered
+    from burnish.tools.check.outputs import Values
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted besides what the graph says.
+
+    Attributes:
+        data: samples, as for `burnish.frontends.samples.read_samples`; None for made ones.
+        metric: a name of `burnish.passes.measure_choice`, a function of outputs and labels, or its name; None for what
+            the labels of the samples suggest, and no metric without labels.
+        latency: time the model against a reference matrix product.
+        run: run the model at all; nothing is known of what it computes when not.
+        threads: inside an operator, of what is run.
+    """
+
+    data: Any = None
+    metric: Any = None
+    latency: bool = False
+    run: bool = True
+    threads: int = 1
+
+
+def take(model: oir.Model, request: Request | None = None, known: Lock | None = None) -> Lock:
+    """The lock of a model, which is not changed.
+
+    Args:
+        model: the model as read.
+        request: what is wanted.
+        known: an older lock. What follows from what did not change since is taken from it, and samples are made from
+            the roles that it recorded, so that another spelling of the same model gets the same inputs.
+
+    Raises:
+        InputError: the samples cannot be read or made, or the model cannot be run on any of them.
+    """
+    from burnish import __version__
+
+    asked = request if request is not None else Request()
+    reading = canonical(model)
+    inputs, outputs, opsets = counts.types(model.graph.inputs), counts.types(model.graph.outputs), counts.opsets(model)
+    alike = known is not None and known.structure == reading.structure_fingerprint
+    ports = known is not None and (known.inputs, known.outputs, known.opsets) == (inputs, outputs, opsets)
+    ran = _Ran(model, asked, known) if asked.run else None
+    at = _numbers(model, asked, ran, known if ports else None)
+    if known is not None and alike and ports and (known.sizes.parameters, known.sizes.bytes) == counts.stored(model):
+        sizes, views, passes = known.sizes, known.views, known.passes
+        code, segments = known.code, known.segments
+        if known.weights != reading.full_fingerprint:
+            code, segments = _segments(model, reading)
+    else:
+        sizes, views, passes, code, segments = _derived(model, reading, at)
+    return Lock(
+        lock=VERSION,
+        made_with=__version__,
+        inputs=inputs,
+        outputs=outputs,
+        opsets=opsets,
+        structure=reading.structure_fingerprint,
+        weights=reading.full_fingerprint,
+        sizes=sizes,
+        operators=counts.operators(model),
+        views=views,
+        passes=passes,
+        metric=ran.metric if ran is not None else None,
+        latency=ran.latency if ran is not None else None,
+        code=code,
+        segments=segments,
+        samples=ran.set if ran is not None else None,
+        values=ran.values.locks() if ran is not None else [],
+    )
+
+
+_Derived = tuple[Sized, dict[str, int], dict[str, int], dict[str, list[str]], list[SegmentLock]]
+
+
+def _derived(model: oir.Model, reading: Canonical, at: Mapping[str, int]) -> _Derived:
+    """What follows from the graph, found in a copy in canonical order so that the order of the file does not count."""
+    from burnish.ir.views.blocks import stacks
+
+    copy = _in_order(model, reading)
+    views = counts.views(copy, stacks(copy).blocks)
+    return counts.sizes(copy, at), views, counts.passes(copy), *_segments(model, reading)
+
+
+def _segments(model: oir.Model, reading: Canonical) -> tuple[dict[str, list[str]], list[SegmentLock]]:
+    from burnish.ir.segments import segments
+    from burnish.tools.check.weights import code_of, locks_of
+
+    found = segments(model, reading)
+    return code_of(found), locks_of(found)
+
+
+def _in_order(model: oir.Model, reading: Canonical) -> oir.Model:
+    """A copy whose nodes are in canonical order; weights are shared."""
+    from burnish.ir.walk import graphs
+
+    copy = model.clone()
+    for graph, other in zip(list(graphs(model)), list(graphs(copy)), strict=True):
+        twins = dict(zip(graph, other, strict=True))
+        ordered = [twins[node] for node in order(graph, reading.structure)]
+        other.remove(twins.values())
+        other.extend(ordered)
+    return copy
+
+
+def _numbers(model: oir.Model, asked: Request, ran: _Ran | None, known: Lock | None) -> dict[str, int]:
+    """Numbers for the dynamic dimensions: those counted with before, else those of the first sample."""
+    from burnish.ir.concrete import open_dims
+    from burnish.ir.cost import dims_of
+
+    if known is not None:
+        return known.sizes.at
+    names = open_dims(model, {})
+    if not names:
+        return {}
+    try:
+        first = ran.first if ran is not None else _samples(model, asked, None)[0]
+    except InputError:
+        return {}
+    found = dims_of(model, first.feeds)
+    return {name: found[name] for name in names if name in found}
+
+
+def _samples(model: oir.Model, asked: Request, known: Lock | None) -> list[Sample]:
+    from burnish.frontends import samples, synthesis
+    from burnish.tools.check.recorded import roles_of
+
+    if asked.data is not None:
+        return samples.read_samples(asked.data, model)
+    return synthesis.synthesise(model, meanings=roles_of(known, model))
+
+
+class _Ran:
+    """A model run once on all samples.
+
+    Attributes:
+        set: what it was run on.
+        first: the first sample that it took.
+        values: what it computed.
+        metric, latency: as far as asked for.
+    """
+
+    def __init__(self, model: oir.Model, asked: Request, known: Lock | None) -> None:
+        from burnish.backends.ort.session import executor
+        from burnish.tools.check.measured import Metered
+        from burnish.tools.check.outputs import Values, fingerprint
+        from burnish.tools.check.recorded import recorded
+
+        samples = _samples(model, asked, known)
+        meter = Metered(model, samples, asked)
+        self.values: Values = Values()
+        self.metric: MetricLock | None = None
+        self.latency: LatencyLock | None = None
+        runner = executor(threads=asked.threads)(model)
+        try:
+            self.first, refused = self._run(runner, samples, meter, given=asked.data is not None)
+            self.metric = meter.lock()
+            if asked.latency:
+                from burnish.tools.check.measured import latency
+
+                self.latency = latency(runner, self.first, asked.threads)
+        finally:
+            runner.close()
+        roles = {} if asked.data is not None else recorded(model, known)
+        self.set = SampleSet(
+            given=asked.data is not None, fingerprint=fingerprint(samples), roles=roles, refused=refused
+        )
+
+    def _run(self, runner: OrtRunner, samples: list[Sample], meter: Metered, *, given: bool) -> tuple[Sample, int]:
+        """The first sample that the model takes, and how many it does not."""
+        from burnish.frontends.synthesis import usable
+
+        if not given:
+            kept, rest = usable(samples, _Noting(runner, self.values, meter, samples))
+            return kept[0], len(rest)
+        first: Sample | None = None
+        reasons: list[tuple[Sample, InputError]] = []
+        for sample in samples:
+            try:
+                outputs = runner.run(sample.feeds)
+            except InputError as error:
+                reasons.append((sample, error))
+                continue
+            first = first or sample
+            self.values.add(sample.name, outputs)
+            meter.add(outputs, sample)
+        if first is None:
+            refused, reason = reasons[0]
+            cause = f"the model refuses every sample; first ({refused.name}): {reason.cause.splitlines()[0]}"
+            raise InputError(cause, hint="give inputs that it takes with `--data`")
+        return first, len(reasons)
+
+
+class _Noting:
+    """A runner that notes what a model computes."""
+
+    def __init__(self, runner: OrtRunner, values: Values, meter: Metered, samples: Iterable[Sample]) -> None:
+        self._runner, self._values, self._meter = runner, values, meter
+        self._samples = {id(one.feeds): one for one in samples}
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+        outputs = self._runner.run(feeds)
+        sample = self._samples[id(feeds)]
+        self._values.add(sample.name, outputs)
+        self._meter.add(outputs, sample)
+        return outputs
