@@ -59,7 +59,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(_printable, row))
+        made.add_row(*map(printable, row))
     return made
 
 
@@ -79,12 +79,12 @@ def _console(is_terminal: bool, **settings: Any) -> Console:
             raise BrokenPipeError
 
         def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(_printable(one, "\n") if isinstance(one, str) else one for one in objects), **options)
+            super().print(*(printable(one, "\n") if isinstance(one, str) else one for one in objects), **options)
 
     return Plain(soft_wrap=not is_terminal, highlight=False, markup=False, emoji=False, **settings)
 
 
-def _printable(text: str, kept: str = "") -> str:
+def printable(text: str, kept: str = "") -> str:
     """`text` with control characters written out, save those `kept`."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
