@@ -2,13 +2,15 @@
 
 A segment is a block (`burnish.ir.views.blocks`) or what stands before, between and behind blocks. A line is a node with
 its attributes and what it reads: producers by their operator, inputs of the model by name, weights by dtype and shape.
-Equal blocks have equal lines, whatever their names and wherever they stand, and a node that comes in between changes
+Equal blocks have equal lines, whatever their names and wherever they stand (the number in the name of an input that one
+block alone reads, as a cache is, becomes `N`), and a node that comes in between changes
 the lines of its readers only. Constants are shown where they are read and have no line.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from burnish.ir.walk import STANDARD_DOMAINS, bodies, is_op
 ENTRY = "entry"
 """How the lines of a block call the stream before it."""
 
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 _Nodes = tuple[Block | None, list[oir.Node]]
 _GRAPHS = (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
 
@@ -116,6 +119,7 @@ class _Writer:
 
     def __init__(self, model: oir.Model, hashes: dict[oir.Value, str]) -> None:
         self.hashes, self.inputs = hashes, set(model.graph.inputs)
+        self.members: dict[int, frozenset[oir.Node]] = {}
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
 
     def segment(self, name: str, block: Block | None, nodes: list[oir.Node]) -> Segment:
@@ -160,8 +164,19 @@ class _Writer:
             return tensor_text(tensor)
         node = value.producer()
         if node is None:
-            return str(value.name) if value in self.inputs else "outside"
+            return self._input(value, block) if value in self.inputs else "outside"
         return operator(node) if len(node.outputs) == 1 else f"{operator(node)}.{value.index()}"
+
+    def _input(self, value: oir.Value, block: Block | None) -> str:
+        """The name of an input; without the layer's number where one block alone reads it, such as its cache."""
+        name = str(value.name)
+        own = block is not None and all(use.node in self._nodes(block) for use in value.uses())
+        return _NUMBER.sub("N", name) if own else name
+
+    def _nodes(self, block: Block) -> frozenset[oir.Node]:
+        if block.index not in self.members:
+            self.members[block.index] = frozenset(block.nodes)
+        return self.members[block.index]
 
 
 def operator(node: oir.Node) -> str:

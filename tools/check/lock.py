@@ -11,7 +11,7 @@ SKETCH = 8
 """Numbers in a sketch (`burnish.tools.check.sketch`)."""
 
 
-class Sized(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class Sized(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"):
     """Counts of a model; multiply-adds and the peak of the activations hold for the dimensions in `at`.
 
     Attributes:
@@ -31,7 +31,9 @@ class Sized(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     at: dict[str, int] = {}
 
 
-class LayerLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class LayerLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """The weights that one node reads: those of more than one element that are no small integers.
 
     Attributes:
@@ -49,7 +51,9 @@ class LayerLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     sketch: tuple[float, ...]
 
 
-class SegmentLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class SegmentLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """A segment (`burnish.ir.segments`): its name, the key of its lines in `Lock.code`, its hashes, its layers."""
 
     name: str
@@ -59,7 +63,9 @@ class SegmentLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     layers: list[LayerLock] = []
 
 
-class SampleSet(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class SampleSet(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """What the outputs were computed on.
 
     Attributes:
@@ -76,7 +82,9 @@ class SampleSet(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     refused: int = 0
 
 
-class OutputLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class OutputLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """One output on one sample.
 
     Attributes:
@@ -97,14 +105,18 @@ class OutputLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     hash: str = ""
 
 
-class SampleLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class SampleLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """The outputs on one sample, by name."""
 
     sample: str
     outputs: dict[str, OutputLock]
 
 
-class MetricLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class MetricLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """The value of a metric on all samples, and whether more of it is better."""
 
     name: str
@@ -112,7 +124,9 @@ class MetricLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     higher_is_better: bool
 
 
-class LatencyLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class LatencyLock(
+    msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
+):
     """Time of a run over the time of a reference matrix product in the same process; an interval, and what was run."""
 
     ratio: float
@@ -122,7 +136,7 @@ class LatencyLock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     reference: str
 
 
-class Lock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+class Lock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"):
     """A model as its lock file has it. Names of nodes and values are labels for people and never compared.
 
     Attributes:

@@ -22,6 +22,7 @@ _IS_LOCK = re.compile(rb"^lock:\s*\d", re.MULTILINE)
 _WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*\Z", re.ASCII)
 _PLAIN_ALONE = re.compile(r"[A-Za-z_][ -~]*(?<! )\Z")
+_HASH = re.compile(r"[0-9a-f]{8,}\Z")  # some are numbers to YAML; quoting all of them looks the same in every line
 _WORDS = frozenset("null true false yes no on off y n".split())
 _UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]")
@@ -155,7 +156,13 @@ def _scalar(value: object, *, alone: bool) -> str:
         return shown.replace("e", ".0e") if "e" in shown and "." not in shown else shown
     plain = str(value)
     safe = _PLAIN_ALONE if alone else _PLAIN
-    if safe.match(plain) and ": " not in plain and " #" not in plain and not plain.endswith(":"):
+    if (
+        safe.match(plain)
+        and not _HASH.match(plain)
+        and ": " not in plain
+        and " #" not in plain
+        and not plain.endswith(":")
+    ):
         if plain.lower() not in _WORDS:
             return plain
     quoted = json.dumps(plain, ensure_ascii=False)

@@ -11,7 +11,7 @@ import onnx_ir as oir
 from burnish.ir.canonical import Canonical, canonical, order
 from burnish.ir.errors import InputError
 from burnish.tools.check import counts
-from burnish.tools.check.lock import VERSION, LatencyLock, Lock, MetricLock, SampleSet, SegmentLock, Sized
+from burnish.tools.check.lock import VERSION, Lock, SampleSet, SegmentLock, Sized
 
 if TYPE_CHECKING:
     from burnish.backends.ort.session import OrtRunner
@@ -55,11 +55,16 @@ def take(model: oir.Model, request: Request | None = None, known: Lock | None = 
     from burnish import __version__
 
     asked = request if request is not None else Request()
-    reading = canonical(model)
+    runner = _runner(model, asked)
+    try:
+        reading = canonical(model)  # while a session holds the weights: nobody reads them a second time
+        ran = _Ran(model, runner, asked, known) if runner is not None else None
+    finally:
+        if runner is not None:
+            runner.close()
     inputs, outputs, opsets = counts.types(model.graph.inputs), counts.types(model.graph.outputs), counts.opsets(model)
     alike = known is not None and known.structure == reading.structure_fingerprint
     ports = known is not None and (known.inputs, known.outputs, known.opsets) == (inputs, outputs, opsets)
-    ran = _Ran(model, asked, known) if asked.run else None
     at = _numbers(model, asked, ran, known if ports else None)
     if known is not None and alike and ports and (known.sizes.parameters, known.sizes.bytes) == counts.stored(model):
         sizes, views, passes = known.sizes, known.views, known.passes
@@ -87,6 +92,14 @@ def take(model: oir.Model, request: Request | None = None, known: Lock | None = 
         samples=ran.set if ran is not None else None,
         values=ran.values.locks() if ran is not None else [],
     )
+
+
+def _runner(model: oir.Model, asked: Request) -> OrtRunner | None:
+    if not asked.run:
+        return None
+    from burnish.backends.ort.session import executor
+
+    return executor(threads=asked.threads)(model)
 
 
 _Derived = tuple[Sized, dict[str, int], dict[str, int], dict[str, list[str]], list[SegmentLock]]
@@ -159,27 +172,17 @@ class _Ran:
         metric, latency: as far as asked for.
     """
 
-    def __init__(self, model: oir.Model, asked: Request, known: Lock | None) -> None:
-        from burnish.backends.ort.session import executor
-        from burnish.tools.check.measured import Metered
+    def __init__(self, model: oir.Model, runner: OrtRunner, asked: Request, known: Lock | None) -> None:
+        from burnish.tools.check.measured import Metered, latency
         from burnish.tools.check.outputs import Values, fingerprint
         from burnish.tools.check.recorded import recorded
 
         samples = _samples(model, asked, known)
         meter = Metered(model, samples, asked)
         self.values: Values = Values()
-        self.metric: MetricLock | None = None
-        self.latency: LatencyLock | None = None
-        runner = executor(threads=asked.threads)(model)
-        try:
-            self.first, refused = self._run(runner, samples, meter, given=asked.data is not None)
-            self.metric = meter.lock()
-            if asked.latency:
-                from burnish.tools.check.measured import latency
-
-                self.latency = latency(runner, self.first, asked.threads)
-        finally:
-            runner.close()
+        self.first, refused = self._run(runner, samples, meter, given=asked.data is not None)
+        self.metric = meter.lock()
+        self.latency = latency(runner, self.first, asked.threads) if asked.latency else None
         roles = {} if asked.data is not None else recorded(model, known)
         self.set = SampleSet(
             given=asked.data is not None, fingerprint=fingerprint(samples), roles=roles, refused=refused
