@@ -1,10 +1,10 @@
 """A model as a list of segments, each a list of lines: what a person compares two graphs by.
 
 A segment is a block (`burnish.ir.views.blocks`) or what stands before, between and behind blocks. A line is a node with
-its attributes and what it reads: producers by their operator, inputs of the model by name, weights by dtype and shape.
-Equal blocks have equal lines, whatever their names and wherever they stand (the number in the name of an input that one
-block alone reads, as a cache is, becomes `N`), and a node that comes in between changes
-the lines of its readers only. Constants are shown where they are read and have no line.
+its attributes and what it reads: producers by their operator, inputs of the model by name, those of functions and
+nested graphs by number, weights by dtype and shape. Equal blocks have equal lines, whatever their names and wherever
+they stand (the number in the name of an input that one block alone reads, as a cache is, becomes `N`), and a node that
+comes in between changes the lines of its readers only. Constants are shown where they are read and have no line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,21 @@ from dataclasses import dataclass
 import onnx_ir as oir
 
 from burnish.ir import text, weights
-from burnish.ir.canonical import Canonical, attribute_text, attributes, canonical, order, reads, tensor_text
+from burnish.ir.canonical import (
+    Canonical,
+    Order,
+    attribute_text,
+    attributes,
+    canonical,
+    commutes,
+    held,
+    operator,
+    opsets,
+    reads,
+    tensor_text,
+)
 from burnish.ir.views.block import Block
-from burnish.ir.views.block_hash import COMMUTATIVE
 from burnish.ir.views.blocks import stacks
-from burnish.ir.walk import STANDARD_DOMAINS, bodies, is_op
 
 ENTRY = "entry"
 """How the lines of a block call the stream before it."""
@@ -74,17 +84,17 @@ def segments(
     for block in found:
         for node in block.nodes:
             owner.setdefault(node, block)
-    behind = _last_block(known.nodes, owner)
+    writer = _Writer(model, known, found)
+    nodes = list(writer.order.of(model.graph))
+    behind = _last_block(nodes, owner)
     parts: dict[str, _Nodes] = {}
-    for node in known.nodes:
+    for node in nodes:
         own = owner.get(node)
         name = f"block {own.index}" if own is not None else _between(behind[node], bool(found))
         parts.setdefault(name, (own, []))[1].append(node)
-    writer = _Writer(model, known.structure)
     made = [writer.segment(name, block, nodes) for name, (block, nodes) in _in_order(parts)]
     for function in sorted(model.functions.values(), key=lambda one: one.identifier()):
-        hashes: dict[oir.Value, str] = {}
-        made.append(writer.segment(f"function {function.name}", None, list(order(function.graph, hashes))))
+        made.append(writer.segment(f"function {function.name}", None, list(writer.order.of(function.graph))))
     return [one for one in made if one.lines]
 
 
@@ -117,44 +127,52 @@ def _in_order(parts: dict[str, _Nodes]) -> list[tuple[str, _Nodes]]:
 class _Writer:
     """Writes nodes as lines."""
 
-    def __init__(self, model: oir.Model, hashes: dict[oir.Value, str]) -> None:
-        self.hashes, self.inputs = hashes, set(model.graph.inputs)
+    def __init__(self, model: oir.Model, reading: Canonical, blocks: list[Block]) -> None:
+        self.opset_of, self.inputs = opsets(model), set(model.graph.inputs)
         self.members: dict[int, frozenset[oir.Node]] = {}
-        self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+        self.order = Order(reading.structure, self.opset_of, {block.entry for block in blocks})
 
     def segment(self, name: str, block: Block | None, nodes: list[oir.Node]) -> Segment:
         lines: list[Line] = []
         wiring, contents = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
         numbers: dict[oir.Value, int] = {}
-        for node in nodes:
-            if is_op(node, "Constant"):
-                continue
-            for line in self._lines(node, block, ""):
-                lines.append(line)
-                read = [numbers.get(value) if value is not None else None for value in line.node.inputs]
-                ordered = sorted(read, key=str) if _commutes(line.node) else read
-                wiring.update(f"{line.text} {ordered}\n".encode(errors="surrogatepass"))
-                for out in line.node.outputs:
-                    numbers[out] = len(numbers)
-                for value in line.node.inputs:
-                    tensor = weights.tensor_of(value)
-                    if tensor is not None:
-                        contents.update(text.weight_hash(tensor).encode())
+        graphs: dict[oir.Graph | None, None] = {}
+        for line in (line for node in nodes for line in self._lines(node, block, ())):
+            lines.append(line)
+            graphs.update(dict.fromkeys([line.node.graph, *held(line.node)]))
+            operands = [value for value in self.order.operands(line.node) if value is not None]
+            read = [numbers.setdefault(one, len(numbers)) for one in operands if not weights.is_constant(one)]
+            made = [numbers.setdefault(out, len(numbers)) for out in line.node.outputs]
+            ordered = sorted(read) if commutes(line.node) else read
+            wiring.update(f"{line.text} {ordered} {made}\n".encode(errors="surrogatepass"))
+            for tensor in filter(None, map(weights.tensor_of, operands)):
+                contents.update(text.weight_hash(tensor).encode())
+        for graph in filter(None, graphs):
+            wiring.update(f"{[numbers[value] for value in graph.outputs if value in numbers]}".encode())
         return Segment(name, block, tuple(lines), wiring.hexdigest(), contents.hexdigest())
 
-    def _lines(self, node: oir.Node, block: Block | None, indent: str) -> Iterator[Line]:
-        operands = [self._operand(value, block) for value in node.inputs]
-        if _commutes(node):
+    def _lines(self, node: oir.Node, block: Block | None, around: tuple[oir.Graph, ...]) -> Iterator[Line]:
+        """The line of a node, unless it is a constant, and those of its nested graphs; `around`: innermost first."""
+        if node.graph is None or (node.outputs and weights.is_constant(node.outputs[0])):
+            return
+        inside = (node.graph, *around)
+        operands = [self._operand(value, block, inside) for value in self.order.operands(node)]
+        if commutes(node):
             operands.sort()
-        plain = [(name, one) for name, one in attributes(node, self.opset) if one.is_ref() or one.type not in _GRAPHS]
-        shown = "".join(f" {name}={attribute_text(one)}" for name, one in plain)
-        yield Line(f"{indent}{operator(node)}({', '.join(operands)}){shown}", node)
-        for body in bodies(node):
-            for inner in order(body, self.hashes):
-                if not is_op(inner, "Constant"):
-                    yield from self._lines(inner, block, indent + "  ")
+        shown = f"{'  ' * len(around)}{operator(node)}({', '.join(operands)})"
+        for name, one in attributes(node, self.opset_of(node.graph)):
+            if not one.is_ref() and one.type in _GRAPHS:
+                inner = [one.as_graph()] if one.type == oir.AttributeType.GRAPH else one.as_graphs()
+                results = (self._operand(value, block, (body, *inside)) for body in inner for value in body.outputs)
+                shown += f" {name}=({', '.join(results)})"
+            else:
+                shown += f" {name}={attribute_text(one)}"
+        yield Line(shown, node)
+        for body in held(node):
+            for nested in self.order.of(body):
+                yield from self._lines(nested, block, inside)
 
-    def _operand(self, value: oir.Value | None, block: Block | None) -> str:
+    def _operand(self, value: oir.Value | None, block: Block | None, inside: tuple[oir.Graph, ...]) -> str:
         if value is None:
             return "_"
         if block is not None and value is block.entry:
@@ -163,9 +181,12 @@ class _Writer:
         if tensor is not None:
             return tensor_text(tensor)
         node = value.producer()
-        if node is None:
-            return self._input(value, block) if value in self.inputs else "outside"
-        return operator(node) if len(node.outputs) == 1 else f"{operator(node)}.{value.index()}"
+        if node is not None:
+            return operator(node) if len(node.outputs) == 1 else f"{operator(node)}.{value.index()}"
+        if value in self.inputs:
+            return self._input(value, block)
+        levels = [level for level, graph in enumerate(inside) if value in graph.inputs]
+        return f"{'outer ' * levels[0]}argument {inside[levels[0]].inputs.index(value)}" if levels else "outside"
 
     def _input(self, value: oir.Value, block: Block | None) -> str:
         """The name of an input; without the layer's number where one block alone reads it, such as its cache."""
@@ -177,13 +198,3 @@ class _Writer:
         if block.index not in self.members:
             self.members[block.index] = frozenset(block.nodes)
         return self.members[block.index]
-
-
-def operator(node: oir.Node) -> str:
-    """The operator of a node, with its domain unless that is the standard one."""
-    domain = "" if node.domain in STANDARD_DOMAINS else f"{node.domain}."
-    return f"{domain}{node.op_type}"
-
-
-def _commutes(node: oir.Node) -> bool:
-    return node.op_type in COMMUTATIVE and node.domain in STANDARD_DOMAINS
