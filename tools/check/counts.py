@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as oir
 
-from burnish.ir.segments import operator
+from burnish.ir.canonical import operator
 from burnish.ir.views.attention import Miss
 from burnish.ir.views.block import Block
 from burnish.ir.walk import walk

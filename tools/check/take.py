@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
-from burnish.ir.canonical import Canonical, canonical, order
+from burnish.ir.canonical import Canonical, Order, canonical
+from burnish.ir.canonical import opsets as opsets_of
 from burnish.ir.errors import InputError
 from burnish.tools.check import counts
 from burnish.tools.check.lock import VERSION, Lock, SampleSet, SegmentLock, Sized
@@ -126,10 +127,10 @@ def _in_order(model: oir.Model, reading: Canonical) -> oir.Model:
     """A copy whose nodes are in canonical order; weights are shared."""
     from burnish.ir.walk import graphs
 
-    copy = model.clone()
+    copy, order = model.clone(), Order(reading.structure, opsets_of(model))
     for graph, other in zip(list(graphs(model)), list(graphs(copy)), strict=True):
         twins = dict(zip(graph, other, strict=True))
-        ordered = [twins[node] for node in order(graph, reading.structure)]
+        ordered = [twins[node] for node in order.of(graph)]
         other.remove(twins.values())
         other.extend(ordered)
     return copy

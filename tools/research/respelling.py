@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterable
+from typing import Any
 
 import onnx
 
@@ -57,15 +57,15 @@ class _Writer:
         del part.metadata_props[:]
         part.metadata_props.add(key=self.name(), value=self.name())
 
-    def shuffle(self, field: Iterable[onnx.NodeProto]) -> None:
+    def shuffle(self, field: Any) -> None:
         """Another order for a repeated field."""
         items = list(field)
         self.random.shuffle(items)
         self._put(field, items)
 
-    def _put(self, field: Iterable[onnx.NodeProto], items: list[onnx.NodeProto]) -> None:
-        del field[:]  # type: ignore[attr-defined]
-        field.extend(items)  # type: ignore[attr-defined]
+    def _put(self, field: Any, items: list[Any]) -> None:
+        del field[:]
+        field.extend(items)
 
     def graph(self, graph: onnx.GraphProto, names: dict[str, str]) -> None:
         """Respell a graph in place; `names` has the new names of the values around it and of those that stay."""
@@ -111,9 +111,9 @@ class _Writer:
             inputs = [own.get(name, name) if name else "" for name in node.input]
             if self.swap and node.op_type in COMMUTATIVE and node.domain in ("", "ai.onnx"):
                 self.random.shuffle(inputs)
-            self._put(node.input, inputs)  # type: ignore[arg-type]
-            self._put(node.output, [own[name] if name else "" for name in node.output])  # type: ignore[misc]
-            self.shuffle(node.attribute)  # type: ignore[arg-type]
+            self._put(node.input, inputs)
+            self._put(node.output, [own[name] if name else "" for name in node.output])
+            self.shuffle(node.attribute)
             for attribute in node.attribute:
                 for body in _bodies(attribute):
                     self.graph(body, own)
