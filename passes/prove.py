@@ -40,7 +40,7 @@ DRAWS = 8
 
 CULPRIT_ROUNDS = 4
 
-_RANDOM = (
+RANDOM = (
     "Bernoulli",
     "Multinomial",
     "RandomNormal",
@@ -48,6 +48,7 @@ _RANDOM = (
     "RandomUniform",
     "RandomUniformLike",
 )
+"""Operators that draw random numbers; Dropout does in training mode."""
 
 
 class Miscompiled(VerificationError):
@@ -135,7 +136,7 @@ class Prover:
             return Proof(self._rewrite_within_size(), unverified=reason)
         try:
             expected = verify.Expected(original, self.samples)
-            if walk(self.model, "Dropout", *_RANDOM) and expected.wavers(original):
+            if walk(self.model, "Dropout", *RANDOM) and expected.wavers(original):
                 reason = "the model gives something else each time it runs on the same inputs"
                 return Proof(self._rewrite_within_size(), unverified=reason)
             if not timed:
@@ -267,7 +268,7 @@ class _Checker:
         loose = [sample for sample, _ in self.expected.kept if sample.name in result.loosened]
         quick = replay_always or self.seconds <= REPLAY_LIMIT
         others = [sample for sample in self.expected.by_cost() if sample.name not in result.loosened] if quick else []
-        if walk(self.original, *_RANDOM):
+        if walk(self.original, *RANDOM):
             result.replay_note = "not replayed in float64: the model draws random numbers"
             return result
         if not loose and not others:

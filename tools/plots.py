@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from burnish.ir.errors import InputError, MissingPackageError
-from burnish.tools import terminal
+from burnish.tools import terminal, whole_file
 
 SUFFIXES = (".svg", ".png")
 
@@ -108,15 +108,7 @@ def plain_ticks(axes: Any) -> None:
 def save(drawing: Any, path: str | Path) -> None:
     """Write a figure whole or not at all; raises like `check`."""
     check(str(path))
-    target = Path(path)
-    form = target.suffix.lower().lstrip(".")
-    number, partial = tempfile.mkstemp(prefix=".burnish-", suffix=target.suffix, dir=target.parent)
-    try:
-        with os.fdopen(number, "wb") as stream:
-            drawing.savefig(stream, format=form, metadata={"Date": None} if form == "svg" else None)
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial)
-        raise
+    form = Path(path).suffix.lower().lstrip(".")
+    content = io.BytesIO()
+    drawing.savefig(content, format=form, metadata={"Date": None} if form == "svg" else None)
+    whole_file.write(path, content.getvalue())

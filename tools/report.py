@@ -13,7 +13,7 @@ from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
 from burnish.passes.protocols import Verdict
-from burnish.tools import lossy_report, terminal
+from burnish.tools import lossy_report, terminal, whole_file
 from burnish.tools.api import Result
 
 if TYPE_CHECKING:
@@ -89,15 +89,7 @@ def write(result: Result, path: str | Path) -> None:
         InputError: when the file cannot be written.
     """
     text = json.dumps(_valid(as_dict(result)), indent=2, allow_nan=False) + "\n"
-    whole = Path(f"{path}.part")
-    try:
-        whole.write_text(text, encoding="utf-8", errors="backslashreplace")
-        whole.replace(path)
-    except OSError as error:
-        whole.unlink(missing_ok=True)
-        raise InputError(
-            f"cannot write the report: {error.strerror}", place=str(path), hint="name another file"
-        ) from None
+    whole_file.write(path, text)
 
 
 def _valid(thing: Any) -> Any:

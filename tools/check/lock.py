@@ -85,7 +85,7 @@ class SampleSet(
 class OutputLock(
     msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"
 ):
-    """One output on one sample.
+    """One output on one sample. Of one that is another when the model runs again, only the type is kept.
 
     Attributes:
         type: dtype and shape: `float[2,10]`.

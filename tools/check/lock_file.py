@@ -19,9 +19,10 @@ from burnish.tools.check.lock import VERSION, Lock
 _HEAD = "# What the model was when it was locked, for `burnish check run`. Review it as you review code.\n"
 _WHAT = "a lock file, as `burnish check lock` writes it"
 _IS_LOCK = re.compile(rb"^lock:\s*\d", re.MULTILINE)
-_WIDTH = 100
+_LONG = 500
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*\Z", re.ASCII)
 _PLAIN_ALONE = re.compile(r"[A-Za-z_][ -~]*(?<! )\Z")
+_NOT_PLAIN = re.compile(r": |:\Z| #")
 _HASH = re.compile(r"[0-9a-f]{8,}\Z")  # some are numbers to YAML; quoting all of them looks the same in every line
 _WORDS = frozenset("null true false yes no on off y n".split())
 _UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -120,7 +121,7 @@ def _flows(key: tuple[str, ...]) -> bool:
 
 def _block(value: dict[str, Any], indent: str, place: tuple[str, ...]) -> Iterator[str]:
     for name, part in value.items():
-        head, key = f"{indent}{_scalar(name, alone=False)}:", (*place, name)
+        head, key = f"{indent}{_name(name, indent)}:", (*place, name)
         if part is None or part == [] or part == {} or not isinstance(part, dict | list) or _flows(key):
             yield f"{head} {_flow(part, alone=True)}"
             continue
@@ -139,10 +140,18 @@ def _block(value: dict[str, Any], indent: str, place: tuple[str, ...]) -> Iterat
 
 def _flow(value: Any, *, alone: bool = False) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_scalar(name, alone=False)}: {_flow(part)}" for name, part in value.items()) + "}"
+        return "{" + ", ".join(f"{_name(name)}: {_flow(part)}" for name, part in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
     return _scalar(value, alone=alone)
+
+
+def _name(name: str, indent: str | None = None) -> str:
+    """A key; one that is too long for YAML to see it as one by itself is marked, on a line of its own in a block."""
+    shown = _scalar(name, alone=False)
+    if len(shown) < _LONG:
+        return shown
+    return f"? {shown} " if indent is None else f"? {shown}\n{indent}"
 
 
 def _scalar(value: object, *, alone: bool) -> str:
@@ -154,19 +163,11 @@ def _scalar(value: object, *, alone: bool) -> str:
     if isinstance(value, float):
         shown = repr(value)
         return shown.replace("e", ".0e") if "e" in shown and "." not in shown else shown
-    plain = str(value)
-    safe = _PLAIN_ALONE if alone else _PLAIN
-    if (
-        safe.match(plain)
-        and not _HASH.match(plain)
-        and ": " not in plain
-        and " #" not in plain
-        and not plain.endswith(":")
-    ):
-        if plain.lower() not in _WORDS:
-            return plain
-    quoted = json.dumps(plain, ensure_ascii=False)
-    return _UNPRINTABLE.sub(_escaped, quoted)
+    said = str(value)
+    plain = (_PLAIN_ALONE if alone else _PLAIN).match(said) and said.lower() not in _WORDS
+    if plain and not _HASH.match(said) and not _NOT_PLAIN.search(said):
+        return said
+    return _UNPRINTABLE.sub(_escaped, json.dumps(said, ensure_ascii=False))
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -37,8 +37,14 @@ class Values:
     rest: dict[str, _Told] = field(default_factory=dict)
     more: int = 0
 
-    def add(self, sample: str, outputs: Mapping[str, object]) -> None:
-        """Take the outputs on a sample; they are not kept."""
+    def add(self, sample: str, outputs: Mapping[str, object], again: Mapping[str, object] | None = None) -> None:
+        """Take the outputs on a sample; they are not kept.
+
+        Args:
+            sample: its name.
+            outputs: by name.
+            again: those of a second run, for a model that draws random numbers.
+        """
         if len(self.found) < ALONE:
             told = {name: _Told() for name in outputs}
             self.found.append((sample, told))
@@ -46,7 +52,9 @@ class Values:
             self.more += 1
             told = self.rest
         for name, output in outputs.items():
-            told.setdefault(name, _Told()).add(output)
+            one = told.setdefault(name, _Told())
+            one.add(output)
+            one.wavers |= again is not None and not _equal(output, again[name])
 
     def locks(self) -> list[SampleLock]:
         """What is kept, sample by sample; samples beyond the first `ALONE` are one entry."""
@@ -70,7 +78,7 @@ class _Told:
         self.low, self.high = math.inf, -math.inf
         self.sketch = np.zeros(SKETCH)
         self.hash = hashlib.blake2b(digest_size=8)
-        self.hashed = self.sketched = False
+        self.hashed = self.sketched = self.wavers = False
 
     def add(self, output: object) -> None:
         self.types.append(_type(output))
@@ -100,6 +108,8 @@ class _Told:
         """What is kept, without the digits that differ between machines."""
         code = self.hash.hexdigest() if self.hashed else ""
         kind = _together(self.types)
+        if self.wavers:
+            return OutputLock(type=kind)
         if not self.sketched or not self.finite:
             return OutputLock(type=kind, sketch=(0.0,) * SKETCH if self.sketched else (), hash=code)
         largest = max(abs(self.low), abs(self.high))
@@ -122,6 +132,11 @@ class _Told:
 def _narrow(array: np.ndarray) -> bool:
     """Whether an array has a floating-point dtype that NumPy does not know by itself, such as bfloat16."""
     return array.dtype.kind == "V" and "float" in array.dtype.name
+
+
+def _equal(output: object, other: object) -> bool:
+    pairs = zip(_leaves(output), _leaves(other), strict=True)
+    return _type(output) == _type(other) and all(_bytes(one) == _bytes(two) for one, two in pairs)
 
 
 def _leaves(output: object) -> Iterator[np.ndarray]:

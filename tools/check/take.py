@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ import onnx_ir as oir
 from burnish.ir.canonical import Canonical, Order, canonical
 from burnish.ir.canonical import opsets as opsets_of
 from burnish.ir.errors import InputError
+from burnish.ir.walk import walk
+from burnish.passes.prove import RANDOM
 from burnish.tools.check import counts
 from burnish.tools.check.lock import VERSION, Lock, SampleSet, SegmentLock, Sized
 
 if TYPE_CHECKING:
     from burnish.backends.ort.session import OrtRunner
     from burnish.ir.samples import Sample
-    from burnish.tools.check.measured import Metered
-    from burnish.tools.check.outputs import Values
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,9 @@ def take(model: oir.Model, request: Request | None = None, known: Lock | None = 
     from burnish import __version__
 
     asked = request if request is not None else Request()
-    runner = _runner(model, asked)
-    try:
+    with _running(model, asked) as runner:
         reading = canonical(model)  # while a session holds the weights: nobody reads them a second time
         ran = _Ran(model, runner, asked, known) if runner is not None else None
-    finally:
-        if runner is not None:
-            runner.close()
     inputs, outputs, opsets = counts.types(model.graph.inputs), counts.types(model.graph.outputs), counts.opsets(model)
     alike = known is not None and known.structure == reading.structure_fingerprint
     ports = known is not None and (known.inputs, known.outputs, known.opsets) == (inputs, outputs, opsets)
@@ -95,12 +92,21 @@ def take(model: oir.Model, request: Request | None = None, known: Lock | None = 
     )
 
 
-def _runner(model: oir.Model, asked: Request) -> OrtRunner | None:
+@contextmanager
+def _running(model: oir.Model, asked: Request) -> Iterator[OrtRunner | None]:
+    """A session of the model, where it is wanted; that it cannot run is an error that says what can be done."""
     if not asked.run:
-        return None
+        yield None
+        return
     from burnish.backends.ort.session import executor
 
-    return executor(threads=asked.threads)(model)
+    try:
+        with closing(executor(threads=asked.threads)(model)) as runner:
+            yield runner
+    except InputError as error:
+        if error.hint is None or "--verify" in error.hint:
+            error.hint = "lock what the graph says alone with `--no-run`"
+        raise
 
 
 _Derived = tuple[Sized, dict[str, int], dict[str, int], dict[str, list[str]], list[SegmentLock]]
@@ -174,57 +180,50 @@ class _Ran:
     """
 
     def __init__(self, model: oir.Model, runner: OrtRunner, asked: Request, known: Lock | None) -> None:
+        from burnish.frontends.synthesis import usable
         from burnish.tools.check.measured import Metered, latency
         from burnish.tools.check.outputs import Values, fingerprint
         from burnish.tools.check.recorded import recorded
 
         samples = _samples(model, asked, known)
-        meter = Metered(model, samples, asked)
-        self.values: Values = Values()
-        self.first, refused = self._run(runner, samples, meter, given=asked.data is not None)
-        self.metric = meter.lock()
+        given = asked.data is not None
+        self._runner, self._by_feeds = runner, {id(one.feeds): one for one in samples}
+        self._meter = Metered(model, samples, asked)
+        self._random = bool(walk(model, *RANDOM, "Dropout"))
+        self.values = Values()
+        kept, refused = self._all(samples) if given else usable(samples, self)
+        self.first = kept[0]
+        self.metric = self._meter.lock()
         self.latency = latency(runner, self.first, asked.threads) if asked.latency else None
-        roles = {} if asked.data is not None else recorded(model, known)
         self.set = SampleSet(
-            given=asked.data is not None, fingerprint=fingerprint(samples), roles=roles, refused=refused
+            given=given,
+            fingerprint=fingerprint(samples),
+            roles={} if given else recorded(model, known),
+            refused=len(refused),
         )
 
-    def _run(self, runner: OrtRunner, samples: list[Sample], meter: Metered, *, given: bool) -> tuple[Sample, int]:
-        """The first sample that the model takes, and how many it does not."""
-        from burnish.frontends.synthesis import usable
-
-        if not given:
-            kept, rest = usable(samples, _Noting(runner, self.values, meter, samples))
-            return kept[0], len(rest)
-        first: Sample | None = None
-        reasons: list[tuple[Sample, InputError]] = []
+    def _all(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[tuple[Sample, str]]]:
+        """The given samples that the model takes, and the others."""
+        kept: list[Sample] = []
+        refused: list[tuple[Sample, str]] = []
         for sample in samples:
             try:
-                outputs = runner.run(sample.feeds)
+                self.run(sample.feeds)
             except InputError as error:
-                reasons.append((sample, error))
-                continue
-            first = first or sample
-            self.values.add(sample.name, outputs)
-            meter.add(outputs, sample)
-        if first is None:
-            refused, reason = reasons[0]
-            cause = f"the model refuses every sample; first ({refused.name}): {reason.cause.splitlines()[0]}"
-            raise InputError(cause, hint="give inputs that it takes with `--data`")
-        return first, len(reasons)
-
-
-class _Noting:
-    """A runner that notes what a model computes."""
-
-    def __init__(self, runner: OrtRunner, values: Values, meter: Metered, samples: Iterable[Sample]) -> None:
-        self._runner, self._values, self._meter = runner, values, meter
-        self._samples = {id(one.feeds): one for one in samples}
+                refused.append((sample, error.cause.splitlines()[0]))
+            else:
+                kept.append(sample)
+        if not kept:
+            sample, reason = refused[0]
+            hint = "give inputs that it takes with `--data`"
+            raise InputError(f"the model refuses every sample; first ({sample.name}): {reason}", hint=hint)
+        return kept, refused
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name."""
+        """The outputs on a sample, by name; they are noted."""
         outputs = self._runner.run(feeds)
-        sample = self._samples[id(feeds)]
-        self._values.add(sample.name, outputs)
+        again = self._runner.run(feeds) if self._random else None
+        sample = self._by_feeds[id(feeds)]
+        self.values.add(sample.name, outputs, again)
         self._meter.add(outputs, sample)
         return outputs
