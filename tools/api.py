@@ -16,7 +16,7 @@ import burnish
 from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.frontends.measures import Metric
-from burnish.ir import origin
+from burnish.ir import cost, origin
 from burnish.ir.errors import InputError, MissingPackageError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS
@@ -46,6 +46,9 @@ class Result:
         files: the files that were written; empty for a dry run.
         sizes: bytes on disk before and after; None where there is no file.
         lossy: what the lossy passes did; None when there were none. `proof` then compares with what they left.
+        original: the model as it was read; None where a result was put together without it.
+        source: the path it was read from; empty for a model in memory.
+        dims: numbers for its dynamic dimensions, those of the sample that was timed, else of the first; empty without.
     """
 
     proof: prove.Proof
@@ -55,6 +58,9 @@ class Result:
     files: list[Path] = field(default_factory=list)
     sizes: tuple[int | None, int | None] = (None, None)
     lossy: Lossy | None = None
+    original: oir.Model | None = None
+    source: str = ""
+    dims: dict[str, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> list[pipeline.Step]:
@@ -317,6 +323,9 @@ def optimize(
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
         if reduced is not None:
             reduced.forget()
+    result.original, result.source = model, str(file or "")
+    sizes = {one.name: one.feeds for one in reversed(samples)}
+    result.dims = cost.dims_of(model, sizes.get(result.timing[1]) or next(reversed(sizes.values()), {}))
     return result
 
 

@@ -61,7 +61,7 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
 @click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
 @click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
 @click.option("--require-change", multiple=True, metavar="PASS", help="Exit with 4 when PASS changes nothing.")
-@click.option("--report", metavar="FILE.json", help="Write the full account as JSON.")
+@click.option("--report", metavar="FILE.json|FILE.html", help="Write the full account: as JSON, or as a page to read.")
 @click.option("--as-python", is_flag=True, help="Print the Python that does the same, and stop.")
 def optimize_command(model: str, **given: Any) -> int:
     """Rewrite the model IN, prove that it computes the same, and write OUT.
@@ -170,6 +170,10 @@ def _check_report(path: str, output: str | None) -> None:
     if output is not None and file.resolve() == Path(output).resolve():
         raise InputError("the report and the model have the same name", place=path, hint="give the report another name")
     if file.exists():
+        from burnish.tools import report
+        from burnish.tools.page import render
+
         with file.open("rb") as stream:
-            if stream.read(1) not in (b"", b"{"):
-                raise InputError("there is a file that is no report", place=path, hint="give the report another name")
+            head = stream.read(len(render.START))
+        if not (render.is_page(head) if report.is_page(file) else head[:1] in (b"", b"{")):
+            raise InputError("there is a file that is no report", place=path, hint="give the report another name")

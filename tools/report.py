@@ -83,13 +83,27 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def write(result: Result, path: str | Path) -> None:
-    """Write everything that is known about a run as JSON; of numbers that JSON lacks it says `infinite` or `nan`.
+    """Write everything that is known about a run: as a page for people where the name ends in `.html`, else as JSON.
+
+    Of numbers that JSON lacks it says `infinite` or `nan`.
 
     Raises:
-        InputError: when the file cannot be written.
+        InputError: when the file cannot be written, or the page needs the original model and the result lacks it.
     """
+    if is_page(path):
+        from burnish.tools.page import optimize_page, render
+
+        if result.original is None:
+            raise InputError("the result does not hold the original model", place=str(path), hint="use `optimize`")
+        render.write(optimize_page.optimize_page(result, result.original), path)
+        return
     text = json.dumps(_valid(as_dict(result)), indent=2, allow_nan=False) + "\n"
     whole_file.write(path, text)
+
+
+def is_page(path: str | Path) -> bool:
+    """Whether a report of this name is a page for people."""
+    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def _valid(thing: Any) -> Any:
@@ -212,13 +226,14 @@ def proof_lines(result: Result) -> list[str]:
     if latency is not None:
         span = f"{latency.low:.3f} to {latency.high:.3f}"
         lines.append(
-            f"latency   {latency.ratio:.3f}x of the original ({span}), {_verdict(latency)},"
+            f"latency   {latency.ratio:.3f}x of the original ({span}), {verdict(latency)},"
             f" {latency.rounds} paired rounds on {timed}"
         )
     return lines
 
 
-def _verdict(latency: Verdict) -> str:
+def verdict(latency: Verdict) -> str:
+    """A timing in words."""
     if latency.slower or latency.faster:
         return "slower" if latency.slower else "faster"
     if latency.low <= 1 <= latency.high:

@@ -1,0 +1,194 @@
+"""Which part of one graph answers to which part of another, and which line to which line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import onnx_ir as oir
+
+from burnish.ir.edit import sources
+from burnish.ir.segments import Segment
+
+MOST_CELLS = 2_000_000
+"""Pairs of parts or of lines that are looked at; of longer lists only equal beginnings and ends are found."""
+
+_LEAST = 0.15
+"""Parts that are less alike than this do not answer to each other."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment, of a model or of a lock file.
+
+    Attributes:
+        name: `block 7`.
+        structure, weights: its hashes.
+        lines: the text of its lines.
+        names: the name of the node of each line; empty where it is not known.
+        origins: names of the nodes of the original that it was made from, where the model was made from another.
+    """
+
+    name: str
+    structure: str
+    weights: str
+    lines: tuple[str, ...]
+    names: tuple[str, ...]
+    origins: frozenset[str] = frozenset()
+
+    @property
+    def number(self) -> int | None:
+        """The number of a block; None for anything else."""
+        word, _, number = self.name.partition(" ")
+        return int(number) if word == "block" and number.isdecimal() else None
+
+
+def parts_of(found: Sequence[Segment]) -> list[Part]:
+    """The segments of a model as parts."""
+    return [
+        Part(
+            one.name,
+            one.structure,
+            one.weights,
+            tuple(line.text for line in one.lines),
+            tuple(line.node.name or "" for line in one.lines),
+            frozenset(name for line in one.lines for name in _origins(line.node)),
+        )
+        for one in found
+    ]
+
+
+def _origins(node: oir.Node) -> tuple[str, ...]:
+    return tuple(name for name in sources(node) if name not in ("", "?"))
+
+
+def pair(olds: Sequence[Part], news: Sequence[Part]) -> list[tuple[Part | None, Part | None]]:
+    """The parts of both in order, those that answer to each other together.
+
+    A block answers to a block, and a graph in which no blocks were found to all parts of the other but its functions.
+    Of all ways to pair parts without crossing, the one is taken whose pairs are most alike.
+    """
+    olds, news = _comparable(olds, news), _comparable(news, olds)
+    first, last = 0, 0
+    while first < min(len(olds), len(news)) and _equal(olds[first], news[first]):
+        first += 1
+    while last < min(len(olds), len(news)) - first and _equal(olds[-1 - last], news[-1 - last]):
+        last += 1
+    old, new = olds[first : len(olds) - last], news[first : len(news) - last]
+    middle = (
+        _middle(old, new)
+        if len(old) * len(new) <= MOST_CELLS
+        else [*((o, None) for o in old), *((None, n) for n in new)]
+    )
+    return [
+        *zip(olds[:first], news[:first], strict=True),
+        *middle,
+        *zip(olds[len(olds) - last :], news[len(news) - last :], strict=True),
+    ]
+
+
+def _comparable(parts: Sequence[Part], others: Sequence[Part]) -> list[Part]:
+    """The parts as they are, or those of the main graph as one where the others have no blocks."""
+    main = [one for one in parts if not one.name.startswith("function ")]
+    if len(main) < 2 or any(one.number is not None for one in others):
+        return list(parts)
+    whole = Part(
+        "graph",
+        " ".join(one.structure for one in main),
+        " ".join(one.weights for one in main),
+        tuple(line for one in main for line in one.lines),
+        tuple(name for one in main for name in one.names),
+        frozenset().union(*(one.origins for one in main)),
+    )
+    return [whole, *parts[len(main) :]]
+
+
+def _equal(old: Part, new: Part) -> bool:
+    return old.name == new.name and old.structure == new.structure and old.weights == new.weights
+
+
+def _middle(olds: Sequence[Part], news: Sequence[Part]) -> list[tuple[Part | None, Part | None]]:
+    shared: dict[tuple[str, str], float] = {}
+    rows, columns = len(olds), len(news)
+    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
+    alike = [[0.0] * columns for _ in range(rows)]
+    for i in range(rows - 1, -1, -1):
+        for j in range(columns - 1, -1, -1):
+            alike[i][j] = one = _likeness(olds[i], news[j], shared)
+            both = best[i + 1][j + 1] + one if one >= _LEAST else -1.0
+            best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
+    found: list[tuple[Part | None, Part | None]] = []
+    i = j = 0
+    while i < rows or j < columns:
+        if i < rows and j < columns and alike[i][j] >= _LEAST and best[i][j] == best[i + 1][j + 1] + alike[i][j]:
+            found.append((olds[i], news[j]))
+            i, j = i + 1, j + 1
+        elif j == columns or (i < rows and best[i][j] == best[i + 1][j]):
+            found.append((olds[i], None))
+            i += 1
+        else:
+            found.append((None, news[j]))
+            j += 1
+    return found
+
+
+def _likeness(old: Part, new: Part, shared: dict[tuple[str, str], float]) -> float:
+    """How alike two parts are; where they come from and equal weights say more than equal lines."""
+    function = old.name.startswith("function ") or new.name.startswith("function ")
+    if (old.number is None) != (new.number is None) or (function and old.name != new.name):
+        return 0.0
+    key = old.structure, new.structure
+    if key not in shared:
+        common = sum((Counter(old.lines) & Counter(new.lines)).values())
+        shared[key] = 2 * common / max(len(old.lines) + len(new.lines), 1)
+    own = set(old.names) - {""}
+    origin = len(own & new.origins) / len(new.origins) if own and new.origins else 0.0
+    named = 0.25 if old.name == new.name else 0.0
+    return shared[key] + named + 2.0 * origin + (1.0 if old.weights == new.weights else 0.0)
+
+
+def pair_lines(old: Sequence[str], new: Sequence[str]) -> list[tuple[int | None, int | None]]:
+    """The lines of both in order by their numbers, equal ones together and changed ones beside each other."""
+    if len(old) * len(new) > MOST_CELLS:
+        first = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        blocks = [("equal", 0, first, 0, first), ("replace", first, len(old), first, len(new))]
+    else:
+        blocks = list(SequenceMatcher(None, old, new, autojunk=False).get_opcodes())
+    found: list[tuple[int | None, int | None]] = []
+    for word, i, i_end, j, j_end in blocks:
+        if word == "replace":
+            found += _replaced(old, new, (i, i_end), (j, j_end))
+        else:
+            found += [
+                (i + k if i + k < i_end else None, j + k if j + k < j_end else None)
+                for k in range(max(i_end - i, j_end - j))
+            ]
+    return found
+
+
+def _replaced(
+    old: Sequence[str], new: Sequence[str], before: tuple[int, int], after: tuple[int, int]
+) -> list[tuple[int | None, int | None]]:
+    """Lines that take the place of others: beside each other where the operator is the same, in order."""
+    found: list[tuple[int | None, int | None]] = []
+    i, (j, j_end) = before[0], after
+    while i < before[1] or j < j_end:
+        if i == before[1] or j == j_end:
+            found.append((i, None) if j == j_end else (None, j))
+            i, j = (i + 1, j) if j == j_end else (i, j + 1)
+            continue
+        later = next((k for k in range(i, before[1]) if _operator(old[k]) == _operator(new[j])), None)
+        if later is None:
+            found.append((None, j))
+            j += 1
+            continue
+        found += [(k, None) for k in range(i, later)]
+        found.append((later, j))
+        i, j = later + 1, j + 1
+    return found
+
+
+def _operator(line: str) -> str:
+    return line.partition("(")[0]
