@@ -181,8 +181,9 @@ def _replaced(
             continue
         later = next((k for k in range(i, before[1]) if _operator(old[k]) == _operator(new[j])), None)
         if later is None:
-            found.append((None, j))
-            j += 1
+            waits = any(_operator(old[i]) == _operator(new[k]) for k in range(j, j_end))
+            found.append((None, j) if waits else (i, None))
+            i, j = (i, j + 1) if waits else (i + 1, j)
             continue
         found += [(k, None) for k in range(i, later)]
         found.append((later, j))

@@ -82,11 +82,10 @@
   let charts = [];
   function draw() {
     charts.forEach((chart) => chart.destroy());
-    if (typeof Chart === "undefined") return;
     const style = getComputedStyle(root);
     const ink = style.getPropertyValue("--muted").trim();
     const grid = style.getPropertyValue("--line").trim();
-    charts = all(".chart").map((figure) => {
+    charts = (typeof Chart === "undefined" ? [] : all(".chart")).map((figure) => {
       const data = JSON.parse(figure.querySelector("script").textContent);
       const bars = data.labels.length > 0;
       const value = (series, index) => (series.points.find((point) => point.x === index) || { y: null }).y;
