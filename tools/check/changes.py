@@ -1,0 +1,249 @@
+"""What changed between the lines of a segment and those that it became."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from enum import StrEnum
+
+from burnish.ir.views.block_hash import COMMUTATIVE, defaults_of
+from burnish.tools.check.alignment import Group, Part
+from burnish.tools.check.line import Constant, Parsed, constant
+from burnish.tools.check.spelled import spelled
+
+TRAINING = "training"
+"""What `Change.now` is for a node that is in training mode now."""
+
+
+class Kind(StrEnum):
+    """How something changed."""
+
+    VALUE = "value"
+    MODE = "mode"
+    REPLACED = "replaced"
+    ADDED = "added"
+    GONE = "gone"
+    WIRED = "wired"
+    BLOCK_NEW = "block-new"
+    BLOCK_GONE = "block-gone"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change at one place.
+
+    Attributes:
+        kind: how.
+        operator: of the node that changed; the layer or operators for what was added, is gone or was replaced.
+        detail: what of the node: the name of an attribute, "the constant", "the weight".
+        was, now: what it was and is.
+        old: the segment and the line in the old model; None for what was added.
+        new: likewise in the new model.
+        removed, added: the lines that went and came.
+    """
+
+    kind: Kind
+    operator: str
+    detail: str = ""
+    was: str = ""
+    now: str = ""
+    old: tuple[Part, int] | None = None
+    new: tuple[Part, int] | None = None
+    removed: tuple[Parsed, ...] = ()
+    added: tuple[Parsed, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The segment, by the name that it has now if it is still there."""
+        spot = self.new or self.old
+        return spot[0].name if spot is not None else ""
+
+
+_Lines = Sequence[tuple[Part, int]]
+
+
+def changes(group: Group, opsets: tuple[int, int]) -> Iterator[Change]:
+    """The changes inside a group of segments.
+
+    Args:
+        group: segments and what they became; not the same.
+        opsets: of the standard domain, old and new.
+    """
+    old, new = _lines(group.old), _lines(group.new)
+    for i1, i2, j1, j2 in _hunks(old, new):
+        yield from _hunk(old[i1:i2], new[j1:j2], opsets)
+
+
+def rewired(group: Group) -> Iterator[Change]:
+    """The lines of a group that are the same except that they read other nodes."""
+    old, new = _lines(group.old), _lines(group.new)
+    for i1, i2, j1, _ in _matching(old, new):
+        for one, other in zip(old[i1:i2], new[j1:], strict=False):
+            before, after = _parsed(one), _parsed(other)
+            was, now = Counter(before.computed), Counter(after.computed)
+            if was != now or (before.computed != after.computed and before.operator not in COMMUTATIVE):
+                texts = [", ".join(found.computed) for found in (before, after)]
+                yield Change(Kind.WIRED, before.operator, "", *texts, one, other, (before,), (after,))
+
+
+def _lines(parts: Sequence[Part]) -> list[tuple[Part, int]]:
+    return [(part, index) for part in parts for index in range(len(part.lines))]
+
+
+def _parsed(spot: tuple[Part, int]) -> Parsed:
+    return spot[0].lines[spot[1]]
+
+
+def _codes(old: _Lines, new: _Lines) -> Iterator[tuple[str, int, int, int, int]]:
+    numbers: dict[object, int] = {}
+    keys = [[numbers.setdefault(_parsed(spot).key, len(numbers)) for spot in lines] for lines in (old, new)]
+    yield from SequenceMatcher(None, *keys, autojunk=False).get_opcodes()
+
+
+def _matching(old: _Lines, new: _Lines) -> Iterator[tuple[int, int, int, int]]:
+    return ((i1, i2, j1, j2) for tag, i1, i2, j1, j2 in _codes(old, new) if tag == "equal")
+
+
+def _hunks(old: _Lines, new: _Lines) -> list[tuple[int, int, int, int]]:
+    """Ranges of lines that differ, without those that only stand elsewhere."""
+    found = [(i1, i2, j1, j2) for tag, i1, i2, j1, j2 in _codes(old, new) if tag != "equal"]
+    counted = [
+        (Counter(_parsed(one).key for one in old[i1:i2]), Counter(_parsed(one).key for one in new[j1:j2]))
+        for i1, i2, j1, j2 in found
+    ]
+    moved: set[int] = set()
+    for index, (gone, come) in enumerate(counted):
+        if gone == come:
+            moved.add(index)
+        elif gone and not come and index not in moved:
+            other = next((k for k, (g, c) in enumerate(counted) if not g and c == gone and k not in moved), None)
+            if other is not None:
+                moved |= {index, other}
+    return [one for index, one in enumerate(found) if index not in moved]
+
+
+def _hunk(old: _Lines, new: _Lines, opsets: tuple[int, int]) -> Iterator[Change]:
+    """Lines that became others: pairs of the same operator, and runs between them."""
+    before, after = [[(p.indent, p.operator) for p in map(_parsed, lines)] for lines in (old, new)]
+    i = j = 0
+    for one, other in [*_anchors(old, new, before == after), (len(old), len(new))]:
+        yield from _run(old[i:one], new[j:other])
+        if one < len(old):
+            yield from _pair(old[one], new[other], opsets)
+        i, j = one + 1, other + 1
+
+
+def _anchors(old: _Lines, new: _Lines, all_alike: bool) -> list[tuple[int, int]]:
+    """Pairs of lines of the same operator: all of them, or those with weights where the operators differ."""
+    if all_alike:
+        return [(index, index) for index in range(len(old))]
+    sides = []
+    for lines in (old, new):
+        chosen = [index for index, spot in enumerate(lines) if any(c.is_weight for c in _parsed(spot).constants)]
+        sides.append((chosen, [(_parsed(lines[index]).indent, _parsed(lines[index]).operator) for index in chosen]))
+    (left, one), (right, other) = sides
+    pairs = []
+    for i, j, size in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        pairs += [(left[i + k], right[j + k]) for k in range(size)]
+    return pairs
+
+
+def _run(old: _Lines, new: _Lines) -> Iterator[Change]:
+    """A run of nodes that became another one, was added or is gone."""
+    removed, added = tuple(map(_parsed, old)), tuple(map(_parsed, new))
+    training = [index for index, line in enumerate(added) if _trains(line)]
+    for index in training:
+        yield Change(Kind.MODE, added[index].operator, now=TRAINING, new=new[index], added=(added[index],))
+    added = tuple(line for index, line in enumerate(added) if index not in training)
+    first = next((spot for index, spot in enumerate(new) if index not in training), None)
+    if removed and added:
+        yield Change(
+            Kind.REPLACED, "", "", spelled(removed), spelled(added), old[0], first, removed, added
+        )
+    elif added:
+        yield Change(Kind.ADDED, spelled(added), new=first, added=added)
+    elif removed and not training:
+        yield Change(Kind.GONE, spelled(removed), old=old[0], removed=removed)
+
+
+def _pair(old: tuple[Part, int], new: tuple[Part, int], opsets: tuple[int, int]) -> Iterator[Change]:
+    """What changed of a node that is still the same operator."""
+    one, other = _parsed(old), _parsed(new)
+    if one.key == other.key:
+        return
+    if _trains(other) and not _trains(one):
+        yield Change(Kind.MODE, other.operator, now=TRAINING, old=old, new=new)
+        return
+    was, now = dict(one.attributes), dict(other.attributes)
+    moved = _moved(one, other)
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name) and name not in moved:
+            texts = [
+                values.get(name) or _default(one.operator, name, opset)
+                for values, opset in zip((was, now), opsets, strict=True)
+            ]
+            if texts[0] != texts[1]:
+                yield Change(Kind.VALUE, one.operator, f"`{name}`", *texts, old, new)
+    for name, kind in moved.items():
+        yield Change(Kind.VALUE, one.operator, f"`{name}`", *kind, old, new)
+    if not moved:
+        yield from _operands(old, new)
+
+
+def _moved(one: Parsed, other: Parsed) -> dict[str, tuple[str, str]]:
+    """Attributes that are an operand now, or the other way round, with the same value: newer opsets have it so."""
+    was, now = dict(one.attributes), dict(other.attributes)
+    less, more = ({str(c.values).replace(" ", "") for c in line.constants} for line in (one, other))
+    kinds = ("an attribute", "an operand")
+    found = {name: kinds for name in was.keys() - now.keys() if was[name].replace(" ", "") in more - less}
+    return found | {name: kinds[::-1] for name in now.keys() - was.keys() if now[name].replace(" ", "") in less - more}
+
+
+def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
+    one, other = _parsed(old), _parsed(new)
+    before, after = list(one.operands), list(other.operands)
+    if one.operator in COMMUTATIVE:
+        before, after = ([str(c) for c in line.constants] + line.computed for line in (one, other))
+    if len(before) != len(after):
+        texts = [f"({', '.join(line.operands)})" for line in (one, other)]
+        yield Change(Kind.VALUE, one.operator, "what it reads", *texts, old, new)
+        return
+    for was, now in zip(one.operands, other.operands, strict=True):
+        if was == now or not (one.is_fixed(was) or other.is_fixed(now)):
+            continue
+        first, second = (None if text in line.inputs else constant(text) for text, line in ((was, one), (now, other)))
+        if first is not None and second is not None:
+            yield Change(Kind.VALUE, one.operator, _detail(old, first, second), *_differing(first, second), old, new)
+        else:
+            yield Change(Kind.VALUE, one.operator, "an operand", was, now, old, new)
+
+
+def _detail(spot: tuple[Part, int], was: Constant, now: Constant) -> str:
+    if was.is_weight or now.is_weight:
+        return "the dtype of the weights" if was.shape == now.shape and was.dtype != now.dtype else "the weight"
+    line = _parsed(spot)
+    after = spot[0].lines[spot[1] + 1 : spot[1] + 2]
+    roots = ("Sqrt", "Pow", "Reciprocal", "Rsqrt")
+    if line.operator == "Add" and "ReduceMean" in line.computed and any(one.operator in roots for one in after):
+        return "the epsilon of a normalization, the constant"
+    return "the constant"
+
+
+def _differing(was: Constant, now: Constant) -> tuple[str, str]:
+    if was.shape == now.shape and was.dtype != now.dtype and (was.is_weight or now.is_weight):
+        return was.dtype, now.dtype
+    return str(was), str(now)
+
+
+def _default(operator: str, name: str, opset: int) -> str:
+    known = defaults_of(operator, opset).get(name)
+    return "its default" if known is None else known.replace(" ", "")
+
+
+def _trains(line: Parsed) -> bool:
+    """Whether a node does what is right in training only."""
+    if line.operator == "BatchNormalization":
+        return dict(line.attributes).get("training_mode", "0") != "0"
+    return line.operator == "Dropout" and len(line.operands) > 2 and line.operands[2].endswith(" true")

@@ -1,0 +1,71 @@
+"""Changes of structure that only follow from the contract: other types of inputs, other opsets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from burnish.tools.check.alignment import Part
+from burnish.tools.check.changes import Change, Kind
+
+_SHAPES = frozenset(
+    "Shape Size Gather Unsqueeze Squeeze Concat Slice Cast Range Expand ConstantOfShape Reshape Identity Flatten Tile "
+    "Where Equal Mul Add Sub Div".split()
+)
+_ARITHMETIC = frozenset("Where Equal Mul Add Sub Div Expand Tile Flatten Identity".split())
+_MEANINGFUL = frozenset(("an attribute", "an operand"))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What differs in the contract, as far as structure can follow from it.
+
+    Attributes:
+        retyped: inputs, by their old name, with another dtype.
+        reshaped: whether dimensions of inputs became fixed or dynamic.
+        opset: whether the opset of the standard domain differs.
+        renamed: the old name of inputs that have another one now.
+        twins: a segment before by its structure, for saying what a new block is like.
+    """
+
+    retyped: frozenset[str] = frozenset()
+    reshaped: bool = False
+    opset: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """What the structure follows from, as the begin of a sentence."""
+        causes = [
+            "inputs have other dtypes" * bool(self.retyped),
+            "dimensions of inputs differ" * self.reshaped,
+            "the opset differs" * self.opset,
+        ]
+        return f"{' and '.join(filter(None, causes))};"
+
+    def twin(self, part: Part) -> str:
+        """A block of the same structure; empty when there is none."""
+        return self.twins.get(part.segment.structure, "")
+
+
+def follows(change: Change, context: Context) -> bool:
+    """Whether a change of structure is what a change of the contract leads to."""
+    if change.kind in (Kind.BLOCK_NEW, Kind.BLOCK_GONE, Kind.MODE):
+        return False
+    lines = [*change.removed, *change.added]
+    if context.opset and {change.was, change.now} == _MEANINGFUL:
+        return True
+    if context.retyped and lines and all(line.operator == "Cast" for line in lines):
+        return True
+    return context.reshaped and _of_shapes(change)
+
+
+def _of_shapes(change: Change) -> bool:
+    if change.kind is Kind.VALUE:
+        return any(text.startswith(("int64[", "int32[")) for text in (change.was, change.now))
+    lines = [*change.removed, *change.added]
+    operators = {line.operator for line in lines}
+    if not operators <= _SHAPES or operators <= _ARITHMETIC:
+        return False
+    return all(not one.is_weight and one.dtype in ("int64", "int32", "bool") for line in lines for one in line.constants)

@@ -1,0 +1,66 @@
+"""What differs between two locks, as a person would say it: causes first, what follows from them as notes."""
+
+from __future__ import annotations
+
+from burnish.tools.check import differences_contract as contracts
+from burnish.tools.check.consequences import Context
+from burnish.tools.check.difference import Difference, Field, Verdict
+from burnish.tools.check.differences_sizes import latency, metric, sizes, tallies
+from burnish.tools.check.differences_structure import Names, structure
+from burnish.tools.check.differences_values import Exact, values
+from burnish.tools.check.differences_weights import weights
+from burnish.tools.check.lock import Lock
+from burnish.tools.check.tolerances import Tolerances
+
+_RANK = {Verdict.REGRESSION: 0, Verdict.TOLERATED: 1, Verdict.NOTE: 2}
+_CAUSES = (Field.INPUTS, Field.OUTPUTS, Field.STRUCTURE, Field.WEIGHTS)
+_SHAPES = (Field.INPUTS, Field.OUTPUTS, Field.STRUCTURE)
+
+
+def differences(
+    old: Lock,
+    new: Lock,
+    tolerances: Tolerances | None = None,
+    names: tuple[Names, Names] = ({}, {}),
+    exact: Exact | None = None,
+) -> list[Difference]:
+    """Compare a model with its lock.
+
+    Args:
+        old, new: what it was and what it is.
+        tolerances: what may differ; by default nothing but rounding, see `Tolerances`.
+        names: the names of nodes by segment and line, old and new, as far as the models are at hand.
+        exact: what running both models on the samples gave.
+
+    Returns:
+        All differences: regressions, then what is tolerated, then notes, each in the order of the fields.
+    """
+    allowed = tolerances if tolerances is not None else Tolerances()
+    found = contracts.contract(old, new, allowed)
+    compared = structure(old, new, allowed.verdict(Field.STRUCTURE), _context(old, new), names)
+    found += compared.differences
+    found += weights(old, new, compared.groups, allowed)
+    causes = [one for one in found if one.verdict is Verdict.REGRESSION and one.field in _CAUSES]
+    shapes = any(one.field in _SHAPES for one in causes)
+    found += sizes(old, new, allowed, explained=shapes)
+    found += tallies(old, new, allowed, explained=shapes)
+    found += values(old, new, allowed, explained=bool(causes), exact=exact)
+    found += metric(old, new, allowed)
+    found += latency(old, new, allowed)
+    order = {field: index for index, field in enumerate(Field)}
+    return sorted(found, key=lambda one: (_RANK[one.verdict], order[one.field]))
+
+
+def _context(old: Lock, new: Lock) -> Context:
+    """What of the contract structure can follow from."""
+    twins: dict[str, str] = {}
+    for segment in old.segments:
+        if segment.name.startswith("block "):
+            twins[segment.structure] = segment.name
+    return Context(
+        retyped=contracts.retyped(old, new),
+        reshaped=contracts.changed_dimensions(old, new),
+        opset=old.opsets.get("ai.onnx") != new.opsets.get("ai.onnx"),
+        renamed=contracts.ports(old.inputs, new.inputs).renamed,
+        twins=twins,
+    )

@@ -1,0 +1,266 @@
+"""Differences of structure as sentences: which block, which node, and what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from burnish.tools.check.alignment import Group, Part, align
+from burnish.tools.check.changes import Change, Kind, changes, rewired
+from burnish.tools.check.consequences import Context, follows
+from burnish.tools.check.difference import Difference, Field, Verdict
+from burnish.tools.check.line import parse
+from burnish.tools.check.lock import Lock
+from burnish.tools.check.spelled import brief, layer, spelled
+
+Names = Mapping[str, Sequence[str]]
+"""The names of the nodes of each segment, by line: labels for people."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What became of the segments.
+
+    Attributes:
+        groups: segments and what they became.
+        differences: as sentences.
+    """
+
+    groups: list[Group]
+    differences: list[Difference]
+
+
+def structure(
+    old: Lock, new: Lock, verdict: Verdict, context: Context, names: tuple[Names, Names] = ({}, {})
+) -> Structure:
+    """Compare the segments of two models.
+
+    Args:
+        old, new: the locks; equal structure fingerprints mean that nothing differs.
+        verdict: of what may not differ, or may.
+        context: what differs in the contract; structure that follows from it is a note.
+        names: the names of nodes, old and new, as far as the models are at hand.
+    """
+    groups = align(parts(old), parts(new, context.renamed))
+    if old.structure == new.structure:
+        return Structure(groups, [])
+    opsets = (old.opsets.get("ai.onnx", 0), new.opsets.get("ai.onnx", 0))
+    found = [one for group in groups for one in _of(group, opsets)]
+    found += _wired(groups, found)
+    written = _Writer(names, verdict, context).all(found)
+    return Structure(groups, written or [_hidden(old, new, groups, verdict)])
+
+
+def parts(lock: Lock, renamed: Mapping[str, str] | None = None) -> list[Part]:
+    """The segments of a lock with their lines taken apart; inputs by their old names."""
+    inputs = frozenset((renamed or {}).get(name, name) for name in lock.inputs)
+    code = {key: tuple(parse(one, inputs, renamed) for one in lines) for key, lines in lock.code.items()}
+    return [Part(one, index, code.get(one.code, ())) for index, one in enumerate(lock.segments)]
+
+
+def _of(group: Group, opsets: tuple[int, int]) -> list[Change]:
+    if group.same:
+        return []
+    if group.old and group.new:
+        return list(changes(group, opsets))
+    found = []
+    for part in (*group.old, *group.new):
+        spot = (part, 0)
+        if part.is_block:
+            kind = Kind.BLOCK_GONE if group.old else Kind.BLOCK_NEW
+        else:
+            kind = Kind.GONE if group.old else Kind.ADDED
+        old, new = (spot, None) if group.old else (None, spot)
+        removed, added = (part.lines, ()) if group.old else ((), part.lines)
+        found.append(Change(kind, spelled(part.lines), old=old, new=new, removed=removed, added=added))
+    return found
+
+
+def _wired(groups: Sequence[Group], found: Sequence[Change]) -> list[Change]:
+    """Nodes that read others than before, where no other change explains it."""
+    gone = {line.operator for one in found for line in one.removed}
+    come = {line.operator for one in found for line in one.added}
+    result = []
+    for group in groups:
+        if group.same or not (group.old and group.new):
+            continue
+        for one in rewired(group):
+            was, now = ({*text.split(", ")} for text in (one.was, one.now))
+            loose = group.pair is None or group.pair[0].is_block != group.pair[1].is_block
+            if (was - now) & gone or (now - was) & come or (loose and "entry" in was ^ now):
+                continue
+            result.append(one)
+    return result
+
+
+def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict) -> Difference:
+    """What to say of a structure that differs although all lines are the same."""
+    other = [group.new[0].name for group in groups if group.pair is not None and not group.same]
+    key: tuple[str | int, ...] = ("structure",)
+    if other:
+        place = ", ".join(f"`{name}`" for name in other)
+        message = f"values are wired differently in {place}: the same nodes read other values than before"
+        return Difference(Field.STRUCTURE, verdict, message, other[0], old.structure, new.structure, key)
+    if old.sizes.bytes != new.sizes.bytes:
+        message = "constants that no node reads were added or removed"
+    else:
+        message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
+    return Difference(Field.STRUCTURE, verdict, message, "", old.structure, new.structure, key)
+
+
+class _Writer:
+    """Writes changes as sentences, the same change in many places once."""
+
+    def __init__(self, names: tuple[Names, Names], verdict: Verdict, context: Context) -> None:
+        self.names, self.verdict, self.context = names, verdict, context
+
+    def all(self, found: Sequence[Change]) -> list[Difference]:
+        """One difference for each kind of change; what follows from the contract behind the others."""
+        causes: dict[object, list[Change]] = {}
+        following: list[Change] = []
+        for one in found:
+            if follows(one, self.context):
+                following.append(one)
+            else:
+                causes.setdefault((one.kind, one.operator, one.detail, one.was, one.now), []).append(one)
+        written = [self._difference(same) for same in causes.values()]
+        return written + ([self._following(following)] if following else [])
+
+    def _difference(self, same: list[Change]) -> Difference:
+        first = same[0]
+        write: Callable[[list[Change]], str] = {
+            Kind.VALUE: self._value,
+            Kind.MODE: self._mode,
+            Kind.REPLACED: self._replaced,
+            Kind.ADDED: self._added,
+            Kind.GONE: self._gone,
+            Kind.WIRED: self._reads,
+            Kind.BLOCK_NEW: self._new_blocks,
+            Kind.BLOCK_GONE: self._gone_blocks,
+        }[first.kind]
+        place = self._name(first) or first.place
+        key = _key(first)
+        return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, first.now, key)
+
+    def _following(self, found: list[Change]) -> Difference:
+        removed, added = (sum(len(lines) for lines in side) for side in zip(*((c.removed, c.added) for c in found)))
+        counts = [f"{removed} nodes fewer" * bool(removed), f"{added} nodes more" * bool(added)]
+        what = " and ".join(filter(None, counts)) or f"{len(found)} nodes differ"
+        message = f"{self.context.reason} with it the computation of shapes and types changed {_places(found)}: {what}"
+        return Difference(Field.STRUCTURE, Verdict.NOTE, message, found[0].place, key=_key(found[0]))
+
+    def _value(self, same: list[Change]) -> str:
+        first = same[0]
+        return f"{first.detail} of {self._nodes(same)} is now {first.now}, was {first.was}"
+
+    def _mode(self, same: list[Change]) -> str:
+        return f"{self._nodes(same)} {'is' if len(same) == 1 else 'are'} now in training mode"
+
+    def _nodes(self, same: list[Change]) -> str:
+        first = same[0]
+        if len(same) > 1:
+            return f"{len(same)} {first.operator} nodes ({_bare(same)})"
+        name = self._name(first)
+        return f"{first.operator}{f' `{name}`' if name else ''} ({first.place})"
+
+    def _replaced(self, same: list[Change]) -> str:
+        first = same[0]
+        was, now = first.was, first.now
+        if len(first.added) > 1 and len(first.removed) == 1:
+            now = now.replace(" nodes", " decomposed nodes", 1)
+        if len(first.removed) > 1 and len(first.added) == 1:
+            now = f"one {now}"
+        verb = "is" if len(first.removed) == 1 else "are"
+        if " as " in was:
+            verb = "is"
+        where = _places(same)
+        if len(same) == 1:
+            where = where.removeprefix("in ")
+        return f"{where}{':' if len(same) == 1 else ','} {was} {verb} now {now}{_often(same)}"
+
+    def _added(self, same: list[Change]) -> str:
+        lines = same[0].added
+        known = layer(lines)
+        what = f"one {known}" if known else "one node" if len(lines) == 1 else f"{len(lines)} nodes"
+        return f"{what} added {_places(same, quoted=True)}{_often(same)}: {brief(lines)}"
+
+    def _gone(self, same: list[Change]) -> str:
+        lines = same[0].removed
+        known = layer(lines)
+        what = f"one {known} ({brief(lines)})" if known else spelled(lines)
+        verb = "is" if len(lines) == 1 or known else "are"
+        where = _places(same, quoted=True).removeprefix("in ")
+        return f"{what} {verb} gone from {where}{_often(same)}"
+
+    def _reads(self, same: list[Change]) -> str:
+        first = same[0]
+        return f"{self._nodes(same)} now reads {first.now} where it read {first.was}"
+
+    def _new_blocks(self, same: list[Change]) -> str:
+        numbers = [one.new[0] for one in same if one.new is not None]
+        like = self.context.twin(numbers[0])
+        verb = "is" if len(numbers) == 1 else "are"
+        return f"{_bare(same)} {verb} new{f', like {like}' if like else f': {spelled(same[0].added)}'}"
+
+    def _gone_blocks(self, same: list[Change]) -> str:
+        return f"{_bare(same)} {'is' if len({one.place for one in same}) == 1 else 'are'} gone"
+
+    def _name(self, change: Change) -> str:
+        """What the node is called: as the new model has it, else the old one."""
+        if change.kind in (Kind.BLOCK_GONE, Kind.BLOCK_NEW):
+            return ""
+        for spot, names in ((change.new, self.names[1]), (change.old, self.names[0])):
+            if spot is None:
+                continue
+            part, line = spot
+            known = next((one.name for one in part.segment.layers if one.line == line), "")
+            listed = names.get(part.name, ())
+            found = listed[line] if line < len(listed) else known
+            if found:
+                return found
+        return ""
+
+
+def _key(change: Change) -> tuple[str | int, ...]:
+    """Where in the old lock it stands."""
+    if change.old is None:
+        return ("segments",)
+    part, line = change.old
+    if change.kind in (Kind.BLOCK_GONE, Kind.BLOCK_NEW):
+        return ("segments", part.index)
+    return ("code", part.segment.code, line)
+
+
+def _often(same: Sequence[Change]) -> str:
+    """How often, where it is more often than once in each place."""
+    return f", {len(same)} times" if len(same) > len({one.place for one in same}) else ""
+
+
+def _places(same: Sequence[Change], *, quoted: bool = False) -> str:
+    found = _bare(same)
+    if not quoted or found.startswith("block"):
+        return f"in {found}"
+    return f"in `{found}`" if ", " not in found and " and " not in found else f"in {found}"
+
+
+def _bare(same: Sequence[Change]) -> str:
+    """`block 3`, `blocks 0 to 5`, `blocks 1, 3 and 7, after block 7`."""
+    names = list(dict.fromkeys(one.place for one in same))
+    numbers = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"block (\d+)", name)))
+    others = [name for name in names if not re.fullmatch(r"block \d+", name)]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    spelled_out = [
+        text for run in runs for text in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(one) for one in run])
+    ]
+    blocks = [] if not numbers else [f"block{'s' * (len(numbers) > 1)} {_list(spelled_out)}"]
+    return ", ".join([*blocks, *others])
+
+
+def _list(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,129 @@
+"""Differences of weights as sentences: which layers moved, and by how much of their norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from burnish.tools.check.alignment import Group, Part
+from burnish.tools.check.difference import Difference, Field
+from burnish.tools.check.lock import LayerLock, Lock
+from burnish.tools.check.sketch import distance
+from burnish.tools.check.tolerances import Tolerances
+
+ONE_BY_ONE = 3
+"""Layers that are told one by one; more of them are told in one sentence."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A layer whose weights changed: where it was, where it is, its operator, and by how much of its norm it moved."""
+
+    part: Part
+    old: LayerLock
+    new: LayerLock
+    operator: str
+    distance: float | None
+    number: int
+
+    @property
+    def label(self) -> str:
+        """The operator, the name as far as known, and the segment."""
+        name = self.new.name or self.old.name
+        return f"{self.operator}{f' `{name}`' if name else ''} ({self.part.name})"
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """Where it stands in the lock file."""
+        return ("segments", self.part.index, "layers", self.number)
+
+
+def weights(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolerances) -> list[Difference]:
+    """The differences of weights between nodes that are still there."""
+    if old.weights == new.weights:
+        return []
+    moved: list[Moved] = []
+    for group in groups:
+        if group.pair is not None and group.pair[0].segment.weights != group.pair[1].segment.weights:
+            moved += _moved(*group.pair)
+    if not moved:
+        return [] if old.structure != new.structure else [_elsewhere(old, new, groups, tolerances)]
+    if len(moved) <= ONE_BY_ONE:
+        return [_single(one, tolerances) for one in moved]
+    return [_many(moved, sum(len(one.layers) for one in old.segments), tolerances)]
+
+
+def _moved(old: Part, new: Part) -> Iterator[Moved]:
+    """The layers of a segment whose weights changed, as far as their lines are still there."""
+    partner = lines(old, new)
+    after = {layer.line: layer for layer in new.segment.layers}
+    for number, layer in enumerate(old.segment.layers):
+        other = after.get(partner.get(layer.line, -1))
+        if other is None or other.weights == layer.weights:
+            continue
+        apart = None
+        if layer.sketch and other.sketch:
+            apart = distance(layer.sketch, other.sketch, layer.norm)
+            apart = max(apart, abs(other.norm - layer.norm) / layer.norm if layer.norm else 0.0)
+        at = new if len(new.lines) > other.line else old
+        yield Moved(old, layer, other, at.lines[other.line].operator if at.lines else "node", apart, number)
+
+
+def lines(old: Part, new: Part) -> dict[int, int]:
+    """The line of the new segment by that of the old one, for lines that are still there."""
+    if old.segment.structure == new.segment.structure:
+        return {index: index for index in range(len(old.lines))}
+    from difflib import SequenceMatcher
+
+    matcher = SequenceMatcher(None, [one.key for one in old.lines], [one.key for one in new.lines], autojunk=False)
+    return {i + k: j + k for i, j, size in matcher.get_matching_blocks() for k in range(size)}
+
+
+def _single(one: Moved, tolerances: Tolerances) -> Difference:
+    verdict = tolerances.weights(math.inf if one.distance is None else one.distance)
+    amount = "changed" if one.distance is None else f"moved by {about(one.distance)} of their norm"
+    message = f"the weights of {one.label} {amount}"
+    place = one.new.name or one.old.name or one.part.name
+    return Difference(Field.WEIGHTS, verdict, message, place, one.old.weights, one.new.weights, one.key)
+
+
+def _many(moved: Sequence[Moved], layers: int, tolerances: Tolerances) -> Difference:
+    numbers = [one for one in moved if one.distance is not None]
+    numbers.sort(key=lambda one: -(one.distance or 0.0))
+    far = [one.distance or 0.0 for one in numbers]
+    verdict = tolerances.weights(max(far) if len(far) == len(moved) else math.inf)
+    whole = len(moved) == layers
+    head = "all weights changed (retrained?)" if whole else "weights changed"
+    message = f"{head}: {len(moved)} of {layers} layers"
+    if numbers:
+        most = ", ".join(f"{one.label} by {about(one.distance or 0.0)}" for one in numbers[:_SHOWN])
+        message += f", by {about(median(far))} of their norm in the middle, most {most}"
+    return Difference(Field.WEIGHTS, verdict, message, "", "", "", ("weights",))
+
+
+def _elsewhere(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolerances) -> Difference:
+    """Constants changed that belong to no layer: not those of a node in a segment, or too few to be weights."""
+    found = [pair for group in groups if (pair := group.pair) and pair[0].segment.weights != pair[1].segment.weights]
+    verdict = tolerances.weights(math.inf)
+    if not found:
+        message = "constants changed that no node of the graph reads, or that stand in inner graphs and attributes"
+        return Difference(Field.WEIGHTS, verdict, message, "", old.weights, new.weights, ("weights",))
+    names = ", ".join(f"`{one.name}`" for _, one in found)
+    key = ("segments", found[0][0].index, "weights")
+    return Difference(Field.WEIGHTS, verdict, f"constants in {names} changed", found[0][1].name, key=key)
+
+
+def about(number: float) -> str:
+    """A number that is an estimate, with one digit: `about 1e-3`, `about 0.3`; what is below resolution as such."""
+    if math.isinf(number):
+        return "more than can be said"
+    if number < 1e-6:
+        return "less than 1e-6"
+    if number >= 0.1:
+        return f"about {number:.1f}" if number < 10 else f"about {number:.0f}"
+    mantissa, exponent = f"{number:.0e}".split("e")
+    return f"about {mantissa}e{int(exponent)}"
