@@ -85,7 +85,7 @@ def comparison(
     for runner in runners:
         runner.close()
     agree = all(one["agrees"] for one in outputs.values())
-    parting = None if agree else _parting(a, b, outputs, used, threads, notes)
+    parting = None if agree else _worst_parting(a, b, outputs, used, threads, notes)
     return {
         "agree": agree,
         "samples": [sample.name for sample in used],
@@ -164,7 +164,7 @@ def _number(error: float) -> float | str:
     return error if math.isfinite(error) else "infinite"
 
 
-def _parting(
+def _worst_parting(
     a: oir.Model,
     b: oir.Model,
     outputs: dict[str, dict[str, Any]],
@@ -172,18 +172,36 @@ def _parting(
     threads: int,
     notes: list[str],
 ) -> dict[str, Any] | None:
-    """Search without the runtime's optimizations, which hide inner values, then with them."""
+    worst = next(one for one in outputs.values() if not one["agrees"])
+    sample = next(s for s in samples if s.name == worst["sample"])
+    return parting(a, b, sample, worst["output"], worst["tolerance"], threads, notes)
+
+
+def parting(
+    a: oir.Model, b: oir.Model, sample: Sample, output: str, tolerance: float, threads: int, notes: list[str]
+) -> dict[str, Any] | None:
+    """The first value at which two models part, as `comparison` shows it; None when none is found.
+
+    It is searched without the runtime's optimizations, which hide inner values, then with them.
+
+    Args:
+        a: the model that is taken as right.
+        b: the other one, with the same inputs.
+        sample: on which an output differs.
+        output: its name in `a`.
+        tolerance: relative error up to which values agree.
+        threads: threads of the runtime.
+        notes: what the user should know is added here.
+    """
     from burnish.backends.ort.divergence import first_difference
     from burnish.backends.ort.session import Level, executor
     from burnish.ir.errors import InputError
 
-    worst = next(one for one in outputs.values() if not one["agrees"])
-    sample = next(s for s in samples if s.name == worst["sample"])
     levels: tuple[Level, Level] = ("off", "all")
     for level in levels:
         load = executor(threads=threads, level=level)
         try:
-            found = first_difference(a, b, sample.feeds, worst["tolerance"], load, output=worst["output"])
+            found = first_difference(a, b, sample.feeds, tolerance, load, output=output)
         except InputError as error:
             notes.append(f"the first difference was not looked for: {error.cause.splitlines()[0]}")
             return None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
+from itertools import zip_longest
+
+import numpy as np
 
 from burnish.ir.views.block_hash import COMMUTATIVE, defaults_of
 from burnish.tools.check.alignment import Group, Part
 from burnish.tools.check.line import Constant, Parsed, constant
 from burnish.tools.check.spelled import spelled
+
+_ARITHMETIC = frozenset("Add Sub Mul Div Pow Sqrt Neg Reciprocal Cast Identity Erf Tanh Sigmoid".split())
 
 TRAINING = "training"
 """What `Change.now` is for a node that is in training mode now."""
@@ -84,8 +89,15 @@ def rewired(group: Group) -> Iterator[Change]:
             before, after = _parsed(one), _parsed(other)
             was, now = Counter(before.computed), Counter(after.computed)
             if was != now or (before.computed != after.computed and before.operator not in COMMUTATIVE):
-                texts = [", ".join(found.computed) for found in (before, after)]
-                yield Change(Kind.WIRED, before.operator, "", *texts, one, other, (before,), (after,))
+                first, second = _apart(before.computed, after.computed)
+                yield Change(Kind.WIRED, before.operator, "", first, second, one, other, (before,), (after,))
+
+
+def _apart(was: list[str], now: list[str]) -> tuple[str, str]:
+    """What only one of two nodes reads, each as a list; all of it where it is the same in another order."""
+    gone, come = Counter(was) - Counter(now), Counter(now) - Counter(was)
+    sides = (sorted(gone.elements()), sorted(come.elements())) if gone and come else (was, now)
+    return ", ".join(sides[0]), ", ".join(sides[1])
 
 
 def _lines(parts: Sequence[Part]) -> list[tuple[Part, int]]:
@@ -98,8 +110,8 @@ def _parsed(spot: tuple[Part, int]) -> Parsed:
 
 def _codes(old: _Lines, new: _Lines) -> Iterator[tuple[str, int, int, int, int]]:
     numbers: dict[object, int] = {}
-    keys = [[numbers.setdefault(_parsed(spot).key, len(numbers)) for spot in lines] for lines in (old, new)]
-    yield from SequenceMatcher(None, *keys, autojunk=False).get_opcodes()
+    one, other = ([numbers.setdefault(_parsed(spot).key, len(numbers)) for spot in lines] for lines in (old, new))
+    yield from SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
 
 
 def _matching(old: _Lines, new: _Lines) -> Iterator[tuple[int, int, int, int]]:
@@ -136,13 +148,23 @@ def _hunk(old: _Lines, new: _Lines, opsets: tuple[int, int]) -> Iterator[Change]
 
 
 def _anchors(old: _Lines, new: _Lines, all_alike: bool) -> list[tuple[int, int]]:
-    """Pairs of lines of the same operator: all of them, or those with weights where the operators differ."""
+    """Pairs of lines of the same operator: all of them, or where the operators differ those that mean something alone.
+
+    These are lines with weights, and operators that are no arithmetic and stand on each side once.
+    """
     if all_alike:
         return [(index, index) for index in range(len(old))]
+    counts = [Counter(_parsed(spot).operator for spot in lines) for lines in (old, new)]
+    once = {name for name, count in counts[0].items() if count == counts[1][name] == 1} - _ARITHMETIC
     sides = []
     for lines in (old, new):
-        chosen = [index for index, spot in enumerate(lines) if any(c.is_weight for c in _parsed(spot).constants)]
-        sides.append((chosen, [(_parsed(lines[index]).indent, _parsed(lines[index]).operator) for index in chosen]))
+        parsed = [_parsed(spot) for spot in lines]
+        chosen = [
+            index
+            for index, line in enumerate(parsed)
+            if line.operator in once or any(one.is_weight for one in line.constants)
+        ]
+        sides.append((chosen, [(parsed[index].indent, parsed[index].operator) for index in chosen]))
     (left, one), (right, other) = sides
     pairs = []
     for i, j, size in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
@@ -159,9 +181,7 @@ def _run(old: _Lines, new: _Lines) -> Iterator[Change]:
     added = tuple(line for index, line in enumerate(added) if index not in training)
     first = next((spot for index, spot in enumerate(new) if index not in training), None)
     if removed and added:
-        yield Change(
-            Kind.REPLACED, "", "", spelled(removed), spelled(added), old[0], first, removed, added
-        )
+        yield Change(Kind.REPLACED, "", "", spelled(removed), spelled(added), old[0], first, removed, added)
     elif added:
         yield Change(Kind.ADDED, spelled(added), new=first, added=added)
     elif removed and not training:
@@ -180,14 +200,12 @@ def _pair(old: tuple[Part, int], new: tuple[Part, int], opsets: tuple[int, int])
     moved = _moved(one, other)
     for name in sorted(was.keys() | now.keys()):
         if was.get(name) != now.get(name) and name not in moved:
-            texts = [
-                values.get(name) or _default(one.operator, name, opset)
-                for values, opset in zip((was, now), opsets, strict=True)
-            ]
-            if texts[0] != texts[1]:
-                yield Change(Kind.VALUE, one.operator, f"`{name}`", *texts, old, new)
-    for name, kind in moved.items():
-        yield Change(Kind.VALUE, one.operator, f"`{name}`", *kind, old, new)
+            before = was.get(name) or _default(one.operator, name, opsets[0])
+            after = now.get(name) or _default(one.operator, name, opsets[1])
+            if before != after:
+                yield Change(Kind.VALUE, one.operator, f"`{name}`", before, after, old, new)
+    for name, (before, after) in moved.items():
+        yield Change(Kind.VALUE, one.operator, f"`{name}`", before, after, old, new)
     if not moved:
         yield from _operands(old, new)
 
@@ -203,21 +221,24 @@ def _moved(one: Parsed, other: Parsed) -> dict[str, tuple[str, str]]:
 
 def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
     one, other = _parsed(old), _parsed(new)
-    before, after = list(one.operands), list(other.operands)
-    if one.operator in COMMUTATIVE:
-        before, after = ([str(c) for c in line.constants] + line.computed for line in (one, other))
-    if len(before) != len(after):
-        texts = [f"({', '.join(line.operands)})" for line in (one, other)]
-        yield Change(Kind.VALUE, one.operator, "what it reads", *texts, old, new)
-        return
-    for was, now in zip(one.operands, other.operands, strict=True):
-        if was == now or not (one.is_fixed(was) or other.is_fixed(now)):
+    pairs: Iterable[tuple[str, str]] = zip(one.operands, other.operands, strict=False)
+    if one.operator in COMMUTATIVE or len(one.operands) != len(other.operands):
+        was, now = Counter(one.operands), Counter(other.operands)
+        pairs = zip_longest(sorted((was - now).elements()), sorted((now - was).elements()), fillvalue="")
+    for first, second in pairs:
+        if first == second or not (one.is_fixed(first) or other.is_fixed(second) or not (first and second)):
             continue
-        first, second = (None if text in line.inputs else constant(text) for text, line in ((was, one), (now, other)))
-        if first is not None and second is not None:
-            yield Change(Kind.VALUE, one.operator, _detail(old, first, second), *_differing(first, second), old, new)
+        before, after = _constant(first, one), _constant(second, other)
+        if before is not None and after is not None:
+            texts = _differing(before, after)
+            yield Change(Kind.VALUE, one.operator, _detail(old, before, after), texts[0], texts[1], old, new)
         else:
-            yield Change(Kind.VALUE, one.operator, "an operand", was, now, old, new)
+            shown = [f"`{text}`" if text in line.inputs else text for text, line in ((first, one), (second, other))]
+            yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new)
+
+
+def _constant(operand: str, line: Parsed) -> Constant | None:
+    return None if operand in line.inputs else constant(operand)
 
 
 def _detail(spot: tuple[Part, int], was: Constant, now: Constant) -> str:
@@ -239,7 +260,9 @@ def _differing(was: Constant, now: Constant) -> tuple[str, str]:
 
 def _default(operator: str, name: str, opset: int) -> str:
     known = defaults_of(operator, opset).get(name)
-    return "its default" if known is None else known.replace(" ", "")
+    if known is None:
+        return "its default"
+    return str(np.float32(known)) if "." in known and "[" not in known else known.replace(" ", "")
 
 
 def _trains(line: Parsed) -> bool:

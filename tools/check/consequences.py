@@ -38,11 +38,11 @@ class Context:
     def reason(self) -> str:
         """What the structure follows from, as the begin of a sentence."""
         causes = [
-            "inputs have other dtypes" * bool(self.retyped),
-            "dimensions of inputs differ" * self.reshaped,
-            "the opset differs" * self.opset,
+            "the dtypes of inputs" * bool(self.retyped),
+            "the dimensions of inputs" * self.reshaped,
+            "the opset" * self.opset,
         ]
-        return f"{' and '.join(filter(None, causes))};"
+        return f"with {' and '.join(filter(None, causes))},"
 
     def twin(self, part: Part) -> str:
         """A block of the same structure; empty when there is none."""
@@ -68,4 +68,6 @@ def _of_shapes(change: Change) -> bool:
     operators = {line.operator for line in lines}
     if not operators <= _SHAPES or operators <= _ARITHMETIC:
         return False
-    return all(not one.is_weight and one.dtype in ("int64", "int32", "bool") for line in lines for one in line.constants)
+    return all(
+        not one.is_weight and one.dtype in ("int64", "int32", "bool") for line in lines for one in line.constants
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from burnish.tools.check.difference import Difference, Field, Verdict
 from burnish.tools.check.lock import Lock
@@ -60,9 +60,27 @@ def _takes_place(
 
 
 def contract(old: Lock, new: Lock, tolerances: Tolerances) -> list[Difference]:
-    """The differences of inputs, outputs and opsets."""
-    return [*_ports(old, new, Field.INPUTS, tolerances), *_ports(old, new, Field.OUTPUTS, tolerances),
-            *_opsets(old, new, tolerances)]  # fmt: skip
+    """The differences of inputs, outputs and opsets; dimensions of outputs that follow those of inputs are notes."""
+    found = list(_ports(old, new, Field.INPUTS, tolerances))
+    ends = {one.message.partition(": ")[2] for one in found if ": dimension " in one.message}
+    found += [
+        replace(one, verdict=Verdict.NOTE) if one.message.partition(": ")[2] in ends else one
+        for one in _ports(old, new, Field.OUTPUTS, tolerances)
+    ]
+    return [*_once(found), *_opsets(old, new, tolerances)]
+
+
+def _once(found: Sequence[Difference]) -> Iterator[Difference]:
+    """The same change of a dimension in several inputs is one difference."""
+    alike: dict[object, list[Difference]] = {}
+    for one in found:
+        end = one.message.partition(": dimension ")[2]
+        alike.setdefault((one.field, one.verdict, end) if end else one, []).append(one)
+    for same in alike.values():
+        names = [f"`{one.place}`" for one in same]
+        end = same[0].message.partition(": ")[2]
+        message = f"{same[0].field.value} {', '.join(names[:-1])} and {names[-1]}: {end}"
+        yield same[0] if len(same) == 1 else replace(same[0], message=message)
 
 
 def _ports(old: Lock, new: Lock, what: Field, tolerances: Tolerances) -> Iterator[Difference]:
@@ -100,8 +118,10 @@ def _types(old: str, new: str) -> Iterator[str]:
         unknown = dims == (_UNKNOWN,) or others == (_UNKNOWN,)
         ranks = ["an unknown number of dimensions" if side == (_UNKNOWN,) else f"[{','.join(side)}]"
                  for side in (dims, others)]  # fmt: skip
-        yield f" is now {ranks[1]}, was {ranks[0]}" if unknown else (
-            f" has {len(others)} dimensions now, had {len(dims)}: {ranks[1]}, was {ranks[0]}"
+        yield (
+            f" is now {ranks[1]}, was {ranks[0]}"
+            if unknown
+            else (f" has {len(others)} dimensions now, had {len(dims)}: {ranks[1]}, was {ranks[0]}")
         )
         return
     for axis, (was, now) in enumerate(zip(dims, others, strict=True)):
@@ -142,7 +162,9 @@ def changed_dimensions(old: Lock, new: Lock) -> bool:
 def retyped(old: Lock, new: Lock) -> frozenset[str]:
     """The inputs, by their old names, that have another dtype now."""
     found = ports(old.inputs, new.inputs)
-    return frozenset(name for name, now in found.pairs.items() if _parts(old.inputs[name])[0] != _parts(new.inputs[now])[0])
+    return frozenset(
+        name for name, now in found.pairs.items() if _parts(old.inputs[name])[0] != _parts(new.inputs[now])[0]
+    )
 
 
 def _opsets(old: Lock, new: Lock, tolerances: Tolerances) -> Iterator[Difference]:
@@ -152,7 +174,11 @@ def _opsets(old: Lock, new: Lock, tolerances: Tolerances) -> Iterator[Difference
             continue
         name = "opset" if domain == "ai.onnx" else f"opset of `{domain}`"
         message = (
-            f"{name} {was} is gone" if now is None else f"{name} {now} is new" if was is None else f"{name} {was} -> {now}"
+            f"{name} {was} is gone"
+            if now is None
+            else f"{name} {now} is new"
+            if was is None
+            else f"{name} {was} -> {now}"
         )
         verdict: Verdict = tolerances.opsets(was or 0, now or 0)
         yield Difference(Field.OPSETS, verdict, message, "", str(was or ""), str(now or ""), ("opsets", domain))

@@ -41,6 +41,8 @@ def sizes(old: Lock, new: Lock, tolerances: Tolerances, *, explained: bool) -> I
         word = "more" if now > was else "fewer"
         change = f", {100 * abs(now / was - 1):.3g} % {word}" if was else ""
         message = f"{now:,} {_WORDS[field]}{change}, was {was:,}"
+        if old.structure == new.structure and field in (Field.PARAMETERS, Field.BYTES):
+            message += f": equal constants are stored {'more' if now > was else 'less'} often"
         yield Difference(field, verdict, message, "", str(was), str(now), ("sizes", field.value))
     if old.sizes.at != new.sizes.at and old.sizes.multiply_adds != new.sizes.multiply_adds:
         message = "multiply-adds and peak are counted for other numbers of the dynamic dimensions than before"
@@ -66,7 +68,7 @@ def tallies(old: Lock, new: Lock, tolerances: Tolerances, *, explained: bool) ->
         if was == now:
             continue
         verdict = tolerances.verdict(field)
-        alone = field is not Field.PASSES and not explained
+        alone = field is not Field.PASSES and not explained and old.structure != new.structure
         if verdict is Verdict.REGRESSION and not (alone or tolerances.is_given(field)):
             verdict = Verdict.NOTE
         yield Difference(field, verdict, f"{head}: {_tally(was, now)}", key=(field.value,))
@@ -117,8 +119,8 @@ def latency(old: Lock, new: Lock, tolerances: Tolerances) -> Iterator[Difference
     change = f"{100 * abs(now.ratio / was.ratio - 1):.3g} % {'faster' if faster else 'slower'}"
     message = f"a run is {change}: {now.ratio:.4g} times the reference product, was {was.ratio:.4g}"
     verdict = Verdict.NOTE if faster else tolerances.grows(Field.LATENCY, was.ratio, now.ratio)
-    texts = [f"{one.ratio:.4g} ({one.low:.4g} to {one.high:.4g})" for one in (was, now)]
-    yield Difference(Field.LATENCY, verdict, message, "", *texts, ("latency", "ratio"))
+    first, second = (f"{one.ratio:.4g} ({one.low:.4g} to {one.high:.4g})" for one in (was, now))
+    yield Difference(Field.LATENCY, verdict, message, "", first, second, ("latency", "ratio"))
 
 
 def _not_measured(field: Field, message: str, key: str) -> Difference:

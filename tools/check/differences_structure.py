@@ -12,7 +12,7 @@ from burnish.tools.check.consequences import Context, follows
 from burnish.tools.check.difference import Difference, Field, Verdict
 from burnish.tools.check.line import parse
 from burnish.tools.check.lock import Lock
-from burnish.tools.check.spelled import brief, layer, spelled
+from burnish.tools.check.spelled import brief, layer, operators, spelled
 
 Names = Mapping[str, Sequence[str]]
 """The names of the nodes of each segment, by line: labels for people."""
@@ -139,15 +139,17 @@ class _Writer:
             Kind.BLOCK_NEW: self._new_blocks,
             Kind.BLOCK_GONE: self._gone_blocks,
         }[first.kind]
-        place = self._name(first) or first.place
+        place = first.place if len(same) == 1 else _bare(same)
+        if len(same) == 1 and first.kind in (Kind.VALUE, Kind.MODE, Kind.WIRED):
+            place = self._name(first) or place
         key = _key(first)
         return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, first.now, key)
 
     def _following(self, found: list[Change]) -> Difference:
-        removed, added = (sum(len(lines) for lines in side) for side in zip(*((c.removed, c.added) for c in found)))
-        counts = [f"{removed} nodes fewer" * bool(removed), f"{added} nodes more" * bool(added)]
-        what = " and ".join(filter(None, counts)) or f"{len(found)} nodes differ"
-        message = f"{self.context.reason} with it the computation of shapes and types changed {_places(found)}: {what}"
+        removed, added = sum(len(one.removed) for one in found), sum(len(one.added) for one in found)
+        counts = [f"{_count(removed)} fewer" * bool(removed), f"{_count(added)} more" * bool(added)]
+        what = " and ".join(filter(None, counts)) or f"{_count(len(found))} with other constants"
+        message = f"{self.context.reason} what only computes shapes and types follows, in {_bare(found)}: {what}"
         return Difference(Field.STRUCTURE, Verdict.NOTE, message, found[0].place, key=_key(found[0]))
 
     def _value(self, same: list[Change]) -> str:
@@ -168,34 +170,32 @@ class _Writer:
         first = same[0]
         was, now = first.was, first.now
         if len(first.added) > 1 and len(first.removed) == 1:
-            now = now.replace(" nodes", " decomposed nodes", 1)
+            now = f"{len(first.added)} decomposed nodes ({operators(first.added)})"
         if len(first.removed) > 1 and len(first.added) == 1:
             now = f"one {now}"
-        verb = "is" if len(first.removed) == 1 else "are"
-        if " as " in was:
-            verb = "is"
-        where = _places(same)
-        if len(same) == 1:
-            where = where.removeprefix("in ")
-        return f"{where}{':' if len(same) == 1 else ','} {was} {verb} now {now}{_often(same)}"
+        verb = "is" if not was[0].isdecimal() else "are"
+        where = f"{_bare(same)}: " if len(same) == 1 else f"in {_bare(same)}, "
+        return f"{where if first.place != 'graph' else ''}{was} {verb} now {now}{_often(same)}"
 
     def _added(self, same: list[Change]) -> str:
         lines = same[0].added
         known = layer(lines)
-        what = f"one {known}" if known else "one node" if len(lines) == 1 else f"{len(lines)} nodes"
-        return f"{what} added {_places(same, quoted=True)}{_often(same)}: {brief(lines)}"
+        what = f"one {known}" if known else _count(len(lines))
+        return f"{what} added in {_bare(same)}{_often(same)}: {brief(lines)}"
 
     def _gone(self, same: list[Change]) -> str:
         lines = same[0].removed
         known = layer(lines)
         what = f"one {known} ({brief(lines)})" if known else spelled(lines)
-        verb = "is" if len(lines) == 1 or known else "are"
-        where = _places(same, quoted=True).removeprefix("in ")
-        return f"{what} {verb} gone from {where}{_often(same)}"
+        verb = "are" if what[0].isdecimal() else "is"
+        return f"{what} {verb} gone from {_bare(same)}{_often(same)}"
 
     def _reads(self, same: list[Change]) -> str:
-        first = same[0]
-        return f"{self._nodes(same)} now reads {first.now} where it read {first.was}"
+        was, now, one = same[0].was, same[0].now, len(same) == 1
+        if not now:
+            return f"{self._nodes(same)} no longer read{'s' * one} {was}"
+        where = f" where {'it' if one else 'they'} read {was}" if was else " too"
+        return f"{self._nodes(same)} now read{'s' * one} {now}{where}"
 
     def _new_blocks(self, same: list[Change]) -> str:
         numbers = [one.new[0] for one in same if one.new is not None]
@@ -237,15 +237,12 @@ def _often(same: Sequence[Change]) -> str:
     return f", {len(same)} times" if len(same) > len({one.place for one in same}) else ""
 
 
-def _places(same: Sequence[Change], *, quoted: bool = False) -> str:
-    found = _bare(same)
-    if not quoted or found.startswith("block"):
-        return f"in {found}"
-    return f"in `{found}`" if ", " not in found and " and " not in found else f"in {found}"
+def _count(number: int) -> str:
+    return "one node" if number == 1 else f"{number} nodes"
 
 
 def _bare(same: Sequence[Change]) -> str:
-    """`block 3`, `blocks 0 to 5`, `blocks 1, 3 and 7, after block 7`."""
+    """`block 3`, `blocks 0 to 5`, "blocks 1, 3 and 7 and `after block 7`"."""
     names = list(dict.fromkeys(one.place for one in same))
     numbers = sorted(int(found[1]) for name in names if (found := re.fullmatch(r"block (\d+)", name)))
     others = [name for name in names if not re.fullmatch(r"block \d+", name)]
@@ -259,7 +256,9 @@ def _bare(same: Sequence[Change]) -> str:
         text for run in runs for text in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(one) for one in run])
     ]
     blocks = [] if not numbers else [f"block{'s' * (len(numbers) > 1)} {_list(spelled_out)}"]
-    return ", ".join([*blocks, *others])
+    before = [name for name in others if name.startswith("before")]
+    after = [name for name in others if name not in before]
+    return _list([*(f"`{name}`" for name in before), *blocks, *(f"`{name}`" for name in after)])
 
 
 def _list(items: Sequence[str]) -> str:

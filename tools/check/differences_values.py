@@ -78,7 +78,7 @@ def _refused(
     if now > was:
         shown = f': "{_short(lost[0])}"' if len(lost) == 1 else f', "{_short(lost[0])}" among them' if lost else ""
         what = f"{now - was} sample{'s' * (now - was > 1)} that it took before"
-        verdict = tolerances.verdict(Field.VALUES)
+        verdict = tolerances.verdict(Field.VALUES) if old.inputs == new.inputs else Verdict.NOTE
         message = f"the model now refuses {what}{shown}"
         yield Difference(Field.VALUES, verdict, message, "", str(was), str(now), ("samples", "refused"))
 
@@ -113,7 +113,9 @@ class _Output:
         if lost:
             sample, was, now = max(lost, key=lambda one: one[1].finite - one[2].finite)
             count = was.finite - now.finite
-            message = f"has NaN or infinity in {count:,} element{'s' * (count > 1)} that {'were' if count > 1 else 'was'} "
+            message = (
+                f"has NaN or infinity in {count:,} element{'s' * (count > 1)} that {'were' if count > 1 else 'was'} "
+            )
             message += f"finite, {self._on(len(lost), len(pairs), sample)}"
             yield self._difference(message, self.tolerances.verdict(Field.VALUES), sample, "finite", "not finite")
 

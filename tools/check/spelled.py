@@ -11,13 +11,16 @@ _LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Ge
 
 
 def spelled(lines: Sequence[Parsed]) -> str:
-    """`LayerNormalization`, `Gelu as 5 nodes (Div, Erf, Add, ...)`, `9 decomposed nodes (ReduceMean, Sub, ...)`."""
+    """`LayerNormalization`, `Gelu (5 nodes: Div, Erf, Add, Mul, Mul)`, `7 nodes (Shape, Gather, ...)`."""
     if len(lines) == 1:
         return plain(lines[0]) if lines[0].attributes else lines[0].operator
-    operators = [line.operator for line in lines]
-    shown = ", ".join(operators[:_SHOWN]) + (", ..." if len(operators) > _SHOWN else "")
-    kind = recognised(lines)
-    return f"{kind} as {len(lines)} nodes ({shown})" if kind else f"{len(lines)} nodes ({shown})"
+    kind, shown = recognised(lines), operators(lines)
+    return f"{kind} ({len(lines)} nodes: {shown})" if kind else f"{len(lines)} nodes ({shown})"
+
+
+def operators(lines: Sequence[Parsed]) -> str:
+    """The operators of the first few lines."""
+    return ", ".join(line.operator for line in lines[:_SHOWN]) + (", ..." if len(lines) > _SHOWN else "")
 
 
 def plain(line: Parsed) -> str:
@@ -41,10 +44,10 @@ def recognised(lines: Sequence[Parsed]) -> str:
         return ""
     if "ReduceMean" in found and found & {"Sqrt", "Pow", "Mul"} and found & {"Sqrt", "Reciprocal", "Div", "Pow"}:
         return "layer norm" if "Sub" in found else "RMS norm"
-    if "Erf" in found and "Mul" in found:
+    if "Erf" in found:
         return "Gelu"
     if "Tanh" in found and found & {"Pow", "Mul"}:
-        return "Gelu (tanh)"
+        return "Gelu by tanh"
     if "Sigmoid" in found and "Mul" in found:
         return "SiLU"
     return ""
@@ -55,6 +58,11 @@ def layer(lines: Sequence[Parsed]) -> str:
     weights = any(one.is_weight for line in lines for one in line.constants)
     heads = [line for line in lines if line.operator in (*_LAYERS, "MatMul")]
     rest = [line for line in lines if line not in heads]
-    if not weights or len(heads) != 1 or len(rest) > 2 or any(line.operator not in ("Add", "Transpose") for line in rest):
+    if (
+        not weights
+        or len(heads) != 1
+        or len(rest) > 2
+        or any(line.operator not in ("Add", "Transpose") for line in rest)
+    ):
         return ""
     return _LAYERS.get(heads[0].operator, "Linear layer")

@@ -134,7 +134,9 @@ def read(path: str | Path) -> Tolerances:
             raise InputError(f"the tolerance file has {size:,} bytes", place=str(path), hint="check the path")
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot read the tolerances: {error.strerror}", place=str(path), hint="check the path") from None
+        raise InputError(
+            f"cannot read the tolerances: {error.strerror}", place=str(path), hint="check the path"
+        ) from None
     except UnicodeDecodeError:
         raise InputError("the tolerance file is not text", place=str(path), hint="it is a YAML file in UTF-8") from None
     return _Reader(str(path), text).tolerances()
