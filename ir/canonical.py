@@ -25,7 +25,7 @@ _SHOWN = 8
 _GRAPHS = (oir.AttributeType.GRAPH, oir.AttributeType.GRAPHS)
 _TENSORS = (oir.AttributeType.TENSOR, oir.AttributeType.TENSORS)
 _NEAR = 8
-"""How many nodes back the operands of a commutative operator are told apart by, before all that is behind them."""
+"""How many nodes back operands of equal depth of a commutative operator are told apart, before all that is behind."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def canonical(model: oir.Model, *, read_weights: bool = True) -> Canonical:
 class Order:
     """An order of nodes that neither names nor the file influence.
 
-    From the outputs of a graph backwards, operands first and in order; those of a commutative operator by the nearest
-    nodes that tell them apart, so that a change somewhere before does not turn them around. Where these and their
-    hashes agree, they stand as in the file.
+    From the outputs of a graph backwards, operands first and in order. Those of a commutative operator stand by what
+    hardly ever changes, so that a small change does not turn them around: the one with more nodes in a row behind it
+    first, then by the nearest nodes that tell them apart. Where these and the hashes agree, they stand as in the file.
 
     Args:
         hashes: of the values (`Canonical.structure`).
@@ -78,11 +78,15 @@ class Order:
     ) -> None:
         self._hashes, self._opset_of, self._entries = hashes, opset_of, entries
         self._known: dict[tuple[oir.Value, int], str] = {}
+        self._depths: dict[oir.Value, int] = {}
         self._key = cmp_to_key(self._compare)
         self._captured: dict[oir.Graph, list[oir.Value]] = {}
 
     def of(self, graph: oir.Graph) -> Iterator[oir.Node]:
         """All nodes of a graph; those that no output hangs on come last."""
+        for node in _operands_first(graph, graph, reads):
+            depth = 1 + max((self._depth(value) for value in reads(node)), default=0)
+            self._depths.update((out, 0 if out in self._entries else depth) for out in node.outputs)
         roots = [node for value in graph.outputs if (node := value.producer()) is not None]
         dead = [node for node in graph if not any(out.uses() or out.is_graph_output() for out in node.outputs)]
         dead.sort(key=lambda node: self._key(node.outputs[0]) if node.outputs else self._key(None))
@@ -105,9 +109,14 @@ class Order:
     def _compare(self, one: oir.Value | None, other: oir.Value | None) -> int:
         if one is other:
             return 0
+        if (difference := self._depth(other) - self._depth(one)) != 0:
+            return difference
         keys = ((self._near(one, depth), self._near(other, depth)) for depth in range(_NEAR))
         first, second = next((pair for pair in keys if pair[0] != pair[1]), (self._whole(one), self._whole(other)))
         return (first > second) - (first < second)
+
+    def _depth(self, value: oir.Value | None) -> int:
+        return 0 if value is None else self._depths.get(value, 0)
 
     def _whole(self, value: oir.Value | None) -> str:
         return "" if value is None else self._hashes.get(value, "")

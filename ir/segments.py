@@ -136,10 +136,10 @@ class _Writer:
         lines: list[Line] = []
         wiring, contents = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
         numbers: dict[oir.Value, int] = {}
-        graphs: dict[oir.Graph | None, None] = {}
+        graphs: dict[oir.Graph, None] = {}
         for line in (line for node in nodes for line in self._lines(node, block, ())):
             lines.append(line)
-            graphs.update(dict.fromkeys([line.node.graph, *held(line.node)]))
+            graphs.update(dict.fromkeys(held(line.node)))
             operands = [value for value in self.order.operands(line.node) if value is not None]
             read = [numbers.setdefault(one, len(numbers)) for one in operands if not weights.is_constant(one)]
             made = [numbers.setdefault(out, len(numbers)) for out in line.node.outputs]
@@ -147,7 +147,7 @@ class _Writer:
             wiring.update(f"{line.text} {ordered} {made}\n".encode(errors="surrogatepass"))
             for tensor in filter(None, map(weights.tensor_of, operands)):
                 contents.update(text.weight_hash(tensor).encode())
-        for graph in filter(None, graphs):
+        for graph in graphs:
             wiring.update(f"{[numbers[value] for value in graph.outputs if value in numbers]}".encode())
         return Segment(name, block, tuple(lines), wiring.hexdigest(), contents.hexdigest())
 

@@ -39,7 +39,7 @@ def torchscript(network: Network, target: Path, opset: int) -> None:
     """Export through TorchScript; `training=PRESERVE` on a module in evaluation mode keeps its BatchNormalization."""
     import torch
 
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         torch.onnx.export(
             network.module,
             network.inputs,
@@ -58,7 +58,7 @@ def dynamo(network: Network, target: Path, opset: int, optimize: bool = True, ex
     """Export through torch.export; axes of one name share one `Dim`."""
     import torch
 
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             network.module,
             network.inputs,
@@ -92,7 +92,7 @@ def _dynamic_shapes(network: Network) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' progress, deprecations and talk of packages that are not needed."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
