@@ -89,7 +89,13 @@ def test_names_and_order_of_exported_models_do_not_count(name: str) -> None:
         assert [one.hash for one in stacks(model_of(other)).blocks] == blocks
 
 
-UNSEEN = ("slope: float = 0.5", ", float[3] spare", 'opset_import: ["": 20]>', "b = Mul (x, k2)", "=> (float[N,4] y, float[K,N,4] trace)")
+UNSEEN = (
+    "slope: float = 0.5",
+    ", float[3] spare",
+    'opset_import: ["": 20]>',
+    "b = Mul (x, k2)",
+    "=> (float[N,4] y, float[K,N,4] trace)",
+)
 """Defaults and opsets of functions, which initializers there are, and which value is which output have no line; the
 fingerprint has them."""
 

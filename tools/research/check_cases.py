@@ -20,11 +20,11 @@ import onnx
 from burnish.frontends import onnx_file
 from burnish.tools.check import said
 from burnish.tools.check.check import check
-from burnish.tools.check.difference import Difference, Field, Report
+from burnish.tools.check.difference import Difference, Report
 from burnish.tools.check.take import Request, take
 from burnish.tools.check.tolerances import Tolerances
 from burnish.tools.research import zoo_export
-from burnish.tools.research.check_models import Text, network
+from burnish.tools.research.check_models import network
 from burnish.tools.research.zoo_random import Network
 
 Writer = Callable[[Path], object]

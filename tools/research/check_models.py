@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -156,8 +157,9 @@ def _weigh(module: nn.Module) -> None:
     for name, one in [*module.named_parameters(), *module.named_buffers()]:
         if not one.is_floating_point():
             continue
-        draw = torch.Generator().manual_seed(sum(map(ord, name)) * 7919 + one.numel())
+        draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         noise = torch.randn(one.shape, generator=draw)
         with torch.no_grad():
             positive = name.endswith("running_var") or (one.ndim == 1 and name.endswith("weight"))
-            one.copy_(1 + 0.1 * noise.clamp(-2, 2) if positive else noise * (0.1 if one.ndim < 2 else one[0].numel() ** -0.5))
+            small = noise * (0.1 if one.ndim < 2 else one[0].numel() ** -0.5)
+            one.copy_(1 + 0.1 * noise.clamp(-2, 2) if positive else small)
