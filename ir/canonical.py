@@ -87,7 +87,7 @@ class Order:
         for node in _operands_first(graph, graph, reads):
             depth = 1 + max((self._depth(value) for value in reads(node)), default=0)
             self._depths.update((out, 0 if out in self._entries else depth) for out in node.outputs)
-        roots = [node for value in graph.outputs if (node := value.producer()) is not None]
+        roots = [one for one in (value.producer() for value in graph.outputs) if one is not None]
         dead = [node for node in graph if not any(out.uses() or out.is_graph_output() for out in node.outputs)]
         dead.sort(key=lambda node: self._key(node.outputs[0]) if node.outputs else self._key(None))
         yield from _operands_first([*roots, *dead], graph, self._reads)
