@@ -13,6 +13,7 @@ COMMANDS = {
     "optimize": "Rewrite a model and prove what changed.",
     "inspect": "Show what a model consists of and what it costs.",
     "compare": "Find the worst difference of two models and the first node where they part.",
+    "check": "Lock what a model is, and say what changed since.",
     "bench": "Time a model, or two in turns.",
     "passes": "List the passes and their options.",
     "demo": "Optimize the embedded models and show what was gained.",

@@ -80,7 +80,8 @@ def test_the_page_of_a_command_names_its_options(command: str) -> None:
     found = cli.burnish.get_command(None, command)  # type: ignore[arg-type]
     assert found is not None
     page = (DOCS / "commands" / f"{command}.md").read_text(encoding="utf-8")
-    options = [option for one in found.params for option in one.opts if option.startswith("--")]
+    parts = [found, *getattr(found, "commands", {}).values()]
+    options = [option for part in parts for one in part.params for option in one.opts if option.startswith("--")]
     assert not [option for option in options if f"`{option}" not in page and f" {option}`" not in page]
 
 

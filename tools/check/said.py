@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from burnish.tools.check.difference import Difference, Report, Verdict
+from burnish.tools.check.difference import Difference, Field, Report, Verdict
 from burnish.tools.terminal import count, printable
 
 _LONGEST = 160
 _COLUMNS = (12, 17)
+_UNREADABLE = (Field.VALUES, Field.WEIGHTS)
 
 
 def sentence(report: Report) -> str:
@@ -28,12 +29,14 @@ def sentence(report: Report) -> str:
 
 def told(one: Difference) -> str:
     """A difference as a sentence that says where it is; control characters of names are written out."""
-    return printable(one.message if not one.place or one.place in one.message else f"{one.place}: {one.message}")
+    return printable(one.message if not one.place or one.place in one.message else f"{one.message}, at `{one.place}`")
 
 
 def change(one: Difference) -> tuple[str, str] | None:
-    """The old and the new value, shortened; None where the sentence shows both already or there is nothing to show."""
-    if not (one.old or one.new) or (one.old in one.message and one.new in one.message):
+    """The old and the new value, shortened; None where they are hashes or sizes, or where the sentence shows both."""
+    said = one.message.replace(",", "")
+    told_already = all(value.replace(",", "") in said for value in (one.old, one.new))
+    if one.field in _UNREADABLE or told_already:
         return None
     return _shown(one.old), _shown(one.new)
 

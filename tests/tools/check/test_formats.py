@@ -78,8 +78,8 @@ def test_the_text_says_the_verdict_first() -> None:
         "`model.onnx` regressed: input `mask` became float, and 1 more regression\n"
         "regression  inputs           input `mask` became float\n"
         "                             bool[mask] -> float[N,4]\n"
-        "regression  structure        block 7: LayerNormalization is now 9 nodes\n"
-        "tolerated   values           mask: outputs moved by 3e-06\n"
+        "regression  structure        LayerNormalization is now 9 nodes, at `block 7`\n"
+        "tolerated   values           outputs moved by 3e-06, at `mask`\n"
         "note        nodes            3 nodes became 11\n"
     )
 

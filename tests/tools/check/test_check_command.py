@@ -1,0 +1,188 @@
+"""`burnish check lock` and `run`, and the same in Python: exit codes, files, GitHub Actions, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+
+import burnish
+from burnish.ir.errors import InputError
+from burnish.tools.check_command import check_command
+
+BODY = """
+<ir_version: 10, opset_import: ["": 21]>
+g (float[N,4] x) => (float[N,4] y)
+<float[4] a = {1.0, 2.0, 3.0, 4.0}>
+{
+  [first] p = Mul (x, a)
+  [second] y = Tanh (p)
+}
+"""
+
+
+def save(path: Path, text: str = BODY, scale: float = 1.0) -> Path:
+    """A model's file; the weight scaled."""
+    model = onnx.parser.parse_model(text)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor) * np.float32(scale)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def check(*arguments: str | Path) -> Result:
+    """The command's result; our own errors are raised."""
+    result = CliRunner().invoke(check_command, list(map(str, arguments)), standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model with its lock beside it; the current folder is theirs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    save(tmp_path / "m.onnx")
+    check("lock", "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_what_was_locked_passes(model: Path) -> None:
+    assert (model.parent / "m.lock.yaml").is_file()
+    result = check("run", "m.onnx")
+    assert (result.return_value, result.stdout) == (0, "`m.onnx` is what `m.lock.yaml` says\n")
+
+
+def test_one_run_writes_every_report(model: Path) -> None:
+    save(model, scale=1.5)
+    result = check("run", "m.onnx", "--json", "r.json", "--junit", "r.xml", "--sarif", "r.sarif")
+    assert result.return_value == 1
+    assert result.stdout.startswith("`m.onnx` regressed from `m.lock.yaml`: ")
+    assert json.loads(Path("r.json").read_text(encoding="utf-8"))["verdict"] == "regression"
+    assert ET.parse("r.xml").getroot().get("failures") != "0"
+    (run,) = json.loads(Path("r.sarif").read_text(encoding="utf-8"))["runs"]
+    first = run["results"][0]
+    region = first["locations"][0]["physicalLocation"]["region"]["startLine"]
+    assert first["level"] == "error" and region > 1
+    assert json.loads(check("run", "m.onnx", "--json", "-").stdout) == json.loads(Path("r.json").read_text("utf-8"))
+
+
+def test_the_old_model_names_the_node_where_the_numbers_part(model: Path) -> None:
+    save(model.parent / "new.onnx", BODY.replace("Tanh", "Sigmoid"))
+    result = check("run", "new.onnx", "--lock", "m.lock.yaml", "--old", "m.onnx")
+    assert "Sigmoid" in result.stdout.splitlines()[0]
+    assert "second" in result.stdout
+
+
+def test_an_update_is_accepted_once(model: Path) -> None:
+    save(model, scale=1.5)
+    result = check("run", "m.onnx", "--update")
+    assert result.return_value == 0
+    assert result.stdout.startswith("`m.lock.yaml` is written anew\naccepted ")
+    assert check("run", "m.onnx").return_value == 0
+    before = Path("m.lock.yaml").read_bytes()
+    assert check("run", "m.onnx", "--update").stdout == "`m.lock.yaml` stays as it is\n"
+    assert Path("m.lock.yaml").read_bytes() == before
+
+
+def test_tolerances_are_read_from_a_file(model: Path) -> None:
+    save(model, scale=1.001)
+    Path("t.yaml").write_text("weights: 1%\nvalues: 1%\n", encoding="utf-8")
+    assert check("run", "m.onnx").return_value == 1
+    result = check("run", "m.onnx", "--tolerance", "t.yaml")
+    assert result.return_value == 0
+    assert "within tolerance" in result.stdout and "tolerated" in result.stdout
+
+
+def test_without_running_outputs_are_not_compared(model: Path) -> None:
+    found = check("run", "m.onnx", "--no-run")
+    assert found.return_value == 0
+    assert "not run" in found.stdout
+
+
+def test_samples_that_were_given_are_asked_for(model: Path) -> None:
+    np.savez("d.npz", x=np.ones((3, 4), np.float32))
+    assert "1 output on" in check("lock", "m.onnx", "--data", "d.npz").stdout
+    assert check("run", "m.onnx", "--data", "d.npz").return_value == 0
+    assert check("run", "m.onnx", "--no-run").return_value == 0
+    with pytest.raises(InputError, match="samples that were given") as caught:
+        check("run", "m.onnx")
+    assert "--data" in str(caught.value.hint)
+
+
+def test_github_actions_get_annotations_and_a_summary(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(model.parent))
+    save(model, scale=1.5)
+    first = check("run", "m.onnx")
+    assert "::error file=m.lock.yaml,line=" in first.stderr
+    assert "::" not in first.stdout
+    check("run", "m.onnx", "--json", "-")
+    summary = Path("summary.md").read_text(encoding="utf-8")
+    assert summary.count("### ") == 2 and "**regression**" in summary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["run", "other.onnx"], "there is no such lock file"),
+        (["run", "m.onnx", "--lock", "nowhere.lock.yaml"], "there is no such lock file"),
+        (["run", "nowhere.onnx"], "nowhere.onnx"),
+        (["run", "m.onnx", "--lock", "m.onnx"], "m.onnx"),
+        (["run", "m.onnx", "--old", "nowhere.onnx"], "nowhere.onnx"),
+        (["run", "m.onnx", "--tolerance", "nowhere.yaml"], "nowhere.yaml"),
+        (["run", "m.onnx", "--json", "m.onnx"], "this file is read"),
+        (["run", "m.onnx", "--json", "m.lock.yaml"], "this file is read"),
+        (["run", "m.onnx", "--json", "-", "--junit", "-"], "goes there already"),
+        (["run", "m.onnx", "--junit", "nowhere/r.xml"], "there is no such folder"),
+        (["lock", "m.onnx", "-o", "notes.txt"], "no lock file"),
+        (["lock", "m.onnx", "-o", "m.onnx"], "this file is read"),
+        (["lock", "nowhere.onnx"], "nowhere.onnx"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_everything(model: Path, arguments: list[str], cause: str) -> None:
+    save(model.parent / "other.onnx")
+    Path("notes.txt").write_text("mine", encoding="utf-8")
+    before = {path: path.read_bytes() for path in model.parent.iterdir()}
+    with pytest.raises(InputError) as caught:
+        check(*arguments)
+    assert cause in str(caught.value)
+    assert caught.value.hint
+    assert {path: path.read_bytes() for path in model.parent.iterdir()} == before
+
+
+def test_exit_codes_of_the_program(model: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(burnish.__file__).parents[1])}
+    start = "from burnish.tools.cli import main; main()"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", start, "check", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    save(model, scale=1.5)
+    assert run("run", "m.onnx").returncode == 1
+    missing = run("run", "m.onnx", "--lock", "nowhere")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "hint: write it with `burnish check lock m.onnx -o nowhere`" in missing.stderr
+
+
+def test_the_same_in_python(model: Path) -> None:
+    lock = burnish.lock("m.onnx")
+    assert lock == burnish.lock(burnish.load("m.onnx"), "again.lock.yaml")
+    assert burnish.check("m.onnx", "again.lock.yaml").passed
+    changed = onnx.parser.parse_model(BODY.replace("Tanh", "Sigmoid"))
+    report = burnish.check(changed, lock, old="m.onnx")
+    assert not report.passed
+    assert (report.model, report.lock) == ("ModelProto", "")

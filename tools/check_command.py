@@ -1,0 +1,246 @@
+"""`burnish check`: lock what a model is, say what changed since, for one model or for folders of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from burnish.tools import terminal
+
+if TYPE_CHECKING:
+    from burnish.tools.check.difference import Report
+    from burnish.tools.check.lock import Lock
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_data = click.option(
+    "--data", metavar="D", help="Samples: .npz, a folder of them, or package.module:function. [default: made]"
+)
+_metric = click.option("--metric", metavar="M", help="Measure this on the samples: a name or package.module:function.")
+_latency = click.option("--latency", is_flag=True, help="Time the model as a ratio to a matrix product.")
+_no_run = click.option("--no-run", is_flag=True, help="Run nothing: compare what can be read from the graph.")
+_threads = click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime."
+)
+_tolerance = click.option("--tolerance", metavar="FILE", help="What may differ, by field: a YAML file.")
+
+
+def _reports(command: _F) -> _F:
+    for name, what in (("sarif", "SARIF 2.1.0"), ("junit", "JUnit XML"), ("json", "one JSON document")):
+        say = f"Write {what} to this file, or with `-` to stdout in place of the text."
+        command = click.option(f"--{name}", f"{name}_file", metavar="FILE", help=say)(command)
+    return command
+
+
+@click.group("check", context_settings={"help_option_names": ["-h", "--help"]})
+def check_command() -> None:
+    """Keep exported models from changing unnoticed.
+
+    `lock` writes what a model is into a small text file, `run` says what differs from it, `matrix` compares folders.
+    """
+
+
+@check_command.command("lock")
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", metavar="FILE", help="The lock file. [default: MODEL's name with .lock.yaml]")
+@_data
+@_metric
+@_latency
+@_no_run
+@_threads
+def lock_command(
+    model: str, output: str | None, data: str | None, metric: str | None, latency: bool, no_run: bool, threads: int
+) -> int:
+    """Write what MODEL is into a lock file, for `check run`."""
+    from burnish.tools import check_api
+    from burnish.tools.check import files
+
+    path = output or str(check_api.beside(model))
+    files.agree({"--output": path}, [model, data])
+    made = check_api.lock(model, path, data=data, metric=metric, latency=latency, run=not no_run, threads=threads)
+    terminal.out().print(f"wrote `{path}`: {_summary(made)}")
+    return 0
+
+
+def _summary(lock: Lock) -> str:
+    count = terminal.count
+    parts = [
+        count(lock.sizes.nodes, "node"),
+        f"{terminal.quantity(lock.sizes.parameters)} parameters",
+        count(len(lock.segments), "segment"),
+    ]
+    if lock.samples is not None:
+        kind = "given" if lock.samples.given else "made"
+        parts.append(f"{count(len(lock.outputs), 'output')} on {count(len(lock.values), f'{kind} sample')}")
+    if lock.metric is not None:
+        parts.append(f"{lock.metric.name} {lock.metric.value:.4g}")
+    if lock.latency is not None:
+        parts.append(f"{lock.latency.ratio:.3g} times a {lock.latency.reference}")
+    return ", ".join(parts)
+
+
+@check_command.command("run")
+@click.argument("model", type=click.Path())
+@click.option("--lock", "lock_path", metavar="FILE", help="The lock file. [default: MODEL's name with .lock.yaml]")
+@click.option("--old", metavar="OLD.onnx", help="The model that was locked: names the node where the numbers part.")
+@_tolerance
+@click.option("--update", is_flag=True, help="Accept what changed: write the lock file anew.")
+@_data
+@_metric
+@_latency
+@_no_run
+@_threads
+@_reports
+def run_command(
+    model: str,
+    lock_path: str | None,
+    old: str | None,
+    tolerance: str | None,
+    update: bool,
+    data: str | None,
+    metric: str | None,
+    latency: bool,
+    no_run: bool,
+    threads: int,
+    json_file: str | None,
+    junit_file: str | None,
+    sarif_file: str | None,
+) -> int:
+    """Say what differs between MODEL and its lock file.
+
+    Exit code 0 when nothing regressed, 1 when something did.
+    """
+    from burnish.ir.errors import InputError
+    from burnish.tools import check_api
+    from burnish.tools.check import as_json, as_junit, as_sarif, files
+
+    path = lock_path or str(check_api.beside(model))
+    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
+    files.agree(targets, [model, path, old, tolerance, data])
+    if os.path.exists(model) and not os.path.exists(path):
+        hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
+        raise InputError("there is no such lock file", place=path, hint=hint)
+    report = check_api.check(
+        model,
+        path,
+        data=data,
+        metric=metric,
+        latency=latency,
+        run=not no_run,
+        threads=threads,
+        tolerances=tolerance,
+        old=old,
+    )
+    made = {
+        "--json": lambda: as_json.text(as_json.document(report)),
+        "--junit": lambda: as_junit.text([report]),
+        "--sarif": lambda: as_json.text(as_sarif.document([report])),
+    }
+    _for_actions([report], {})
+    _write(targets, made, lambda: _text(report, update))
+    if update:
+        from burnish.tools.check import lock_file
+
+        lock_file.write(report.new, path)
+    return 0 if update or report.passed else 1
+
+
+def _text(report: Report, update: bool) -> Iterable[str]:
+    from burnish.tools.check import said
+
+    if not update:
+        return said.lines(report)
+    changed = report.old != report.new
+    verdict = f"`{report.lock}` is written anew" if changed else f"`{report.lock}` stays as it is"
+    return [verdict, *said.listed(report.differences, accepted=True)]
+
+
+@check_command.command("matrix")
+@click.argument("old", type=click.Path())
+@click.argument("new", type=click.Path())
+@click.option("--jobs", type=click.IntRange(1, 256), metavar="N", help="Processes. [default: one per core]")
+@_tolerance
+@click.option(
+    "--data", metavar="FOLDER", help="Samples of each model at its path: a/b.npz for a/b.onnx. [default: made]"
+)
+@_no_run
+@_threads
+@_reports
+def matrix_command(
+    old: str,
+    new: str,
+    jobs: int | None,
+    tolerance: str | None,
+    data: str | None,
+    no_run: bool,
+    threads: int,
+    json_file: str | None,
+    junit_file: str | None,
+    sarif_file: str | None,
+) -> int:
+    """Compare every model of the folder OLD with its namesake in NEW, in parallel.
+
+    Exit code 0 when none regressed, 1 when one did or is gone, 2 when one could not be checked.
+    """
+    from burnish.tools.check import as_json, as_junit, as_sarif, files, matrix_said
+    from burnish.tools.check.matrix import Options, State, exit_code, matrix
+
+    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
+    files.agree(targets, [tolerance])
+    options = Options(tolerance=tolerance, data=data, run=not no_run, threads=threads)
+    with terminal.progress("check") as on_step:
+        rows = matrix(old, new, options, jobs or len(os.sched_getaffinity(0)), on_step)
+    reports = [row.report for row in rows if row.report is not None]
+    failed = {row.name: row.reason for row in rows if row.state is State.FAILED}
+    failed |= {row.name: "the model is gone" for row in rows if row.state is State.REMOVED}
+    made = {
+        "--json": lambda: as_json.text(matrix_said.document(rows)),
+        "--junit": lambda: as_junit.text(reports, failed),
+        "--sarif": lambda: as_json.text(as_sarif.document(reports, failed)),
+    }
+    _for_actions(reports, failed, f"{matrix_said.markdown(rows)}\n")
+    if "-" not in targets.values():
+        table = terminal.table(matrix_said.sentence(rows), matrix_said.COLUMNS, map(matrix_said.cells, rows))
+        terminal.show(table, terminal.out())
+    _write(targets, made, lambda: [])
+    return exit_code(rows)
+
+
+def _write(
+    targets: Mapping[str, str | None], made: Mapping[str, Callable[[], str]], lines: Callable[[], Iterable[str]]
+) -> None:
+    """Write the reports that were asked for, and the lines where no report goes to stdout."""
+    from burnish.tools import whole_file
+    from burnish.tools.check import as_github, files
+
+    for option, target in targets.items():
+        if target is not None and target != files.STDOUT:
+            whole_file.write(target, made[option]())
+    for option, target in targets.items():
+        if target == files.STDOUT:
+            click.echo(made[option](), nl=False)
+            return
+    out = terminal.out()
+    for line in lines():
+        out.print(as_github.inert(line) if _in_actions() else line)
+
+
+def _in_actions() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _for_actions(reports: list[Report], failed: Mapping[str, str], head: str = "") -> None:
+    """In GitHub Actions, annotate the files and add to the step summary."""
+    if not _in_actions():
+        return
+    from burnish.tools.check import as_github
+
+    for command in as_github.commands(reports, failed):
+        click.echo(command, err=True)
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if target:
+        with open(target, "a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"{head}{as_github.summary(reports, failed)}\n")
