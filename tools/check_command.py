@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,8 +70,9 @@ def _summary(lock: Lock) -> str:
     parts = [
         count(lock.sizes.nodes, "node"),
         f"{terminal.quantity(lock.sizes.parameters)} parameters",
-        count(len(lock.segments), "segment"),
     ]
+    if "blocks" in lock.views:
+        parts.append(count(lock.views["blocks"], "block"))
     if lock.samples is not None:
         kind = "given" if lock.samples.given else "made"
         parts.append(f"{count(len(lock.outputs), 'output')} on {count(len(lock.values), f'{kind} sample')}")
@@ -113,34 +114,33 @@ def run_command(
 
     Exit code 0 when nothing regressed, 1 when something did.
     """
-    from burnish.ir.errors import InputError
+    from burnish.ir.errors import BurnishError, InputError
     from burnish.tools import check_api
-    from burnish.tools.check import as_json, as_junit, as_sarif, files
+    from burnish.tools.check import as_json, files
 
     path = lock_path or str(check_api.beside(model))
     targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
     files.agree(targets, [model, path, old, tolerance, data])
-    if os.path.exists(model) and not os.path.exists(path):
-        hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
-        raise InputError("there is no such lock file", place=path, hint=hint)
-    report = check_api.check(
-        model,
-        path,
-        data=data,
-        metric=metric,
-        latency=latency,
-        run=not no_run,
-        threads=threads,
-        tolerances=tolerance,
-        old=old,
-    )
-    made = {
-        "--json": lambda: as_json.text(as_json.document(report)),
-        "--junit": lambda: as_junit.text([report]),
-        "--sarif": lambda: as_json.text(as_sarif.document([report])),
-    }
-    _for_actions([report], {})
-    _write(targets, made, lambda: _text(report, update))
+    try:
+        if os.path.exists(model) and not os.path.exists(path):
+            hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
+            raise InputError("there is no such lock file", place=path, hint=hint)
+        report = check_api.check(
+            model,
+            path,
+            data=data,
+            metric=metric,
+            latency=latency,
+            run=not no_run,
+            threads=threads,
+            tolerances=tolerance,
+            old=old,
+        )
+    except BurnishError as error:
+        reason = f"{error.place}: {error.cause}" if error.place else error.cause
+        _publish(targets, as_json.failure(model, path, reason), [], {model: reason})
+        raise
+    _publish(targets, as_json.document(report), [report], {}, said=_text(report, update))
     if update:
         from burnish.tools.check import lock_file
 
@@ -185,7 +185,7 @@ def matrix_command(
 
     Exit code 0 when none regressed, 1 when one did or is gone, 2 when one could not be checked.
     """
-    from burnish.tools.check import as_json, as_junit, as_sarif, files, matrix_said
+    from burnish.tools.check import files, matrix_said
     from burnish.tools.check.matrix import Options, State, exit_code, matrix
 
     targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
@@ -196,51 +196,46 @@ def matrix_command(
     reports = [row.report for row in rows if row.report is not None]
     failed = {row.name: row.reason for row in rows if row.state is State.FAILED}
     failed |= {row.name: "the model is gone" for row in rows if row.state is State.REMOVED}
-    made = {
-        "--json": lambda: as_json.text(matrix_said.document(rows)),
-        "--junit": lambda: as_junit.text(reports, failed),
-        "--sarif": lambda: as_json.text(as_sarif.document(reports, failed)),
-    }
-    _for_actions(reports, failed, f"{matrix_said.markdown(rows)}\n")
-    if "-" not in targets.values():
+    head = f"{matrix_said.markdown(rows)}\n"
+    _publish(targets, matrix_said.document(rows), reports, failed, head=head)
+    if files.STDOUT not in targets.values():
         table = terminal.table(matrix_said.sentence(rows), matrix_said.COLUMNS, map(matrix_said.cells, rows))
         terminal.show(table, terminal.out())
-    _write(targets, made, lambda: [])
     return exit_code(rows)
 
 
-def _write(
-    targets: Mapping[str, str | None], made: Mapping[str, Callable[[], str]], lines: Callable[[], Iterable[str]]
+def _publish(
+    targets: Mapping[str, str | None],
+    document: Mapping[str, Any],
+    reports: Sequence[Report],
+    failed: Mapping[str, str],
+    said: Iterable[str] = (),
+    head: str = "",
 ) -> None:
-    """Write the reports that were asked for, and the lines where no report goes to stdout."""
-    from burnish.tools import whole_file
-    from burnish.tools.check import as_github, files
+    """Annotate in GitHub Actions, write the reports that were asked for, and print.
 
-    for option, target in targets.items():
-        if target is not None and target != files.STDOUT:
-            whole_file.write(target, made[option]())
+    Args:
+        targets: files by option, `-` for stdout.
+        document: for `--json`.
+        reports, failed: for the others: one report for each model, and reasons for those that could not be checked.
+        said: the lines for stdout where no report goes there.
+        head: Markdown above the step summary.
+    """
+    from burnish.tools import whole_file
+    from burnish.tools.check import as_github, as_json, as_junit, as_sarif, files
+
+    as_github.publish(reports, failed, head)
+    made = {
+        "--json": lambda: as_json.text(document),
+        "--junit": lambda: as_junit.text(reports, failed),
+        "--sarif": lambda: as_json.text(as_sarif.document(reports, failed)),
+    }
     for option, target in targets.items():
         if target == files.STDOUT:
             click.echo(made[option](), nl=False)
-            return
+            said = ()
+        elif target is not None:
+            whole_file.write(target, made[option]())
     out = terminal.out()
-    for line in lines():
-        out.print(as_github.inert(line) if _in_actions() else line)
-
-
-def _in_actions() -> bool:
-    return os.environ.get("GITHUB_ACTIONS") == "true"
-
-
-def _for_actions(reports: list[Report], failed: Mapping[str, str], head: str = "") -> None:
-    """In GitHub Actions, annotate the files and add to the step summary."""
-    if not _in_actions():
-        return
-    from burnish.tools.check import as_github
-
-    for command in as_github.commands(reports, failed):
-        click.echo(command, err=True)
-    target = os.environ.get("GITHUB_STEP_SUMMARY")
-    if target:
-        with open(target, "a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(f"{head}{as_github.summary(reports, failed)}\n")
+    for line in said:
+        out.print(terminal.inert(line))

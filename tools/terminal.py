@@ -165,7 +165,25 @@ def _where(error: BaseException) -> str:
 
 
 def _say_error(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    first, *others = message.split("\n")
+    for line in (f"error: {first}", *others):
+        print(inert(line), file=sys.stderr)
+
+
+def in_actions() -> bool:
+    """Whether this runs in GitHub Actions."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def inert(line: str) -> str:
+    """A line that GitHub Actions reads no command from, when that is where it is printed.
+
+    Its runner takes lines that begin with `::` for commands, and `##[` anywhere in a line; names may hold both.
+    """
+    if not in_actions():
+        return line
+    broken = line.replace("##[", "## [")
+    return f"\\{broken}" if broken.lstrip().startswith("::") else broken
 
 
 @contextmanager

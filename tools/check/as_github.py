@@ -5,9 +5,12 @@ Names come from models and may hold anything: none of it is read as a command, a
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from burnish.tools import terminal
 from burnish.tools.check import said
 from burnish.tools.check.difference import Difference, Report, Verdict
 from burnish.tools.check.pointed import in_repository, line
@@ -18,6 +21,26 @@ ROWS = 200
 
 _COMMANDS = {Verdict.REGRESSION: "error", Verdict.TOLERATED: "notice", Verdict.NOTE: "notice"}
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|&~@:.$]")
+
+
+def publish(reports: Sequence[Report], failed: Mapping[str, str], head: str = "") -> None:
+    """Annotate (on stderr) and add to the step summary, where the environment is GitHub Actions.
+
+    Args:
+        reports, failed: as for `commands`.
+        head: Markdown above the summary.
+
+    Raises:
+        OSError: the step summary cannot be written.
+    """
+    if not terminal.in_actions():
+        return
+    for command in commands(reports, failed):
+        print(command, file=sys.stderr)
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if target:
+        with open(target, "a", encoding="utf-8") as stream:
+            stream.write(f"{head}{summary(reports, failed)}\n")
 
 
 def commands(reports: Sequence[Report], failed: Mapping[str, str] | None = None) -> Iterator[str]:
@@ -57,12 +80,6 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def inert(text: str) -> str:
-    """A line of output that the runner of GitHub Actions reads no command from: `##[` counts anywhere in it."""
-    broken = text.replace("##[", "## [")
-    return f"\\{broken}" if broken.lstrip().startswith("::") else broken
 
 
 def summary(reports: Sequence[Report], failed: Mapping[str, str] | None = None) -> str:

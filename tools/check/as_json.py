@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import burnish
 from burnish.tools.check import said
 from burnish.tools.check.difference import Difference, Report, Verdict
 from burnish.tools.check.pointed import line
+from burnish.tools.terminal import printable
 
 VERSION = 1
 
@@ -38,7 +40,20 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def failure(model: str, lock: str, reason: str) -> dict[str, Any]:
+    """The document of a check that could not be made: `verdict` is `failed`, and there is a `reason`."""
+    return {
+        "version": VERSION,
+        "burnish": burnish.__version__,
+        "model": _valid(model),
+        "lock": _valid(lock),
+        "verdict": "failed",
+        "sentence": printable(f"`{model}` could not be checked: {reason}"),
+        "reason": _valid(reason),
+    }
+
+
+def text(found: Mapping[str, Any]) -> str:
     """A document as text in ASCII, a line break at its end."""
     return json.dumps(found, indent=2, allow_nan=False) + "\n"
 

@@ -124,7 +124,7 @@ def in_processes(
     A process that ends takes all that wait for its pool with it: these are done anew, each in a pool of its own.
 
     Args:
-        work: makes a row of a name, the path of the old model, that of the new one, and the options; it can be imported.
+        work: makes a row of a name, the paths of the old and the new model, and the options; it can be imported.
         pairs: the paths by name.
         options: for `work`.
         jobs: processes.

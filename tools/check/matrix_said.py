@@ -42,7 +42,7 @@ def moved(report: Report) -> str:
     """How far the output moved that moved furthest, relative to its size.
 
     Returns:
-        A number; `no` within rounding; `differs` for another type, NaN and what has no size; empty when nothing was run.
+        A number; `no` within rounding; `differs` for another type, NaN and what has no size; empty when not run.
     """
     sizes = [one.new for one in report.differences if one.field is Field.VALUES and one.place]
     if not sizes:
@@ -72,8 +72,8 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
 
     Returns:
         `version` of this form; `burnish`, the program's version; `sentence`; `exit_code`; `models`: each with `model`
-        (its path in the folders), `state`, `reason` of a failure, `outputs_moved` (relative, `no` within rounding, `differs` where it has no size, empty when unknown) and
-        `report`, which is the document of `check run` or None.
+        (its path in the folders), `state`, `reason` of a failure, `outputs_moved` (see `moved`) and `report`, which is
+        the document of `check run` or None.
     """
     models = [
         {

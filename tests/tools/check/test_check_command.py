@@ -134,6 +134,22 @@ def test_github_actions_get_annotations_and_a_summary(model: Path, monkeypatch: 
     assert summary.count("### ") == 2 and "**regression**" in summary
 
 
+def test_a_check_that_cannot_be_made_is_reported_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    model.write_bytes(b"no model")
+    options = ["run", "m.onnx", "--json", "r.json", "--junit", "r.xml", "--sarif", "r.sarif"]
+    result = CliRunner().invoke(check_command, options, standalone_mode=False)
+    assert isinstance(result.exception, InputError)
+    assert result.stderr.startswith("::error file=")
+    found = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert (found["verdict"], found["reason"]) == ("failed", f"m.onnx: {result.exception.cause}")
+    assert ET.parse("r.xml").getroot().get("errors") == "1"
+    (run,) = json.loads(Path("r.sarif").read_text(encoding="utf-8"))["runs"]
+    assert run["invocations"][0]["executionSuccessful"] is False
+    assert "could not be checked" in Path("summary.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
