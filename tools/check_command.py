@@ -194,8 +194,8 @@ def matrix_command(
     with terminal.progress("check") as on_step:
         rows = matrix(old, new, options, jobs or len(os.sched_getaffinity(0)), on_step)
     reports = [row.report for row in rows if row.report is not None]
-    failed = {row.name: row.reason for row in rows if row.state is State.FAILED}
-    failed |= {row.name: "the model is gone" for row in rows if row.state is State.REMOVED}
+    failed = {os.path.join(new, row.name): row.reason for row in rows if row.state is State.FAILED}
+    failed |= {os.path.join(old, row.name): "it is gone" for row in rows if row.state is State.REMOVED}
     head = f"{matrix_said.markdown(rows)}\n"
     _publish(targets, matrix_said.document(rows), reports, failed, head=head)
     if files.STDOUT not in targets.values():

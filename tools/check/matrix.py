@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from burnish.ir.errors import BurnishError, InputError
 from burnish.tools.check.difference import Report
@@ -186,7 +187,7 @@ def _report(name: str, old: str, new: str, options: Options) -> Report:
     data = _samples(options.data, name)
     original = onnx_file.read(old)
     written = check_api.beside(old)
-    given = {"data": data, "run": options.run, "threads": options.threads}
+    given: dict[str, Any] = {"data": data, "run": options.run, "threads": options.threads}
     lock = written if written.is_file() else check_api.lock(original, **given)
     return check_api.check(new, lock, tolerances=options.tolerance, old=original, **given)
 
