@@ -134,6 +134,22 @@ def test_github_actions_get_annotations_and_a_summary(model: Path, monkeypatch: 
     assert summary.count("### ") == 2 and "**regression**" in summary
 
 
+@pytest.mark.parametrize("name", ["x\n::error::y", "##[error]x", "::add-mask::x", "\x1b[31m", "<img src=a>|`b`"])
+def test_names_of_a_model_are_no_commands(name: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    proto = onnx.load("m.onnx")
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = proto.graph.node[1].name = name
+    proto.graph.node[1].op_type = "Sigmoid"
+    onnx.save(proto, "m.onnx")
+    result = check("run", "m.onnx", "--no-run")
+    assert result.return_value == 1
+    assert all(one.isprintable() and not one.startswith("::") for one in result.stdout.splitlines())
+    assert "##[" not in result.stdout
+    assert all(one.startswith(("::error file=m.lock.yaml,", "::notice file=")) for one in result.stderr.splitlines())
+    assert "<img" not in Path("summary.md").read_text(encoding="utf-8")
+
+
 def test_a_check_that_cannot_be_made_is_reported_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
