@@ -238,4 +238,4 @@ def _publish(
             whole_file.write(target, made[option]())
     out = terminal.out()
     for line in said:
-        out.print(terminal.inert(line))
+        out.print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -79,7 +80,7 @@ def _console(is_terminal: bool, **settings: Any) -> Console:
             raise BrokenPipeError
 
         def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(printable(one, "\n") if isinstance(one, str) else one for one in objects), **options)
+            super().print(*(inert(printable(one, "\n")) if isinstance(one, str) else one for one in objects), **options)
 
     return Plain(soft_wrap=not is_terminal, highlight=False, markup=False, emoji=False, **settings)
 
@@ -165,9 +166,7 @@ def _where(error: BaseException) -> str:
 
 
 def _say_error(message: str) -> None:
-    first, *others = message.split("\n")
-    for line in (f"error: {first}", *others):
-        print(inert(line), file=sys.stderr)
+    print(inert(printable(f"error: {message}", "\n")), file=sys.stderr)
 
 
 def in_actions() -> bool:
@@ -175,15 +174,12 @@ def in_actions() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def inert(line: str) -> str:
-    """A line that GitHub Actions reads no command from, when that is where it is printed.
+def inert(text: str) -> str:
+    """Text that GitHub Actions reads no command from, when that is where it is printed.
 
     Its runner takes lines that begin with `::` for commands, and `##[` anywhere in a line; names may hold both.
     """
-    if not in_actions():
-        return line
-    broken = line.replace("##[", "## [")
-    return f"\\{broken}" if broken.lstrip().startswith("::") else broken
+    return re.sub(r"^(\s*)::", r"\1\\::", text.replace("##[", "## ["), flags=re.MULTILINE) if in_actions() else text
 
 
 @contextmanager
