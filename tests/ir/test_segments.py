@@ -158,3 +158,37 @@ g (float[N,4,8] x) => (float[N,4,8] y) <float[4] s, float[4] b, float[4,4,3] w, 
         lines = shown(one)[0][1]
         assert "float[4,4,3]" in lines[0]
         assert "float[4,4,1]" in lines[4]
+
+
+def test_the_numbers_of_blocks_in_two_streams_do_not_follow_the_file() -> None:
+    def tower(name: str, width: int) -> tuple[list[str], list[str]]:
+        weights, nodes, stream = [], [], name
+        for number in range(2):
+            own = f"{name}{number}"
+            weights += [f"float[4] {own}g = {{1,2,3,4}}", f"float[4,{width}] {own}u = {{{','.join('1' * 4 * width)}}}"]
+            weights += [f"float[{width},4] {own}d = {{{','.join('2' * 4 * width)}}}"]
+            nodes += [
+                f"{own}n = LayerNormalization ({stream}, {own}g)",
+                f"{own}h = MatMul ({own}n, {own}u)",
+                f"{own}r = Relu ({own}h)",
+                f"{own}o = MatMul ({own}r, {own}d)",
+                f"{own}s = Add ({stream}, {own}o)",
+            ]
+            stream = f"{own}s"
+        return weights, nodes
+
+    (one, first), (other, second) = tower("a", 8), tower("b", 6)
+    mixed = [node for pair in zip(second, first, strict=True) for node in pair]
+    found = []
+    for nodes in ([*first, *second], [*second, *first], mixed):
+        body = "\n".join([*nodes, "y = Sub (a1s, b1s)"])
+        found.append(
+            shown(
+                '<ir_version: 10, opset_import: ["": 21]> g (float[N,4] a, float[N,4] b) => (float[N,4] y) '
+                f"<{', '.join([*one, *other])}> {{ {body} }}"
+            )
+        )
+    assert found[0] == found[1] == found[2]
+    blocks = {name: lines[1] for name, lines, *_ in found[0] if name.startswith("block")}
+    assert list(blocks) == ["block 0", "block 1", "block 2", "block 3"]
+    assert [line.split("float")[1] for line in blocks.values()] == ["[4,8])", "[4,8])", "[4,6])", "[4,6])"]
