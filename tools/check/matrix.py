@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from enum import StrEnum
@@ -122,7 +123,8 @@ def in_processes(
 ) -> Iterator[Row]:
     """The row of each pair, as they come.
 
-    A process that ends takes all that wait for its pool with it: these are done anew, each in a pool of its own.
+    A process that ends takes with it all that run beside it: each of these is tried once more, alone, and the rest
+    go on in new processes.
 
     Args:
         work: makes a row of a name, the paths of the old and the new model, and the options; it can be imported.
@@ -130,27 +132,32 @@ def in_processes(
         options: for `work`.
         jobs: processes.
     """
-    lost = []
-    with _pool(min(jobs, len(pairs)) or 1, options) as pool:
-        waiting: dict[Future[Row], str] = {
-            pool.submit(work, name, *paths, options): name for name, paths in pairs.items()
-        }
-        try:
-            for future in as_completed(waiting):
+    names = deque(pairs)
+    while names:
+        lost: list[str] = []
+        with _pool(min(jobs, len(names)), options) as pool:
+            running: dict[Future[Row], str] = {}
+            while (names or running) and not lost:
                 try:
-                    yield future.result()
+                    while names and len(running) < jobs:
+                        running[pool.submit(work, names[0], *pairs[names[0]], options)] = names[0]
+                        names.popleft()
                 except BrokenProcessPool:
-                    lost.append(waiting[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    for name in lost:
-        with _pool(1, options) as pool:
-            try:
-                yield pool.submit(work, name, *pairs[name], options).result()
-            except BrokenProcessPool:
-                reason = "its process ended while it was checked: memory ran out, or the runtime crashed"
-                yield Row(name, State.FAILED, reason=reason)
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    try:
+                        yield future.result()
+                    except BrokenProcessPool:
+                        lost.append(name)
+            lost += running.values()
+        for name in lost:
+            with _pool(1, options) as pool:
+                try:
+                    yield pool.submit(work, name, *pairs[name], options).result()
+                except BrokenProcessPool:
+                    reason = "its process ended while it was checked: memory ran out, or the runtime crashed"
+                    yield Row(name, State.FAILED, reason=reason)
 
 
 def _pool(jobs: int, options: Options) -> ProcessPoolExecutor:

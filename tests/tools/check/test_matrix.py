@@ -58,7 +58,7 @@ def test_every_pair_is_a_row(tmp_path: Path) -> None:
     save(new / "new.onnx")
     save(old / "broken.onnx")
     (new / "broken.onnx").write_bytes(b"no model")
-    result = matrix(old, new, "--jobs", "2", "--json", tmp_path / "all.json", "--junit", tmp_path / "all.xml")
+    result = matrix(old, new, "--jobs", "1", "--json", tmp_path / "all.json", "--junit", tmp_path / "all.xml")
     assert result.return_value == 2
     found = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     rows = {one["model"]: one for one in found["models"]}
@@ -82,10 +82,12 @@ def test_every_pair_is_a_row(tmp_path: Path) -> None:
     assert (len(root), root.get("errors")) == (5, "2")
 
 
-def test_a_process_that_ends_is_a_row(tmp_path: Path) -> None:
-    names = ["a.onnx", "b.onnx", "dies.onnx", "z.onnx"]
-    rows = {row.name: row for row in in_processes(check_or_die.work, {one: ("", "") for one in names}, Options(), 2)}
-    assert sorted(rows) == names
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_process_that_ends_is_a_row(jobs: int) -> None:
+    names = ["a.onnx", "b.onnx", "dies.onnx", "y.onnx", "z.onnx"]
+    found = list(in_processes(check_or_die.work, {one: ("", "") for one in names}, Options(), jobs))
+    rows = {row.name: row for row in found}
+    assert sorted(row.name for row in found) == names
     assert rows.pop("dies.onnx").state is State.FAILED
     assert {row.state for row in rows.values()} == {State.FINE}
 
