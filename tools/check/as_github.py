@@ -28,7 +28,7 @@ def publish(reports: Sequence[Report], failed: Mapping[str, str], head: str = ""
 
     Args:
         reports, failed: as for `commands`.
-        head: Markdown above the summary.
+        head: Markdown above the summary, which then has sections for what regressed and what failed only.
 
     Raises:
         OSError: the step summary cannot be written.
@@ -40,7 +40,8 @@ def publish(reports: Sequence[Report], failed: Mapping[str, str], head: str = ""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         with open(target, "a", encoding="utf-8") as stream:
-            stream.write(f"{head}{summary(reports, failed)}\n")
+            shown = [one for one in reports if not (head and one.passed)]
+            stream.write(f"{head}{summary(shown, failed)}\n")
 
 
 def commands(reports: Sequence[Report], failed: Mapping[str, str] | None = None) -> Iterator[str]:

@@ -92,13 +92,28 @@ def test_a_process_that_ends_is_a_row(jobs: int) -> None:
     assert {row.state for row in rows.values()} == {State.FINE}
 
 
+def test_the_step_summary_is_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    for folder, scale in (("old", 1.0), ("new", 1.5)):
+        save(tmp_path / folder / "a.onnx")
+        save(tmp_path / folder / "b.onnx", scale=scale)
+    result = matrix(tmp_path / "old", tmp_path / "new", "--jobs", "1", "--no-run")
+    assert result.return_value == 1
+    page = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert page.count("\n| a&#46;onnx | fine |") == page.count("\n| b&#46;onnx | regression |") == 1
+    assert page.count("### ") == 1
+    assert "::error file=" in result.stderr
+
+
 def test_samples_stand_at_the_path_of_their_model(tmp_path: Path) -> None:
     for folder in ("old", "new"):
         save(tmp_path / folder / "a" / "m.onnx")
     data = tmp_path / "data" / "a" / "m.npz"
     data.parent.mkdir(parents=True)
     np.savez(data, x=np.ones((3, 4), np.float32))
-    matrix(tmp_path / "old", tmp_path / "new", "--data", tmp_path / "data", "--json", tmp_path / "out.json")
+    options = ["--data", tmp_path / "data", "--jobs", "1", "--json", tmp_path / "out.json"]
+    matrix(tmp_path / "old", tmp_path / "new", *options)
     found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["models"]
     assert [one["state"] for one in found] == ["fine"]
 
