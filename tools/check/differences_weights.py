@@ -46,18 +46,18 @@ def weights(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolerance
     """The differences of weights between nodes that are still there."""
     if old.weights == new.weights:
         return []
-    moved: list[Moved] = []
+    found: list[Moved] = []
     for group in groups:
         if group.pair is not None and group.pair[0].segment.weights != group.pair[1].segment.weights:
-            moved += _moved(*group.pair)
-    if not moved:
+            found += moved(*group.pair)
+    if not found:
         return [] if old.structure != new.structure else [_elsewhere(old, new, groups, tolerances)]
-    if len(moved) <= ONE_BY_ONE:
-        return [_single(one, tolerances) for one in moved]
-    return [_many(moved, sum(len(one.layers) for one in old.segments), tolerances)]
+    if len(found) <= ONE_BY_ONE:
+        return [_single(one, tolerances) for one in found]
+    return [_many(found, sum(len(one.layers) for one in old.segments), tolerances)]
 
 
-def _moved(old: Part, new: Part) -> Iterator[Moved]:
+def moved(old: Part, new: Part) -> Iterator[Moved]:
     """The layers of a segment whose weights changed, as far as their lines are still there."""
     partner = lines(old, new)
     after = {layer.line: layer for layer in new.segment.layers}

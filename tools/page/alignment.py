@@ -45,6 +45,10 @@ class Part:
         return int(number) if word == "block" and number.isdecimal() else None
 
 
+Pair = tuple[Part | None, Part | None]
+"""A part and what it became; None for one that is gone or new."""
+
+
 def parts_of(found: Sequence[Segment]) -> list[Part]:
     """The segments of a model as parts."""
     return [
@@ -64,7 +68,7 @@ def _origins(node: oir.Node) -> tuple[str, ...]:
     return tuple(name for name in sources(node) if name not in ("", "?"))
 
 
-def pair(olds: Sequence[Part], news: Sequence[Part]) -> list[tuple[Part | None, Part | None]]:
+def pair(olds: Sequence[Part], news: Sequence[Part]) -> list[Pair]:
     """The parts of both in order, those that answer to each other together.
 
     A block answers to a block, and a graph in which no blocks were found to all parts of the other but its functions.
@@ -94,22 +98,26 @@ def _comparable(parts: Sequence[Part], others: Sequence[Part]) -> list[Part]:
     main = [one for one in parts if not one.name.startswith("function ")]
     if len(main) < 2 or any(one.number is not None for one in others):
         return list(parts)
-    whole = Part(
-        "graph",
-        " ".join(one.structure for one in main),
-        " ".join(one.weights for one in main),
-        tuple(line for one in main for line in one.lines),
-        tuple(name for one in main for name in one.names),
-        frozenset().union(*(one.origins for one in main)),
+    return [joined("graph", main), *parts[len(main) :]]
+
+
+def joined(name: str, parts: Sequence[Part]) -> Part:
+    """Parts that follow each other as one."""
+    return Part(
+        name,
+        " ".join(one.structure for one in parts),
+        " ".join(one.weights for one in parts),
+        tuple(line for one in parts for line in one.lines),
+        tuple(name for one in parts for name in one.names),
+        frozenset().union(*(one.origins for one in parts)),
     )
-    return [whole, *parts[len(main) :]]
 
 
 def _equal(old: Part, new: Part) -> bool:
     return old.name == new.name and old.structure == new.structure and old.weights == new.weights
 
 
-def _middle(olds: Sequence[Part], news: Sequence[Part]) -> list[tuple[Part | None, Part | None]]:
+def _middle(olds: Sequence[Part], news: Sequence[Part]) -> list[Pair]:
     shared: dict[tuple[str, str], float] = {}
     rows, columns = len(olds), len(news)
     best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
@@ -119,7 +127,7 @@ def _middle(olds: Sequence[Part], news: Sequence[Part]) -> list[tuple[Part | Non
             alike[i][j] = one = _likeness(olds[i], news[j], shared)
             both = best[i + 1][j + 1] + one if one >= _LEAST else -1.0
             best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
-    found: list[tuple[Part | None, Part | None]] = []
+    found: list[Pair] = []
     i = j = 0
     while i < rows or j < columns:
         if i < rows and j < columns and alike[i][j] >= _LEAST and best[i][j] == best[i + 1][j + 1] + alike[i][j]:

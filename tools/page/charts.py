@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from burnish.tools import terminal
-from burnish.tools.page.alignment import Part
+from burnish.tools.page.alignment import Pair
 from burnish.tools.page.costs import Costs, PartCost
 from burnish.tools.page.parts import Chart, Point, Series, Table, name
 
@@ -44,9 +44,7 @@ def by_part(
     return Chart(title, "", unit, tuple(drawn), table, tuple(labels[:MOST_BARS]), note=note)
 
 
-def cost_charts(
-    pairs: Sequence[tuple[Part | None, Part | None]], before: Costs, after: Costs, note: str
-) -> list[Chart]:
+def cost_charts(pairs: Sequence[Pair], before: Costs, after: Costs, note: str) -> list[Chart]:
     """Multiply-adds and bytes of weights by part, before and after.
 
     Args:
@@ -91,3 +89,12 @@ def cost_charts(
 def short(part: str) -> str:
     """The name of a part as the label of a bar: `block 7` is 7."""
     return name(part).removeprefix("block ")
+
+
+def change(before: float | None, after: float | None) -> str:
+    """What became of a number: `-65 %`; empty where it stayed or is unknown."""
+    if not before or after is None or before == after:
+        return ""
+    share = 100 * (after / before - 1)
+    number = f"{abs(share):.0f}" if abs(share) >= 9.5 else f"{abs(share):.1f}" if abs(share) >= 0.05 else "< 0.1"
+    return f"{'−' if share < 0 else '+'}{number} %"

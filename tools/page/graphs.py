@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 
 from burnish.tools import terminal
 from burnish.tools.page import parts
-from burnish.tools.page.alignment import Part, pair, pair_lines
+from burnish.tools.page.alignment import Pair, Part, pair_lines
 from burnish.tools.page.parts import Graphs, Line, Piece, State
 
 MOST_LINES = 6000
 """Lines of unchanged parts that are written; more would make a page slow, and changed ones are written all."""
-
-_Pair = tuple[Part | None, Part | None]
 
 
 @dataclass
@@ -21,17 +19,17 @@ class _Alike:
     """Pairs that differ in the same way."""
 
     state: State
-    pairs: list[_Pair] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
 
 
-def graphs(olds: Sequence[Part], news: Sequence[Part], old: str, new: str) -> Graphs:
+def graphs(pairs: Iterable[Pair], old: str, new: str) -> Graphs:
     """Both graphs, with what changed marked.
 
     Args:
-        olds, news: their parts.
+        pairs: their parts, those that answer to each other together.
         old, new: what they are called, such as `before` and `after`.
     """
-    groups = _grouped(pair(olds, news))
+    groups = _grouped(pairs)
     pieces, written, left = [], 0, 0
     for group in groups:
         piece = _piece(group)
@@ -70,7 +68,7 @@ def _state(old: Part | None, new: Part | None) -> State:
     return State.SAME if old.weights == new.weights else State.WEIGHTS
 
 
-def _grouped(pairs: Iterable[_Pair]) -> list[_Alike]:
+def _grouped(pairs: Iterable[Pair]) -> list[_Alike]:
     groups: list[_Alike] = []
     for both in pairs:
         state = _state(*both)
@@ -81,7 +79,7 @@ def _grouped(pairs: Iterable[_Pair]) -> list[_Alike]:
     return groups
 
 
-def _alike(first: _Pair, second: _Pair) -> bool:
+def _alike(first: Pair, second: Pair) -> bool:
     """Whether two pairs of blocks differ in the same way and are numbered on, so that one stands for both."""
     for one, other in zip(first, second, strict=True):
         if (one is None) != (other is None):

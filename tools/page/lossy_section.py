@@ -44,9 +44,7 @@ def loss(found: Lossy) -> str:
     final = found.final or found.result
     if found.measure is None or found.judged is None or final is None:
         return ""
-    return (
-        f"{found.measure.name} went from {found.judged.original:.4g} to {final.metric:.4g} on held-out samples"
-    )
+    return f"{found.measure.name} went from {found.judged.original:.4g} to {final.metric:.4g} on held-out samples"
 
 
 def figures(found: Lossy) -> list[Figure]:
@@ -137,6 +135,7 @@ def _sensitivity(found: Lossy) -> Chart | None:
         "error",
         tuple(Series(called, tuple(points)) for called, points in sorted(series.items())),
         Table("Scored edits", columns, lines),
+        places=len(sites),
         logarithmic=sum(error > 0 for *_, error, _, _ in scored) > len(scored) // 2,
         note="Low points are cheap to change. Edits that change nothing have no point on a logarithmic axis.",
     )
@@ -163,6 +162,7 @@ def _ranks(found: Lossy) -> Chart | None:
         "rank",
         (Series("made", taken), Series("scored", offered)),
         Table("Ranks", ("layer", "scored ranks", ">made"), lines),
+        places=len(sites),
         note="A layer without a point that was made stays whole.",
     )
 

@@ -16,7 +16,7 @@ from burnish.tools import report, terminal
 from burnish.tools.api import Result
 from burnish.tools.page import lossy_section
 from burnish.tools.page.alignment import pair, parts_of
-from burnish.tools.page.charts import cost_charts
+from burnish.tools.page.charts import change, cost_charts
 from burnish.tools.page.costs import Costs, costs
 from burnish.tools.page.graphs import graphs
 from burnish.tools.page.parts import Entry, Figure, Page, Section, State, Table, name
@@ -35,12 +35,12 @@ def optimize_page(result: Result, original: oir.Model) -> Page:
     opened = concrete.open_dims(original, result.dims)
     dims = {**result.dims, **dict.fromkeys(opened, 1)}
     before, after = costs(original, dims), costs(result.model, dims)
-    old, new = parts_of(before.segments), parts_of(after.segments)
     sized = _sized(original, dims)
-    charts = cost_charts(pair(old, new), before, after, sized)
+    pairs = pair(parts_of(before.segments), parts_of(after.segments))
+    charts = cost_charts(pairs, before, after, sized)
     sections = [
         Section("Before and after", "compared", _compared(result, before, after, sized)),
-        Section("Graph", "graph", (graphs(old, new, "before", "after"),), (_HOW,)),
+        Section("Graph", "graph", (graphs(pairs, "before", "after"),), (_HOW,)),
         Section("Layers", "layers", tuple(charts)),
         *lossy_section.sections(result.lossy),
         Section("Passes", "passes", _passes(result), _passes_lead(result)),
@@ -139,24 +139,15 @@ def _figures(result: Result, before: Costs, after: Costs) -> list[Figure]:
 
 def _share(what: str, before: int, after: int, spell: Callable[[int], str]) -> Figure:
     said = f"{spell(before)} → {spell(after)}"
-    change = difference(before, after)
-    if not change:
+    text = change(before, after)
+    if not text:
         return Figure(spell(after), what, "unchanged" if before == after else said)
-    return Figure(change, what, said, State.GOOD if after < before else State.WARN)
-
-
-def difference(before: float | None, after: float | None) -> str:
-    """What became of a number: `-65 %`; empty where it stayed or is unknown."""
-    if not before or after is None or before == after:
-        return ""
-    share = 100 * (after / before - 1)
-    number = f"{abs(share):.0f}" if abs(share) >= 9.5 else f"{abs(share):.1f}" if abs(share) >= 0.05 else "< 0.1"
-    return f"{'−' if share < 0 else '+'}{number} %"
+    return Figure(text, what, said, State.GOOD if after < before else State.WARN)
 
 
 def _compared(result: Result, before: Costs, after: Costs, sized: str) -> tuple[Table, ...]:
     rows = [
-        ("nodes", str(before.nodes), str(after.nodes), difference(before.nodes, after.nodes)),
+        ("nodes", str(before.nodes), str(after.nodes), change(before.nodes, after.nodes)),
         ("kinds of operators", str(len(before.operators)), str(len(after.operators)), ""),
         ("blocks", str(before.blocks), str(after.blocks), ""),
         ("attention layers", str(before.attentions), str(after.attentions), ""),
@@ -164,27 +155,27 @@ def _compared(result: Result, before: Costs, after: Costs, sized: str) -> tuple[
             "parameters",
             f"{before.parameters:,}",
             f"{after.parameters:,}",
-            difference(before.parameters, after.parameters),
+            change(before.parameters, after.parameters),
         ),
         (
             "bytes of weights",
             terminal.size(before.bytes),
             terminal.size(after.bytes),
-            difference(before.bytes, after.bytes),
+            change(before.bytes, after.bytes),
         ),
         (
             "multiply-adds",
             terminal.quantity(before.macs),
             terminal.quantity(after.macs),
-            difference(before.macs, after.macs),
+            change(before.macs, after.macs),
         ),
-        ("peak of activations", _bytes(before.peak), _bytes(after.peak), difference(before.peak, after.peak)),
+        ("peak of activations", _bytes(before.peak), _bytes(after.peak), change(before.peak, after.peak)),
         ("opset", before.opsets, after.opsets, ""),
     ]
     was, now = result.sizes
     if was is not None or now is not None:
         written = "not written" if now is None else terminal.size(now)
-        rows.append(("size of the files", _bytes(was), written, difference(was, now)))
+        rows.append(("size of the files", _bytes(was), written, change(was, now)))
     latency, timed = result.timing
     if latency is not None:
         rows.append(("time of a run", "1", f"{latency.ratio:.3f} ({latency.low:.3f} to {latency.high:.3f})", ""))
@@ -231,14 +222,14 @@ def _passes(result: Result) -> tuple[Entry | Table, ...]:
 
 
 def _pass(step: Step) -> Entry:
-    outcome, change = step.outcome, step.nodes[1] - step.nodes[0]
+    outcome, more = step.outcome, step.nodes[1] - step.nodes[0]
     if step.undone:
         state, mark = State.WARN, "undone"
     elif outcome.rewritten:
         state, mark = State.GOOD, f"changed {outcome.rewritten}"
     else:
         state, mark = State.PLAIN, "left alone"
-    said = [f"{change:+d} nodes".replace("-", "−") if change else "", f"{1e3 * step.seconds:.0f} ms"]
+    said = [f"{more:+d} nodes".replace("-", "−") if more else "", f"{1e3 * step.seconds:.0f} ms"]
     paragraphs = [f"Undone: {step.undone}."] if step.undone else []
     paragraphs.append(
         f"{terminal.count(outcome.eligible, 'site')} looked at, {outcome.matched} with the whole pattern,"

@@ -110,13 +110,21 @@
       });
       const scales = { x: axis(data.x), y: axis(data.y) };
       scales.y.type = data.logarithmic ? "logarithmic" : "linear";
-      scales.y.ticks.callback = function (mark, index, marks) {
+      scales.y.ticks.callback = function (mark) {
         if (!data.logarithmic) return number(mark);
         const power = Math.log10(mark);
-        return Math.abs(power - Math.round(power)) < 1e-6 || marks.length < 6 ? number(mark) : "";
+        return Math.abs(power - Math.round(power)) < 1e-6 || this.max < 30 * this.min ? number(mark) : "";
       };
       if (bars) { scales.x.grid.display = false; scales.x.ticks.maxRotation = 60; }
       else { scales.x.type = "linear"; scales.x.ticks.callback = number; }
+      if (data.places !== null) {
+        const step = Math.ceil(data.places / 16);
+        scales.x.min = -0.5;
+        scales.x.max = data.places - 0.5;
+        scales.x.afterBuildTicks = (axis) => {
+          axis.ticks = Array.from({ length: Math.ceil(data.places / step) }, (_, mark) => ({ value: mark * step }));
+        };
+      }
       return new Chart(figure.querySelector("canvas"), {
         type: bars ? "bar" : "scatter",
         data: { labels: bars ? data.labels : undefined, datasets },

@@ -78,6 +78,7 @@ class Chart:
         table: all numbers, those too that a picture cannot show, such as infinite ones.
         labels: of the bars, from 0 on; empty for points at any place.
         logarithmic: whether the y axis is.
+        places: of points that stand at whole numbers from 0 on, how many there are.
         note: what is to be known of it, in a sentence.
     """
 
@@ -89,6 +90,7 @@ class Chart:
     table: Table
     labels: tuple[str, ...] = ()
     logarithmic: bool = False
+    places: int | None = None
     note: str = ""
 
 

@@ -129,6 +129,7 @@ def drawing(chart: Chart) -> Markup:
         "y": _plain(chart.y),
         "labels": [_plain(one) for one in chart.labels],
         "logarithmic": chart.logarithmic,
+        "places": chart.places,
         "series": [_series(one, number, chart.logarithmic) for number, one in enumerate(chart.series)],
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

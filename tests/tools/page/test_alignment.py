@@ -64,7 +64,7 @@ def test_a_rewritten_block_is_known_by_the_nodes_it_comes_from() -> None:
 def test_blocks_that_differ_alike_are_one_piece() -> None:
     old = [part("before block 0", "s"), *blocks(12)]
     new = [part("before block 0", "s"), *(part(f"block {n}", "a b e", f"w{n}") for n in range(12))]
-    found = graphs(old, new, "before", "after")
+    found = graphs(pair(old, new), "before", "after")
     assert [(one.title, one.state) for one in found.pieces] == [
         ("before block 0", State.SAME),
         ("blocks 0 to 11, all alike", State.CHANGED),

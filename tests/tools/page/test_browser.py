@@ -10,7 +10,7 @@ import pytest
 import burnish
 from burnish.tools import report
 from burnish.tools.page import render
-from burnish.tools.page.alignment import Part
+from burnish.tools.page.alignment import Part, pair
 from burnish.tools.page.graphs import graphs
 from burnish.tools.page.optimize_page import optimize_page
 from burnish.tools.page.parts import Page, Section, State
@@ -184,7 +184,7 @@ def test_thirty_blocks_that_all_differ_open_at_once(visit):
             made.append(Part(f"block {n}", f"{word}{n}", "", lines, names))
         return made
 
-    shown = Section("Graph", "graph", (graphs(blocks("a"), blocks("b"), "before", "after"),))
+    shown = Section("Graph", "graph", (graphs(pair(blocks("a"), blocks("b")), "before", "after"),))
     text = render.html(Page("thirty blocks", "optimize", State.GOOD, "fine", "All differ.", (shown,)))
     assert len(text) < 2e6
     started = time.perf_counter()
