@@ -1,4 +1,4 @@
-"""A real browser for the tests of reports, and what a visit to a page must not do."""
+"""A real browser for the tests of reports, what a visit to a page must not do, and a model that changed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+import burnish
+from burnish.tools.check.check import check
+from burnish.tools.check.difference import Report
+from burnish.tools.check.take import Request, take
+
+MODEL = Path(burnish.tools.__file__).parent / "demo" / "digits_vit.onnx"
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu")
 
 
@@ -55,3 +64,21 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         context.close()
     assert said == []
     assert asked == [address for _, address in windows]
+
+
+@pytest.fixture(scope="package")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Any, Any]:
+    """A report of a moved weight, another epsilon and another activation; the locked model and the changed one."""
+    folder = tmp_path_factory.mktemp("changed")
+    proto = onnx.load(MODEL)
+    weight = next(one for one in proto.graph.initializer if len(one.dims) == 2)
+    array = numpy_helper.to_array(weight)
+    noise = 1 + 1e-2 * np.random.default_rng(0).standard_normal(array.shape)
+    weight.CopyFrom(numpy_helper.from_array((array * noise).astype(array.dtype), weight.name))
+    norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    next(one for one in norms[2].attribute if one.name == "epsilon").f = 1e-3
+    [node for node in proto.graph.node if node.op_type == "Erf"][1].op_type = "Tanh"
+    onnx.save(proto, folder / "new.onnx")
+    old, new = burnish.load(MODEL), burnish.load(folder / "new.onnx")
+    lock = take(old, Request())
+    return check(new, lock, Request(), old=old, model_name=str(folder / "new.onnx"), lock_name="a.lock.yaml"), old, new

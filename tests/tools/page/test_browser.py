@@ -11,6 +11,7 @@ import burnish
 from burnish.tools import report
 from burnish.tools.page import render
 from burnish.tools.page.alignment import Part, pair
+from burnish.tools.page.check_page import check_page
 from burnish.tools.page.graphs import graphs
 from burnish.tools.page.optimize_page import optimize_page
 from burnish.tools.page.parts import Page, Section, State
@@ -62,11 +63,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.html"
 
 
-def test_it_is_one_quiet_file_that_draws_its_charts_in_light_and_dark(written, visit):
+@pytest.fixture(scope="module")
+def checked(changed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a model that changed since it was locked."""
+    folder = tmp_path_factory.mktemp("checked")
+    render.write(check_page(*changed), folder / "out.html")
+    return folder / "out.html"
+
+
+@pytest.mark.parametrize(("made", "charts"), [("written", 5), ("checked", 2)])
+def test_it_is_one_quiet_file_that_draws_its_charts_in_light_and_dark(made, charts, request, visit):
+    written = request.getfixturevalue(made)
     pages = {scheme: visit(written, color_scheme=scheme) for scheme in ("light", "dark")}
     for page in pages.values():
         counts = page.evaluate(DRAWN)
-        assert len(counts) >= 5 and min(counts) > 3
+        assert len(counts) == charts and min(counts) > 3
         page.click("#expand")
         assert page.evaluate(CONTRAST) == []
     back = "getComputedStyle(document.body).backgroundColor"
@@ -77,9 +88,9 @@ def test_it_is_one_quiet_file_that_draws_its_charts_in_light_and_dark(written, v
     assert min(pages["light"].evaluate(DRAWN)) > 3
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_never_wider_than_the_window(written, visit, width):
-    page = visit(written, viewport={"width": width, "height": 800})
+@pytest.mark.parametrize(("made", "width"), [("written", 1280), ("written", 390), ("checked", 390)])
+def test_the_page_is_never_wider_than_the_window(made, width, request, visit):
+    page = visit(request.getfixturevalue(made), viewport={"width": width, "height": 800})
     page.click("#expand")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
