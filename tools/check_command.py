@@ -13,6 +13,7 @@ from burnish.tools import terminal
 if TYPE_CHECKING:
     from burnish.tools.check.difference import Report
     from burnish.tools.check.lock import Lock
+    from burnish.tools.page.parts import Page
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -32,7 +33,8 @@ def _reports(command: _F) -> _F:
     for name, what in (("sarif", "SARIF 2.1.0"), ("junit", "JUnit XML"), ("json", "one JSON document")):
         say = f"Write {what} to this file, or with `-` to stdout in place of the text."
         command = click.option(f"--{name}", f"{name}_file", metavar="FILE", help=say)(command)
-    return command
+    say = "Write a page to read to this file."
+    return click.option("--report", "page_file", metavar="FILE.html", help=say)(command)
 
 
 @click.group("check", context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,6 +111,7 @@ def run_command(
     json_file: str | None,
     junit_file: str | None,
     sarif_file: str | None,
+    page_file: str | None,
 ) -> int:
     """Say what differs between MODEL and its lock file.
 
@@ -119,8 +122,9 @@ def run_command(
     from burnish.tools.check import as_json, files
 
     path = lock_path or str(check_api.beside(model))
-    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
+    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file, "--report": page_file}
     files.agree(targets, [model, path, old, tolerance, data])
+    _check_page(page_file)
     try:
         if os.path.exists(model) and not os.path.exists(path):
             hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
@@ -138,14 +142,37 @@ def run_command(
         )
     except BurnishError as error:
         reason = f"{error.place}: {error.cause}" if error.place else error.cause
-        _publish(targets, as_json.failure(model, path, reason), [], {model: reason})
+        failure = as_json.failure(model, path, reason)
+        _publish(targets, failure, [], {model: reason}, page=lambda: _failed(model, reason))
         raise
-    _publish(targets, as_json.document(report), [report], {}, said=_text(report, update))
+    said = _text(report, update)
+    _publish(targets, as_json.document(report), [report], {}, said=said, page=lambda: _page(report, old))
     if update:
         from burnish.tools.check import lock_file
 
         lock_file.write(report.new, path)
     return 0 if update or report.passed else 1
+
+
+def _page(report: Report, old: str | None) -> Page:
+    from burnish.frontends import load
+    from burnish.tools.page.check_page import check_page
+
+    return check_page(report, None if old is None else load(old), load(report.model))
+
+
+def _failed(model: str, reason: str) -> Page:
+    from burnish.tools.page.check_page import failed_page
+
+    return failed_page(model, reason)
+
+
+def _check_page(path: str | None) -> None:
+    """Refuse, before any work is done, a page that would replace something else."""
+    if path is not None:
+        from burnish.tools.page import render
+
+        render.check_target(path)
 
 
 def _text(report: Report, update: bool) -> Iterable[str]:
@@ -180,6 +207,7 @@ def matrix_command(
     json_file: str | None,
     junit_file: str | None,
     sarif_file: str | None,
+    page_file: str | None,
 ) -> int:
     """Compare every model of the folder OLD with its namesake in NEW, in parallel.
 
@@ -187,9 +215,11 @@ def matrix_command(
     """
     from burnish.tools.check import files, matrix_said
     from burnish.tools.check.matrix import Options, State, exit_code, matrix
+    from burnish.tools.page.matrix_page import matrix_page
 
-    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file}
+    targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file, "--report": page_file}
     files.agree(targets, [tolerance])
+    _check_page(page_file)
     options = Options(tolerance=tolerance, data=data, run=not no_run, threads=threads)
     with terminal.progress("check") as on_step:
         rows = matrix(old, new, options, jobs or len(os.sched_getaffinity(0)), on_step)
@@ -197,7 +227,7 @@ def matrix_command(
     failed = {os.path.join(new, row.name): row.reason for row in rows if row.state is State.FAILED}
     failed |= {os.path.join(old, row.name): "it is gone" for row in rows if row.state is State.REMOVED}
     head = f"{matrix_said.markdown(rows)}\n"
-    _publish(targets, matrix_said.document(rows), reports, failed, head=head)
+    _publish(targets, matrix_said.document(rows), reports, failed, head=head, page=lambda: matrix_page(rows))
     if files.STDOUT not in targets.values():
         table = terminal.table(matrix_said.sentence(rows), matrix_said.COLUMNS, map(matrix_said.cells, rows))
         terminal.show(table, terminal.out())
@@ -211,6 +241,8 @@ def _publish(
     failed: Mapping[str, str],
     said: Iterable[str] = (),
     head: str = "",
+    *,
+    page: Callable[[], Page],
 ) -> None:
     """Annotate in GitHub Actions, write the reports that were asked for, and print.
 
@@ -220,15 +252,18 @@ def _publish(
         reports, failed: for the others: one report for each model, and reasons for those that could not be checked.
         said: the lines for stdout where no report goes there.
         head: Markdown above the step summary.
+        page: makes the page for `--report`.
     """
     from burnish.tools import whole_file
     from burnish.tools.check import as_github, as_json, as_junit, as_sarif, files
+    from burnish.tools.page import render
 
     as_github.publish(reports, failed, head)
     made = {
         "--json": lambda: as_json.text(document),
         "--junit": lambda: as_junit.text(reports, failed),
         "--sarif": lambda: as_json.text(as_sarif.document(reports, failed)),
+        "--report": lambda: render.html(page()),
     }
     for option, target in targets.items():
         if target == files.STDOUT:

@@ -163,17 +163,16 @@ def _check_report(path: str, output: str | None) -> None:
     import os
 
     from burnish.ir.errors import InputError
+    from burnish.tools.page import render
 
     file = Path(path)
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK) or (file.exists() and not file.is_file()):
         raise InputError("the report cannot be written there", place=path, hint="name a file in a folder that exists")
     if output is not None and file.resolve() == Path(output).resolve():
         raise InputError("the report and the model have the same name", place=path, hint="give the report another name")
-    if file.exists():
-        from burnish.tools import report
-        from burnish.tools.page import render
-
+    if render.is_called_page(file):
+        render.check_target(path)
+    elif file.exists():
         with file.open("rb") as stream:
-            head = stream.read(len(render.START))
-        if not (render.is_page(head) if report.is_page(file) else head[:1] in (b"", b"{")):
-            raise InputError("there is a file that is no report", place=path, hint="give the report another name")
+            if stream.read(1) not in (b"", b"{"):
+                raise InputError("there is a file that is no report", place=path, hint="give the report another name")

@@ -90,8 +90,10 @@ def write(result: Result, path: str | Path) -> None:
     Raises:
         InputError: when the file cannot be written, or the page needs the original model and the result lacks it.
     """
-    if is_page(path):
-        from burnish.tools.page import optimize_page, render
+    from burnish.tools.page import render
+
+    if render.is_called_page(path):
+        from burnish.tools.page import optimize_page
 
         if result.original is None:
             raise InputError("the result does not hold the original model", place=str(path), hint="use `optimize`")
@@ -99,11 +101,6 @@ def write(result: Result, path: str | Path) -> None:
         return
     text = json.dumps(_valid(as_dict(result)), indent=2, allow_nan=False) + "\n"
     whole_file.write(path, text)
-
-
-def is_page(path: str | Path) -> bool:
-    """Whether a report of this name is a page for people."""
-    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def _valid(thing: Any) -> Any:

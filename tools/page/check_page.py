@@ -60,6 +60,19 @@ def check_page(report: Report, old: oir.Model | None = None, new: oir.Model | No
     )
 
 
+def failed_page(model: str, reason: str) -> Page:
+    """The page of a run that could not compare anything."""
+    return Page(
+        title=name(Path(model).name or "model"),
+        kind="check run",
+        state=State.BAD,
+        mark="could not run",
+        summary=f"Nothing was compared: {reason}.",
+        sections=(),
+        foot=(f"Made by burnish {burnish.__version__}.",),
+    )
+
+
 _HOW = (
     "Each line is a node: its operator, what it reads, its attributes. A node that is read is called by its operator, a"
     " weight by its dtype and shape, and `entry` is what a block reads from the block before it. Blocks with the same"

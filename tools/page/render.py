@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -60,6 +61,28 @@ def write(page: Page, path: str | Path) -> None:
 def is_page(head: bytes) -> bool:
     """Whether a file that begins with these bytes is a report as `write` makes them, or empty."""
     return not head or head.startswith(START)
+
+
+def check_target(path: str) -> None:
+    """Refuse a page that could not be written, or would replace what is no page of ours, before any work is done.
+
+    Raises:
+        InputError: it is not called `.html`, its folder cannot be written to, or something else is there.
+    """
+    file = Path(path)
+    if not is_called_page(file):
+        raise InputError("a page to read is written as .html", place=path, hint="name an .html file")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK) or (file.exists() and not file.is_file()):
+        raise InputError("the report cannot be written there", place=path, hint="name a file in a folder that exists")
+    if file.exists():
+        with file.open("rb") as stream:
+            if not is_page(stream.read(len(START))):
+                raise InputError("there is a file that is no report", place=path, hint="give the report another name")
+
+
+def is_called_page(path: str | Path) -> bool:
+    """Whether a report of this name is a page."""
+    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def chart_library() -> Markup:
