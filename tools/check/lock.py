@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 VERSION = 1
@@ -9,6 +11,10 @@ VERSION = 1
 
 SKETCH = 8
 """Numbers in a sketch (`burnish.tools.check.sketch`)."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Sized(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab"):
@@ -23,12 +29,12 @@ class Sized(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
         at: numbers that the dynamic dimensions of the inputs are counted with, by name or `INPUT.AXIS`.
     """
 
-    nodes: int
-    parameters: int
-    bytes: dict[str, int]
-    multiply_adds: int | None
-    peak_activation: int | None
-    at: dict[str, int] = {}
+    nodes: Count
+    parameters: Count
+    bytes: dict[str, Count]
+    multiply_adds: Count | None
+    peak_activation: Count | None
+    at: dict[str, Count] = {}
 
 
 class LayerLock(
@@ -44,10 +50,10 @@ class LayerLock(
         sketch: of all of them as one vector; empty when they are no numbers.
     """
 
-    line: int
+    line: Count
     name: str
     weights: str
-    norm: float
+    norm: Size
     sketch: tuple[float, ...]
 
 
@@ -79,7 +85,7 @@ class SampleSet(
     given: bool
     fingerprint: str
     roles: dict[str, dict[str, object]] = {}
-    refused: int = 0
+    refused: Count = 0
 
 
 class OutputLock(
@@ -97,10 +103,10 @@ class OutputLock(
 
     type: str
     mean: float = 0.0
-    std: float = 0.0
+    std: Size = 0.0
     low: float = 0.0
     high: float = 0.0
-    finite: int = 0
+    finite: Count = 0
     sketch: tuple[float, ...] = ()
     hash: str = ""
 
@@ -129,9 +135,9 @@ class LatencyLock(
 ):
     """Time of a run over the time of a reference matrix product in the same process; an interval, and what was run."""
 
-    ratio: float
-    low: float
-    high: float
+    ratio: Size
+    low: Size
+    high: Size
     sample: str
     reference: str
 
@@ -161,13 +167,13 @@ class Lock(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     made_with: str
     inputs: dict[str, str]
     outputs: dict[str, str]
-    opsets: dict[str, int]
+    opsets: dict[str, Count]
     structure: str
     weights: str
     sizes: Sized
-    operators: dict[str, int]
-    views: dict[str, int]
-    passes: dict[str, int]
+    operators: dict[str, Count]
+    views: dict[str, Count]
+    passes: dict[str, Count]
     metric: MetricLock | None = None
     latency: LatencyLock | None = None
     code: dict[str, list[str]]

@@ -14,7 +14,7 @@ import msgspec
 from burnish.ir.errors import InputError
 from burnish.tools import whole_file
 from burnish.tools.check import yaml_tree
-from burnish.tools.check.lock import VERSION, Lock
+from burnish.tools.check.lock import SKETCH, VERSION, Lock
 
 _HEAD = "# What the model was when it was locked, for `burnish check run`. Review it as you review code.\n"
 _WHAT = "a lock file, as `burnish check lock` writes it"
@@ -47,13 +47,15 @@ def read(path: str | Path) -> Lock:
         raise tree.fail(tree.line(("lock",)), cause, "install the burnish that wrote it, or write it anew")
     _check_finite(tree, value, ())
     try:
-        return msgspec.convert(value, Lock, strict=True)
+        lock = msgspec.convert(value, Lock, strict=True)
     except msgspec.ValidationError as error:
         cause, _, place = str(error).partition(" - at `")
         cause = cause[0].lower() + cause[1:]
         where, reached = place.rstrip("`"), _key(place, value)
         cause = f"{cause} (`{where.removeprefix('$.')}`)" if where else cause
         raise tree.fail(tree.line(reached), cause, "write the lock anew with `burnish check lock`") from None
+    _check_whole(tree, lock)
+    return lock
 
 
 def line_of(path: str | Path, key: tuple[str | int, ...]) -> int:
@@ -97,6 +99,29 @@ def _check_finite(tree: yaml_tree.Tree, value: Any, key: yaml_tree.Key) -> None:
     if isinstance(value, dict | list):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             _check_finite(tree, part, (*key, name))
+
+
+def _check_whole(tree: yaml_tree.Tree, lock: Lock) -> None:
+    """Refuse a lock whose parts do not belong to each other."""
+    hint = "write the lock anew with `burnish check lock`"
+    for number, segment in enumerate(lock.segments):
+        if segment.code not in lock.code:
+            cause = f"there is no code `{segment.code}`"
+            raise tree.fail(tree.line(("segments", number, "code")), cause, hint)
+        for turn, layer in enumerate(segment.layers):
+            key = ("segments", number, "layers", turn)
+            if layer.line >= len(lock.code[segment.code]):
+                raise tree.fail(tree.line(key), f"its code has no line {layer.line}", hint)
+            _check_sketch(tree, layer.sketch, key)
+    for number, sample in enumerate(lock.values):
+        for name, output in sample.outputs.items():
+            _check_sketch(tree, output.sketch, ("values", number, "outputs", name))
+
+
+def _check_sketch(tree: yaml_tree.Tree, sketch: tuple[float, ...], key: yaml_tree.Key) -> None:
+    if len(sketch) not in (0, SKETCH):
+        cause = f"a sketch has {SKETCH} numbers or none, not {len(sketch)}"
+        raise tree.fail(tree.line(key), cause, "write the lock anew with `burnish check lock`")
 
 
 def _key(place: str, value: Any) -> yaml_tree.Key:

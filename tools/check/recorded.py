@@ -68,6 +68,7 @@ def _role(name: str, told: dict[str, object], rank: int) -> Role:
         raise InputError(f"there is no kind `{role.kind}`", place=place, hint=hint)
     listed = (*role.choices, *role.special)
     small = all(0 < one <= _LARGEST for one in (*role.window, role.channels or 1))
+    small &= role.kind != "choice" or bool(role.choices)
     if not small or len(listed) > _MOST or not -rank <= role.axis < max(rank, 1) or role.kept not in (0, 1):
         raise InputError("a number in it is out of range", place=place, hint=hint)
     return role
