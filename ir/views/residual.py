@@ -237,8 +237,9 @@ def runs(
         facts: what is proven of the model.
 
     Returns:
-        The runs, with `exit` and `tail` of each sum set. Behind the last sum of a run its tail is that of the last sum
-        of its kind before it, where the same operators stand there too, and give the same shape.
+        The runs, each behind those that it depends on, with `exit` and `tail` of each sum set. Behind the last sum of a
+        run its tail is that of the last sum of its kind before it, where the same operators stand there too, and give
+        the same shape.
     """
     by_join = {one.join: one for one in found}
     joins = sum(1 << flow.source[join] for join in by_join)
@@ -275,7 +276,13 @@ def runs(
             end = _behind(readers, run[-1].join, tail)
         if end is not None:
             run[-1] = _ending(flow, run[-1], end, tuple(tail))
-    return result
+    return sorted(result, key=lambda run: _rank(flow, run[-1].join))
+
+
+def _rank(flow: Flow, join: oir.Value) -> tuple[int, int]:
+    """How many steps a sum depends on, then the first of them, an input: an order that the file does not influence."""
+    before = flow.before[flow.source[join]]
+    return before.bit_count(), before & -before
 
 
 def _made_of(flow: Flow, value: oir.Value, joins: int) -> oir.Value | None:

@@ -17,6 +17,7 @@ from burnish.ir.views.block_drop import drop, obstacle
 from burnish.ir.views.blocks import Structure, stacks
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
+from burnish.tools.research.respelling import respelled
 
 SEQUENCE = {"ids": {0: "batch", 1: "seq"}, "y": {0: "batch", 1: "seq"}}
 IMAGE = {"image": {0: "batch"}, "y": {0: "batch"}}
@@ -334,3 +335,21 @@ def test_what_is_no_residual_stream_is_said() -> None:
     found = stacks(oir.from_proto(parse_graph(graph)))
     assert found.blocks == []
     assert found.missing == ("no residual stream: no sum adds to a value what matrices compute from it",)
+
+
+@pytest.mark.parametrize("form", ["pre", "post", "parallel"])
+def test_blocks_are_the_same_whatever_the_names_and_the_order(form: str) -> None:
+    same_blocks(encoder(form)[2])
+
+
+def test_blocks_of_two_stacks_are_in_one_order() -> None:
+    """An encoder comes before its decoder, even where the file begins with the decoder."""
+    same_blocks(translator()[2])
+
+
+def same_blocks(model: oir.Model) -> None:
+    source = oir.to_proto(model)
+    expected = [(one.index, one.hash, len(one.nodes), one.parameters) for one in stacks(model).blocks]
+    for seed in range(8):
+        other = oir.from_proto(respelled(source, seed))
+        assert [(one.index, one.hash, len(one.nodes), one.parameters) for one in stacks(other).blocks] == expected

@@ -52,7 +52,7 @@ segments:
     structure: s
     weights: w
     layers:
-      - {line: 0, name: "no", weights: h, norm: 1.5, sketch: [1.0e-07, -2.0]}
+      - {line: 0, name: "no", weights: h, norm: 1.5, sketch: [1.0e-07, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}
 samples:
   given: false
   fingerprint: f
@@ -83,7 +83,7 @@ LOCK = Lock(
             code="part 0123abcd",
             structure="s",
             weights="w",
-            layers=[LayerLock(line=0, name="no", weights="h", norm=1.5, sketch=(1e-7, -2.0))],
+            layers=[LayerLock(line=0, name="no", weights="h", norm=1.5, sketch=(1e-7, -2.0, *map(float, range(3, 9))))],
         )
     ],
     samples=SampleSet(given=False, fingerprint="f", roles={"x": {"kind": "number"}}),
@@ -154,7 +154,9 @@ def test_other_readers_of_yaml_understand_it():
     ids=lambda name: ascii(name[:20]),
 )
 def test_any_name_is_kept(name, tmp_path):
-    lock = msgspec.structs.replace(LOCK, inputs={name: name, "z": "float[]"}, code={name: [name]}, made_with=name)
+    part = msgspec.structs.replace(LOCK.segments[0], code=name, name=name)
+    code, inputs = {name: [name]}, {name: name, "z": "float[]"}
+    lock = msgspec.structs.replace(LOCK, inputs=inputs, code=code, segments=[part], made_with=name)
     lock_file.write(lock, tmp_path / "lock")
     assert lock_file.read(tmp_path / "lock") == lock
 
@@ -198,6 +200,11 @@ def test_lines_are_told_by_key(file):
         ("nodes: 2", "nodes: .inf", 12, "expected `int`"),
         ("nodes: 2", "nodes: 1e999", 12, "not finite"),
         ("norm: 1.5", "norm: -1e400", 34, "not finite"),
+        ("nodes: 2", "nodes: -2", 12, "expected `int` >= 0 (`sizes.nodes`)"),
+        ("norm: 1.5", "norm: -1.5", 34, ">= 0"),
+        ("[1.0e-07, -2.0, ", "[1.0e-07, ", 34, "a sketch has 8 numbers or none, not 7"),
+        ("line: 0", "line: 2", 34, "its code has no line 2"),
+        ("code: part 0123abcd", "code: part 4", 30, "there is no code `part 4`"),
         ("norm: 1.5", "norm: true", 34, "expected `float`, got `bool`"),
         ("norm: 1.5", "norm: .nan", 34, "expected `float`, got `str`"),
         ("  nodes: 2\n", "", 11, "missing required field `nodes`"),
