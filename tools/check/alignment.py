@@ -35,9 +35,14 @@ class Part:
         return self.name.startswith("block ")
 
     @cached_property
+    def keys(self) -> tuple[object, ...]:
+        """Its lines, whatever nodes they read; two segments with the same are alike."""
+        return tuple(line.key for line in self.lines if not line.copies)
+
+    @cached_property
     def counts(self) -> Counter[object]:
         """How often each line stands in it, whatever nodes it reads."""
-        return Counter(line.key for line in self.lines)
+        return Counter(self.keys)
 
 
 @dataclass(frozen=True)

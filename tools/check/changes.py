@@ -101,7 +101,7 @@ def _apart(was: list[str], now: list[str]) -> tuple[str, str]:
 
 
 def _lines(parts: Sequence[Part]) -> list[tuple[Part, int]]:
-    return [(part, index) for part in parts for index in range(len(part.lines))]
+    return [(part, index) for part in parts for index, line in enumerate(part.lines) if not line.copies]
 
 
 def _parsed(spot: tuple[Part, int]) -> Parsed:
@@ -181,7 +181,8 @@ def _run(old: _Lines, new: _Lines) -> Iterator[Change]:
     added = tuple(line for index, line in enumerate(added) if index not in training)
     first = next((spot for index, spot in enumerate(new) if index not in training), None)
     if removed and added:
-        yield Change(Kind.REPLACED, "", "", spelled(removed), spelled(added), old[0], first, removed, added)
+        was = removed[0].operator if len(removed) == 1 else spelled(removed)
+        yield Change(Kind.REPLACED, "", "", was, spelled(added), old[0], first, removed, added)
     elif added:
         yield Change(Kind.ADDED, spelled(added), new=first, added=added)
     elif removed and not training:

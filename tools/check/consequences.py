@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from burnish.tools.check.alignment import Part
 from burnish.tools.check.changes import Change, Kind
 
 _SHAPES = frozenset(
@@ -25,14 +24,12 @@ class Context:
         reshaped: whether dimensions of inputs became fixed or dynamic.
         opset: whether the opset of the standard domain differs.
         renamed: the old name of inputs that have another one now.
-        twins: a segment before by its structure, for saying what a new block is like.
     """
 
     retyped: frozenset[str] = frozenset()
     reshaped: bool = False
     opset: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
-    twins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -43,10 +40,6 @@ class Context:
             "the opset" * self.opset,
         ]
         return f"with {' and '.join(filter(None, causes))},"
-
-    def twin(self, part: Part) -> str:
-        """A block of the same structure; empty when there is none."""
-        return self.twins.get(part.segment.structure, "")
 
 
 def follows(change: Change, context: Context) -> bool:

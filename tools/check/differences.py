@@ -39,11 +39,12 @@ def differences(
     found = contracts.contract(old, new, allowed)
     compared = structure(old, new, allowed.verdict(Field.STRUCTURE), _context(old, new), names)
     found += compared.differences
-    found += weights(old, new, compared.groups, allowed)
+    found += weights(old, new, compared, allowed)
     causes = [one for one in found if one.verdict is Verdict.REGRESSION and one.field in _CAUSES]
     shapes = any(one.field in _SHAPES for one in causes)
-    found += sizes(old, new, allowed, explained=shapes)
-    found += tallies(old, new, allowed, explained=shapes)
+    spelled = shapes or any(one.field is Field.STRUCTURE and one.verdict is Verdict.NOTE for one in found)
+    found += sizes(old, new, allowed, explained=shapes, respelled=spelled)
+    found += tallies(old, new, allowed, explained=spelled)
     found += values(old, new, allowed, explained=bool(causes), exact=exact)
     found += metric(old, new, allowed)
     found += latency(old, new, allowed)
@@ -53,14 +54,9 @@ def differences(
 
 def _context(old: Lock, new: Lock) -> Context:
     """What of the contract structure can follow from."""
-    twins: dict[str, str] = {}
-    for segment in old.segments:
-        if segment.name.startswith("block "):
-            twins[segment.structure] = segment.name
     return Context(
         retyped=contracts.retyped(old, new),
         reshaped=contracts.changed_dimensions(old, new),
         opset=old.opsets.get("ai.onnx") != new.opsets.get("ai.onnx"),
         renamed=contracts.ports(old.inputs, new.inputs).renamed,
-        twins=twins,
     )

@@ -9,6 +9,8 @@ from burnish.tools.check.lock import Lock, MetricLock
 from burnish.tools.check.tolerances import Tolerances
 
 _SHOWN = 6
+_LEAST = 0.01
+_STORED = (Field.PARAMETERS, Field.BYTES)
 _WORDS = {
     Field.NODES: "nodes",
     Field.PARAMETERS: "parameters",
@@ -18,13 +20,14 @@ _WORDS = {
 }
 
 
-def sizes(old: Lock, new: Lock, tolerances: Tolerances, *, explained: bool) -> Iterator[Difference]:
+def sizes(old: Lock, new: Lock, tolerances: Tolerances, *, explained: bool, respelled: bool) -> Iterator[Difference]:
     """The counts that differ.
 
     Args:
         old, new: the locks.
         tolerances: what may differ.
         explained: whether a difference of structure is the cause; then counts are notes unless a tolerance names them.
+        respelled: whether the same computation is written otherwise, which is a cause of all but more constants.
     """
     for field, was, now in _counts(old, new):
         if was is None or now is None:
@@ -36,12 +39,14 @@ def sizes(old: Lock, new: Lock, tolerances: Tolerances, *, explained: bool) -> I
         if was == now:
             continue
         verdict = tolerances.grows(field, was, now) if now > was else Verdict.NOTE
-        if explained and verdict is Verdict.REGRESSION and not tolerances.is_given(field):
+        cause = explained or (respelled and field not in _STORED)
+        if cause and verdict is Verdict.REGRESSION and not tolerances.is_given(field):
             verdict = Verdict.NOTE
         word = "more" if now > was else "fewer"
-        change = f", {100 * abs(now / was - 1):.3g} % {word}" if was else ""
+        share = 100 * abs(now / was - 1) if was else 0.0
+        change = f", {share:.3g} % {word}" if share > _LEAST else f", {abs(now - was):,} {word}"
         message = f"{now:,} {_WORDS[field]}{change}, was {was:,}"
-        if old.structure == new.structure and field in (Field.PARAMETERS, Field.BYTES):
+        if old.structure == new.structure and field in _STORED:
             message += f": equal constants are stored {'more' if now > was else 'less'} often"
         yield Difference(field, verdict, message, "", str(was), str(now), ("sizes", field.value))
     if old.sizes.at != new.sizes.at and old.sizes.multiply_adds != new.sizes.multiply_adds:

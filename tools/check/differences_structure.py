@@ -10,7 +10,7 @@ from burnish.tools.check.alignment import Group, Part, align
 from burnish.tools.check.changes import Change, Kind, changes, rewired
 from burnish.tools.check.consequences import Context, follows
 from burnish.tools.check.difference import Difference, Field, Verdict
-from burnish.tools.check.line import parse
+from burnish.tools.check.line import parse, seen_through
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.spelled import brief, layer, operators, spelled
 
@@ -25,10 +25,13 @@ class Structure:
     Attributes:
         groups: segments and what they became.
         differences: as sentences.
+        unfolded: names of segments with new BatchNormalizations in training mode: these cannot be part of the weights
+            of convolutions before them, so that those differ, too.
     """
 
     groups: list[Group]
     differences: list[Difference]
+    unfolded: frozenset[str] = frozenset()
 
 
 def structure(
@@ -42,21 +45,28 @@ def structure(
         context: what differs in the contract; structure that follows from it is a note.
         names: the names of nodes, old and new, as far as the models are at hand.
     """
-    groups = align(parts(old), parts(new, context.renamed))
+    before = parts(old)
+    groups = align(before, parts(new, context.renamed))
     if old.structure == new.structure:
         return Structure(groups, [])
     opsets = (old.opsets.get("ai.onnx", 0), new.opsets.get("ai.onnx", 0))
     found = [one for group in groups for one in _of(group, opsets)]
     found += _wired(groups, found)
-    written = _Writer(names, verdict, context).all(found)
-    return Structure(groups, written or [_hidden(old, new, groups, verdict)])
+    written = _Writer(names, verdict, context, before).all(found)
+    unfolded = frozenset(
+        one.place for one in found if one.kind is Kind.MODE and one.operator != "Dropout" and not one.old
+    )
+    return Structure(groups, written or [_hidden(old, new, groups, verdict)], unfolded)
 
 
 def parts(lock: Lock, renamed: Mapping[str, str] | None = None) -> list[Part]:
     """The segments of a lock with their lines taken apart; inputs by their old names."""
     inputs = frozenset((renamed or {}).get(name, name) for name in lock.inputs)
     code = {key: tuple(parse(one, inputs, renamed) for one in lines) for key, lines in lock.code.items()}
-    return [Part(one, index, code.get(one.code, ())) for index, one in enumerate(lock.segments)]
+    every = [line for lines in code.values() for line in lines if line.operator == "Identity"]
+    copies = every if all(line.copies for line in every) else []
+    clear = {key: seen_through(lines, copies) for key, lines in code.items()}
+    return [Part(one, index, clear.get(one.code, ())) for index, one in enumerate(lock.segments)]
 
 
 def _of(group: Group, opsets: tuple[int, int]) -> list[Change]:
@@ -96,24 +106,41 @@ def _wired(groups: Sequence[Group], found: Sequence[Change]) -> list[Change]:
 
 def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict) -> Difference:
     """What to say of a structure that differs although all lines are the same."""
-    other = [group.new[0].name for group in groups if group.pair is not None and not group.same]
+    other = [group.pair[1] for group in groups if group.pair is not None and not group.same]
     key: tuple[str | int, ...] = ("structure",)
+    stored = _stored_otherwise(old, new)
+    if stored and all(any(line.copies for line in pair.lines) for pair in other):
+        message = f"the same computation, its constants stored otherwise: {stored}"
+        return Difference(Field.STRUCTURE, Verdict.NOTE, message, "", old.structure, new.structure, key)
     if other:
-        place = ", ".join(f"`{name}`" for name in other)
+        place = ", ".join(f"`{part.name}`" for part in other)
         message = f"values are wired differently in {place}: the same nodes read other values than before"
-        return Difference(Field.STRUCTURE, verdict, message, other[0], old.structure, new.structure, key)
-    if old.sizes.bytes != new.sizes.bytes:
-        message = "constants that no node reads were added or removed"
-    else:
-        message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
+        return Difference(Field.STRUCTURE, verdict, message, other[0].name, old.structure, new.structure, key)
+    message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
     return Difference(Field.STRUCTURE, verdict, message, "", old.structure, new.structure, key)
+
+
+def _stored_otherwise(old: Lock, new: Lock) -> str:
+    """How the same constants are stored now; empty when other nodes than these differ or nothing of this does."""
+    names = sorted(name for name in old.operators.keys() | new.operators.keys()
+                   if old.operators.get(name, 0) != new.operators.get(name, 0))  # fmt: skip
+    if not set(names) <= {"Constant", "Identity"}:
+        return ""
+    told = []
+    for name in names:
+        by = new.operators.get(name, 0) - old.operators.get(name, 0)
+        told.append(f"{abs(by)} {'more' if by > 0 else 'fewer'} {name} node{'s' * (abs(by) > 1)}")
+    if not told and old.sizes.bytes != new.sizes.bytes:
+        told = ["constants are shared or left unread otherwise"]
+    return " and ".join(told)
 
 
 class _Writer:
     """Writes changes as sentences, the same change in many places once."""
 
-    def __init__(self, names: tuple[Names, Names], verdict: Verdict, context: Context) -> None:
+    def __init__(self, names: tuple[Names, Names], verdict: Verdict, context: Context, old: Sequence[Part]) -> None:
         self.names, self.verdict, self.context = names, verdict, context
+        self.twins = {part.keys: part.name for part in old if part.is_block}
 
     def all(self, found: Sequence[Change]) -> list[Difference]:
         """One difference for each kind of change; what follows from the contract behind the others."""
@@ -199,7 +226,7 @@ class _Writer:
 
     def _new_blocks(self, same: list[Change]) -> str:
         numbers = [one.new[0] for one in same if one.new is not None]
-        like = self.context.twin(numbers[0])
+        like = self.twins.get(numbers[0].keys, "")
         verb = "is" if len(numbers) == 1 else "are"
         return f"{_bare(same)} {verb} new{f', like {like}' if like else f': {spelled(same[0].added)}'}"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from burnish.tools.check.alignment import Group, Part
-from burnish.tools.check.difference import Difference, Field
+from burnish.tools.check.difference import Difference, Field, Verdict
+from burnish.tools.check.differences_structure import Structure
 from burnish.tools.check.lock import LayerLock, Lock
 from burnish.tools.check.sketch import distance
 from burnish.tools.check.tolerances import Tolerances
@@ -17,13 +18,24 @@ ONE_BY_ONE = 3
 """Layers that are told one by one; more of them are told in one sentence."""
 
 _SHOWN = 3
+_FOLDED = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A layer whose weights changed: where it was, where it is, its operator, and by how much of its norm it moved."""
+    """A layer whose weights changed.
+
+    Attributes:
+        part: the segment as it was.
+        now: the name of the segment as it is.
+        old, new: the layer.
+        operator: of the node.
+        distance: by how much of their norm the weights moved; None where they are no numbers.
+        number: of the layer in the old segment.
+    """
 
     part: Part
+    now: str
     old: LayerLock
     new: LayerLock
     operator: str
@@ -34,7 +46,7 @@ class Moved:
     def label(self) -> str:
         """The operator, the name as far as known, and the segment."""
         name = self.new.name or self.old.name
-        return f"{self.operator}{f' `{name}`' if name else ''} ({self.part.name})"
+        return f"{self.operator}{f' `{name}`' if name else ''} ({self.now})"
 
     @property
     def key(self) -> tuple[str | int, ...]:
@@ -42,8 +54,9 @@ class Moved:
         return ("segments", self.part.index, "layers", self.number)
 
 
-def weights(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolerances) -> list[Difference]:
-    """The differences of weights between nodes that are still there."""
+def weights(old: Lock, new: Lock, compared: Structure, tolerances: Tolerances) -> list[Difference]:
+    """The differences of weights between nodes that are still there; those that a norm was folded into are notes."""
+    groups = compared.groups
     if old.weights == new.weights:
         return []
     found: list[Moved] = []
@@ -52,9 +65,13 @@ def weights(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolerance
             found += moved(*group.pair)
     if not found:
         return [] if old.structure != new.structure else [_elsewhere(old, new, groups, tolerances)]
-    if len(found) <= ONE_BY_ONE:
-        return [_single(one, tolerances) for one in found]
-    return [_many(found, sum(len(one.layers) for one in old.segments), tolerances)]
+    folded = [one for one in found if one.now in compared.unfolded and one.operator in _FOLDED]
+    kept = [one for one in found if one not in folded]
+    notes = [replace(_single(one, tolerances), verdict=Verdict.NOTE) for one in folded]
+    if len(kept) <= ONE_BY_ONE:
+        return [*(_single(one, tolerances) for one in kept), *notes]
+    layers = sum(len(group.pair[0].segment.layers) for group in groups if group.pair is not None)
+    return [_many(kept, layers, tolerances), *notes]
 
 
 def moved(old: Part, new: Part) -> Iterator[Moved]:
@@ -70,7 +87,7 @@ def moved(old: Part, new: Part) -> Iterator[Moved]:
             apart = distance(layer.sketch, other.sketch, layer.norm)
             apart = max(apart, abs(other.norm - layer.norm) / layer.norm if layer.norm else 0.0)
         at = new if len(new.lines) > other.line else old
-        yield Moved(old, layer, other, at.lines[other.line].operator if at.lines else "node", apart, number)
+        yield Moved(old, new.name, layer, other, at.lines[other.line].operator if at.lines else "node", apart, number)
 
 
 def lines(old: Part, new: Part) -> dict[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from burnish.ir.segments import ENTRY
@@ -64,6 +64,11 @@ class Parsed:
         return operand == "_" or operand in self.inputs or constant(operand) is not None
 
     @property
+    def copies(self) -> bool:
+        """Whether it only copies a constant; exporters write such nodes for constants of equal values."""
+        return self.operator == "Identity" and len(self.constants) == 1
+
+    @property
     def constants(self) -> list[Constant]:
         """The constants it reads, in order."""
         return [found for one in self.operands if one not in self.inputs and (found := constant(one)) is not None]
@@ -102,6 +107,23 @@ def parse(text: str, inputs: Collection[str], renamed: Mapping[str, str] | None 
     pairs = (part.partition("=") for part in _split(rest[end + 1 :].strip(), " "))
     attributes = tuple((name, value) for name, _, value in pairs)
     return Parsed(indent, operator, operands, attributes, frozenset(one for one in operands if one in inputs))
+
+
+def seen_through(lines: Sequence[Parsed], all_copies: Collection[Parsed]) -> tuple[Parsed, ...]:
+    """The lines of a segment with the constants in the place of their copies, as far as it is clear which.
+
+    Args:
+        lines: of the segment.
+        all_copies: the lines of the whole model that only copy a constant; empty when other values are copied too.
+    """
+    own = {line.operands[0] for line in lines if line.copies}
+    known = own or {line.operands[0] for line in all_copies}
+    if not all_copies or len(known) != 1:
+        return tuple(lines)
+    (shown,) = known
+    return tuple(
+        replace(line, operands=tuple(shown if one == "Identity" else one for one in line.operands)) for line in lines
+    )
 
 
 def _end(text: str) -> int | None:

@@ -13,7 +13,7 @@ _LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Ge
 def spelled(lines: Sequence[Parsed]) -> str:
     """`LayerNormalization`, `Gelu (5 nodes: Div, Erf, Add, Mul, Mul)`, `7 nodes (Shape, Gather, ...)`."""
     if len(lines) == 1:
-        return plain(lines[0]) if lines[0].attributes else lines[0].operator
+        return lines[0].operator + "".join(f" {name}={value}" for name, value in lines[0].attributes)
     kind, shown = recognised(lines), operators(lines)
     return f"{kind} ({len(lines)} nodes: {shown})" if kind else f"{len(lines)} nodes ({shown})"
 
