@@ -156,11 +156,15 @@ def _quiet() -> Iterator[None]:
     """Keep what the exporter warns, logs and prints, which speaks to its developers, from the user."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    trace = logging.getLogger("torch.__trace")  # it has a mind of its own: `disable` does not count for it
+    trace_level = trace.level
+    trace.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        trace.setLevel(trace_level)
         logging.disable(level)
 
 

@@ -275,6 +275,7 @@ def test_program(graph_regression):
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1, passed=2)
     result.stdout.fnmatch_lines(["*Relu*Sigmoid*"])
+    result.stdout.no_fnmatch_line("*Captured*")
 
 
 def test_tolerances_and_the_old_model(project: pytest.Pytester) -> None:
