@@ -121,6 +121,7 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch, *, bless: bool = False
     changes: list[tuple[Block, str]] = []
     for block, behind in zip(found, [*found[1:], None], strict=True):
         if block.kind == "yaml" and block.words:
+            Path(block.words[0]).parent.mkdir(parents=True, exist_ok=True)
             Path(block.words[0]).write_text(block.text, encoding="utf-8")
         elif block.kind == "console":
             text = ""

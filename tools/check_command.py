@@ -86,8 +86,9 @@ def _summary(lock: Lock) -> str:
 
 
 @check_command.command("run")
-@click.argument("model", type=click.Path())
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
 @click.option("--lock", "lock_path", metavar="FILE", help="The lock file. [default: MODEL's name with .lock.yaml]")
+@click.option("--if-locked", is_flag=True, help="Leave models alone that have no lock file.")
 @click.option("--old", metavar="OLD.onnx", help="The model that was locked: names the node where the numbers part.")
 @_tolerance
 @click.option("--update", is_flag=True, help="Accept what changed: write the lock file anew.")
@@ -98,8 +99,9 @@ def _summary(lock: Lock) -> str:
 @_threads
 @_reports
 def run_command(
-    model: str,
+    models: tuple[str, ...],
     lock_path: str | None,
+    if_locked: bool,
     old: str | None,
     tolerance: str | None,
     update: bool,
@@ -113,45 +115,69 @@ def run_command(
     sarif_file: str | None,
     page_file: str | None,
 ) -> int:
-    """Say what differs between MODEL and its lock file.
+    """Say what differs between each MODEL and its lock file.
 
-    Exit code 0 when nothing regressed, 1 when something did.
+    Exit code 0 when nothing regressed, 1 when something did, 2 when a model could not be checked.
     """
     from burnish.ir.errors import BurnishError, InputError
     from burnish.tools import check_api
-    from burnish.tools.check import as_json, files
+    from burnish.tools.check import files, lock_file
+    from burnish.tools.check import tolerances as allowed
 
-    path = lock_path or str(check_api.beside(model))
+    for option, given in (("--lock", lock_path), ("--old", old), ("--data", data)):
+        if given is not None and len(models) > 1:
+            raise InputError("this is for one model", place=f"{option} {given}", hint="check the models one by one")
+    locks = {model: lock_path or str(check_api.beside(model)) for model in models}
     targets = {"--json": json_file, "--junit": junit_file, "--sarif": sarif_file, "--report": page_file}
-    files.agree(targets, [model, path, old, tolerance, data])
+    files.agree(targets, [*locks, *locks.values(), old, tolerance, data])
     _check_page(page_file)
-    try:
-        if os.path.exists(model) and not os.path.exists(path):
-            hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
-            raise InputError("there is no such lock file", place=path, hint=hint)
-        report = check_api.check(
-            model,
-            path,
-            data=data,
-            metric=metric,
-            latency=latency,
-            run=not no_run,
-            threads=threads,
-            tolerances=tolerance,
-            old=old,
-        )
-    except BurnishError as error:
-        reason = f"{error.place}: {error.cause}" if error.place else error.cause
-        failure = as_json.failure(model, path, reason)
-        _publish(targets, failure, [], {model: reason}, page=lambda: _failed(model, reason))
-        raise
-    said = _text(report, update)
-    _publish(targets, as_json.document(report), [report], {}, said=said, page=lambda: _page(report, old))
+    tolerances = None if tolerance is None else allowed.read(tolerance)
+    asked: dict[str, Any] = {"data": data, "metric": metric, "latency": latency, "run": not no_run, "threads": threads}
+    reports: list[Report] = []
+    failures: dict[str, BurnishError] = {}
+    for model, path in locks.items():
+        if if_locked and not os.path.exists(path):
+            continue
+        try:
+            if os.path.exists(model) and not os.path.exists(path):
+                hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
+                raise InputError("there is no such lock file", place=path, hint=hint)
+            reports.append(check_api.check(model, path, tolerances=tolerances, old=old, **asked))
+        except BurnishError as error:
+            failures[model] = error
+    failed = {model: f"{one.place}: {one.cause}" if one.place else one.cause for model, one in failures.items()}
+    said = (line for report in reports for line in _text(report, update))
+    document, page = _documents(locks, reports, failed, old)
+    _publish(targets, document, reports, failed, said=said, page=page)
     if update:
-        from burnish.tools.check import lock_file
+        for report in reports:
+            lock_file.write(report.new, report.lock)
+    if failures:
+        *others, last = failures.values()
+        for other in others:
+            terminal.say_error(str(other))
+        raise last
+    return 0 if update or all(report.passed for report in reports) else 1
 
-        lock_file.write(report.new, path)
-    return 0 if update or report.passed else 1
+
+def _documents(
+    locks: Mapping[str, str], reports: Sequence[Report], failed: Mapping[str, str], old: str | None
+) -> tuple[dict[str, Any], Callable[[], Page]]:
+    """The document for `--json` and what makes the page: those of the model, or of several those of `check matrix`."""
+    from burnish.tools.check import as_json, matrix_said
+    from burnish.tools.check.matrix import Row, State
+    from burnish.tools.page.matrix_page import matrix_page
+
+    if len(locks) == 1 and failed:
+        ((model, reason),) = failed.items()
+        return as_json.failure(model, locks[model], reason), lambda: _failed(model, reason)
+    if len(locks) == 1 and reports:
+        (report,) = reports
+        return as_json.document(report), lambda: _page(report, old)
+    found = {one.model: Row(one.model, State.FINE if one.passed else State.REGRESSION, one) for one in reports}
+    found |= {model: Row(model, State.FAILED, reason=reason) for model, reason in failed.items()}
+    rows = [found[model] for model in locks if model in found]
+    return matrix_said.document(rows), lambda: matrix_page(rows)
 
 
 def _page(report: Report, old: str | None) -> Page:

@@ -105,7 +105,7 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
     except SystemExit as error:  # click ends with 1 when the reader of a pipe is gone
         sys.exit(141 if error.code == 1 else error.code)
     except BurnishError as error:
-        _say_error(str(error))
+        say_error(str(error))
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -114,24 +114,24 @@ def run(command: Callable[..., Any], **settings: Any) -> None:
         sys.exit(2)
     except click.ClickException as error:
         place = getattr(getattr(error, "ctx", None), "command_path", None)
-        _say_error(error.format_message() + (f"\n\nhint: `{place} --help` shows the usage" if place else ""))
+        say_error(error.format_message() + (f"\n\nhint: `{place} --help` shows the usage" if place else ""))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        _say_error("interrupted; the output is whole or as it was before")
+        say_error("interrupted; the output is whole or as it was before")
         sys.exit(2)
     except BrokenPipeError:
         _drop_output()
         sys.exit(141)
     except MemoryError:
-        _say_error("out of memory\n\nhint: give smaller samples; `optimize` needs least with `--verify off`")
+        say_error("out of memory\n\nhint: give smaller samples; `optimize` needs least with `--verify off`")
         sys.exit(2)
     except OSError as error:
         _drop_output()
         place = f"{error.filename}: " if error.filename is not None else ""
-        _say_error(f"{place}{error.strerror or error}\n\nhint: check the path, and the disk that is written to")
+        say_error(f"{place}{error.strerror or error}\n\nhint: check the path, and the disk that is written to")
         sys.exit(2)
     except Exception as error:
-        _say_error(f"{type(error).__name__}: {error}\n{_where(error)}\n\nhint: this is a defect of burnish; report it")
+        say_error(f"{type(error).__name__}: {error}\n{_where(error)}\n\nhint: this is a defect of burnish; report it")
         sys.exit(2)
     else:
         sys.exit(code if isinstance(code, int) else 0)
@@ -165,7 +165,8 @@ def _where(error: BaseException) -> str:
     return f"    {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _say_error(message: str) -> None:
+def say_error(message: str) -> None:
+    """Print an error on stderr."""
     print(inert(printable(f"error: {message}", "\n")), file=sys.stderr)
 
 

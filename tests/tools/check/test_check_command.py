@@ -218,3 +218,50 @@ def test_the_same_in_python(model: Path) -> None:
     report = burnish.check(changed, lock, old="m.onnx")
     assert not report.passed
     assert (report.model, report.lock) == ("ModelProto", "")
+
+
+@pytest.fixture
+def several(model: Path) -> list[str]:
+    """Three models: one as it was, one that regressed, one without a lock."""
+    save(model.parent / "changed.onnx")
+    check("lock", "changed.onnx")
+    save(model.parent / "changed.onnx", scale=1.5)
+    save(model.parent / "free.onnx")
+    return ["m.onnx", "free.onnx", "changed.onnx"]
+
+
+def test_of_several_models_each_has_the_lock_beside_it(several: list[str]) -> None:
+    reports = ("--json", "r.json", "--junit", "r.xml", "--sarif", "r.sarif", "--report", "r.html")
+    result = check("run", "--if-locked", *several, *reports)
+    assert result.return_value == 1
+    first, second, *_ = result.stdout.splitlines()
+    assert first == "`m.onnx` is what `m.lock.yaml` says"
+    assert second.startswith("`changed.onnx` regressed from `changed.lock.yaml`: ")
+    assert "free.onnx" not in result.stdout
+    document = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    states = [(one["model"], one["state"]) for one in document["models"]]
+    assert states == [("m.onnx", "fine"), ("changed.onnx", "regression")]
+    assert [suite.get("name") for suite in ET.parse("r.xml").getroot()] == ["m.onnx", "changed.onnx"]
+    assert "changed.onnx" in Path("r.html").read_text(encoding="utf-8")
+    assert check("run", "--if-locked", *several, "--update").return_value == 0
+    assert check("run", "--if-locked", *several).return_value == 0
+
+
+def test_a_model_that_cannot_be_checked_does_not_stop_the_others(several: list[str]) -> None:
+    with pytest.raises(InputError, match="there is no such lock file") as caught:
+        check("run", "nowhere.onnx", *several, "--json", "r.json")
+    assert caught.value.place == "free.lock.yaml"
+    states = [one["state"] for one in json.loads(Path("r.json").read_text(encoding="utf-8"))["models"]]
+    assert states == ["failed", "fine", "failed", "regression"]
+
+
+def test_a_model_without_a_lock_is_left_alone_on_request(several: list[str]) -> None:
+    result = check("run", "--if-locked", "free.onnx", "--json", "r.json")
+    assert (result.return_value, result.stdout) == (0, "")
+    assert json.loads(Path("r.json").read_text(encoding="utf-8"))["models"] == []
+
+
+@pytest.mark.parametrize("option", ["--lock", "--old", "--data"])
+def test_options_for_one_model_are_refused_for_several(several: list[str], option: str) -> None:
+    with pytest.raises(InputError, match="this is for one model"):
+        check("run", *several, option, "m.onnx")
