@@ -22,7 +22,7 @@ _MOST = 1 << 10
 
 
 def roles_of(lock: Lock | None, model: oir.Model) -> dict[str, Role]:
-    """The roles that a lock recorded of the inputs that have the type now that they had then.
+    """The roles that a lock recorded of the inputs that have the dtype and the rank now that they had then.
 
     Raises:
         InputError: what is recorded is no role.
@@ -34,8 +34,14 @@ def roles_of(lock: Lock | None, model: oir.Model) -> dict[str, Role]:
     return {
         name: _role(name, told, match.rank(now[name]) or 0)
         for name, told in lock.samples.roles.items()
-        if name in now and lock.inputs.get(name) == kinds[name]
+        if name in now and _without_sizes(lock.inputs.get(name, "")) == _without_sizes(kinds[name])
     }
+
+
+def _without_sizes(kind: str) -> tuple[str, int]:
+    """Dtype and rank of a type as text: exporters name one dimension differently."""
+    dtype, _, sizes = kind.partition("[")
+    return dtype, sizes.count(",") + (sizes != "]")
 
 
 def recorded(model: oir.Model, lock: Lock | None) -> dict[str, dict[str, object]]:
