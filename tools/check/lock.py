@@ -77,8 +77,9 @@ class SampleSet(
     Attributes:
         given: whether the samples were given with `--data`; made from the model's meaning when not.
         fingerprint: of names, dtypes, shapes and bytes of all inputs of all samples.
-        roles: of made samples, what each input was taken to mean: fields of `burnish.frontends.roles.Role` that differ
-            from their defaults. Samples are made anew from it, so that another spelling of the model gets the same.
+        roles: what each input was taken to mean: fields of `burnish.frontends.roles.Role` that differ from their
+            defaults. Samples are made anew from it, so that another spelling of the model gets the same, and masks say
+            what of the outputs is padding.
         refused: how many of them the model itself refused; they count no further.
     """
 
@@ -95,9 +96,10 @@ class OutputLock(
 
     Attributes:
         type: dtype and shape: `float[2,10]`.
-        mean, std, low, high: of its finite elements, in float64; 0 when there are none.
-        finite: its finite elements.
-        sketch: of its finite elements in float64, others as 0; empty for strings, sequences and absent outputs.
+        mean, std, low, high: of its finite elements that are no padding (`burnish.tools.check.padding`), in float64; 0
+            when there are none.
+        finite: how many these are.
+        sketch: of these in float64, others as 0; empty for strings, sequences and absent outputs.
         hash: of its bytes, for outputs that are no floating point; empty otherwise.
     """
 

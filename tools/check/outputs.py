@@ -11,6 +11,7 @@ import numpy as np
 
 from burnish.ir.samples import Sample
 from burnish.tools.check.lock import SKETCH, OutputLock, SampleLock
+from burnish.tools.check.padding import Padding
 from burnish.tools.check.sketch import are_numbers, rounded, sketch
 
 ALONE = 8
@@ -37,12 +38,19 @@ class Values:
     rest: dict[str, _Told] = field(default_factory=dict)
     more: int = 0
 
-    def add(self, sample: str, outputs: Mapping[str, object], again: Mapping[str, object] | None = None) -> None:
+    def add(
+        self,
+        sample: str,
+        outputs: Mapping[str, object],
+        padding: Padding | None = None,
+        again: Mapping[str, object] | None = None,
+    ) -> None:
         """Take the outputs on a sample; they are not kept.
 
         Args:
             sample: its name.
             outputs: by name.
+            padding: what does not count of them.
             again: those of a second run, for a model that draws random numbers.
         """
         if len(self.found) < ALONE:
@@ -53,7 +61,7 @@ class Values:
             told = self.rest
         for name, output in outputs.items():
             one = told.setdefault(name, _Told())
-            one.add(output)
+            one.add(output, padding)
             one.wavers |= again is not None and not _equal(output, again[name])
 
     def locks(self) -> list[SampleLock]:
@@ -80,12 +88,13 @@ class _Told:
         self.hash = hashlib.blake2b(digest_size=8)
         self.hashed = self.sketched = self.wavers = False
 
-    def add(self, output: object) -> None:
+    def add(self, output: object, padding: Padding | None) -> None:
         self.types.append(_type(output))
         for array in _leaves(output):
-            self._add(array)
+            counted = padding.counted(array.shape) if padding is not None and are_numbers(array) else None
+            self._add(array if counted is None else np.where(counted, array, np.zeros((), array.dtype)), counted)
 
-    def _add(self, array: np.ndarray) -> None:
+    def _add(self, array: np.ndarray, counted: np.ndarray | None) -> None:
         turn, self.count = self.count, self.count + 1
         if array.dtype.kind != "f" and not _narrow(array):
             self.hash.update(f"{array.dtype.kind} {array.shape}\n".encode() + _bytes(array))
@@ -96,7 +105,8 @@ class _Told:
         self.sketch += sketch(array, turn)
         flat = np.stack([array.real, array.imag]) if array.dtype.kind == "c" else array
         wide = np.asarray(flat, np.float64)
-        good = wide[np.isfinite(wide)] if not np.isfinite(wide).all() else wide.reshape(-1)
+        wanted = np.isfinite(wide) if counted is None else np.isfinite(wide) & counted
+        good = wide.reshape(-1) if wanted.all() else wide[wanted]
         if good.size:
             self.finite += good.size
             self.low, self.high = min(self.low, float(good.min())), max(self.high, float(good.max()))

@@ -16,6 +16,7 @@ from burnish.ir.walk import walk
 from burnish.passes.prove import RANDOM
 from burnish.tools.check import counts
 from burnish.tools.check.lock import VERSION, Lock, SampleSet, SegmentLock, Sized
+from burnish.tools.check.padding import Padding
 
 if TYPE_CHECKING:
     from burnish.backends.ort.session import OrtRunner
@@ -190,6 +191,7 @@ class _Ran:
         self._runner, self._by_feeds = runner, {id(one.feeds): one for one in samples}
         self._meter = Metered(model, samples, asked)
         self._random = bool(walk(model, *RANDOM, "Dropout"))
+        self._roles = recorded(model, known)
         self.values = Values()
         kept, refused = self._all(samples) if given else usable(samples, self)
         self.first = kept[0]
@@ -198,7 +200,7 @@ class _Ran:
         self.set = SampleSet(
             given=given,
             fingerprint=fingerprint(samples),
-            roles={} if given else recorded(model, known),
+            roles=self._roles,
             refused=len(refused),
         )
 
@@ -224,6 +226,6 @@ class _Ran:
         outputs = self._runner.run(feeds)
         again = self._runner.run(feeds) if self._random else None
         sample = self._by_feeds[id(feeds)]
-        self.values.add(sample.name, outputs, again)
+        self.values.add(sample.name, outputs, Padding(feeds, self._roles), again)
         self._meter.add(outputs, sample)
         return outputs

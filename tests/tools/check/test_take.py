@@ -269,7 +269,26 @@ def test_given_samples_with_labels_give_a_metric(tmp_path):
     data = str(DEMO / "digits.npz")
     lock = take(onnx_file.read(RESNET), Request(data=data))
     assert lock.metric is not None and lock.metric.name == "accuracy" and 0.9 < lock.metric.value <= 1
-    assert lock.samples is not None and lock.samples.given and not lock.samples.roles
+    assert lock.samples is not None and lock.samples.given and lock.samples.refused == 0
+
+
+def test_what_is_computed_at_padding_does_not_count():
+    """One exporter lets a padded position see nothing, which is NaN, another lets it see all."""
+    source = """g (float[N,S,4] x, int64[N,S] mask) => (float[N,S,4] y, float[N,4] pooled) {{
+        b = Cast <to: int = 9> (mask)  a = Constant <value: tensor = int64[1] {{2}}> ()  k = Unsqueeze (b, a)
+        o = Constant <value: tensor = float {{{other}}}> ()  y = Where (k, x, o)
+        f = Cast <to: int = 1> (k)  z = Mul (x, f)  one = Constant <value: tensor = int64[1] {{1}}> ()
+        t = ReduceSum <keepdims: int = 0> (z, one)  n = ReduceSum <keepdims: int = 0> (f, one)  p = Div (t, n)
+        pooled = Identity (p) }}"""
+    first = take(parsed(source.format(other="0.0")))
+    second = take(parsed(source.format(other="7.0")), known=first)
+    assert first.samples is not None and first.samples.roles["mask"] == {"kind": "mask"}
+    assert second.values == first.values
+    assert any(one.outputs["y"].finite < np.prod(sizes(one.outputs["y"].type)) for one in first.values)
+
+
+def sizes(kind: str) -> list[int]:
+    return [int(size) for size in kind.partition("[")[2].rstrip("]").split(",")]
 
 
 def test_samples_beyond_the_first_count_together(tmp_path):
@@ -310,8 +329,7 @@ def test_a_users_metric_is_asked_about_all_samples():
 
     lock = take(parsed(LAYERS), Request(metric=rows))
     assert lock.metric is not None and lock.metric.name == "rows"
-    sizes = [int(one.outputs["y"].type.partition("[")[2].partition(",")[0]) for one in lock.values]
-    assert lock.metric.value == sum(sizes)
+    assert lock.metric.value == sum(sizes(one.outputs["y"].type)[0] for one in lock.values)
 
 
 def test_latency_is_a_ratio_with_an_interval():
