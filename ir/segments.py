@@ -86,13 +86,11 @@ def segments(
             owner.setdefault(node, block)
     writer = _Writer(model, known, found)
     nodes = list(writer.order.of(model.graph))
-    above = _blocks_above(nodes, owner)
-    numbers = _numbers(nodes, found, above)
+    behind = _last_block(nodes, owner)
     parts: dict[str, _Nodes] = {}
     for node in nodes:
         own = owner.get(node)
-        last = max((numbers[one] for one in above[node]), default=-1)
-        name = f"block {numbers[own.index]}" if own is not None else _between(last, bool(found))
+        name = f"block {own.index}" if own is not None else _between(behind[node], bool(found))
         parts.setdefault(name, (own, []))[1].append(node)
     made = [writer.segment(name, block, nodes) for name, (block, nodes) in _in_order(parts)]
     for function in sorted(model.functions.values(), key=lambda one: one.identifier()):
@@ -104,42 +102,14 @@ def _in_main_graph(block: Block, model: oir.Model) -> bool:
     return all(node.graph is model.graph for node in block.nodes)
 
 
-def _blocks_above(nodes: Iterable[oir.Node], owner: Mapping[oir.Node, Block]) -> dict[oir.Node, frozenset[int]]:
-    """The indices of the blocks that each node hangs on or is part of."""
-    found: dict[oir.Node, frozenset[int]] = {}
+def _last_block(nodes: Iterable[oir.Node], owner: Mapping[oir.Node, Block]) -> dict[oir.Node, int]:
+    """The number of the last block that each node hangs on or is part of; -1 for none."""
+    found: dict[oir.Node, int] = {}
     for node in nodes:
-        producers = {one: None for value in reads(node) if (one := value.producer()) is not None}
-        sets = {found[one] for one in producers if one in found}
-        largest = max(sets, key=len, default=frozenset())
-        more = {owner[node].index} if node in owner else set()
-        united = more.union(*sets)
-        found[node] = largest if len(united) == len(largest) else frozenset(united)
+        producers = [one for value in reads(node) if (one := value.producer()) is not None]
+        own = owner[node].index if node in owner else -1
+        found[node] = max([own, *(found.get(one, -1) for one in producers)])
     return found
-
-
-def _numbers(nodes: list[oir.Node], blocks: list[Block], above: Mapping[oir.Node, frozenset[int]]) -> dict[int, int]:
-    """Numbers of the blocks by their indices, which the order of the file has no part in.
-
-    Blocks of one stream follow each other. Of two streams, as an encoder and a decoder have, the one that hangs on
-    fewer blocks goes first, then the one that ends first in canonical order.
-    """
-    place = {node: number for number, node in enumerate(nodes)}
-    ends = {block.index: max((place.get(node, -1) for node in block.nodes), default=-1) for block in blocks}
-    follows = {block.exit: block for block in blocks}
-    first = {block.index: block for block in blocks}
-    for block in blocks:
-        before, seen = follows.get(block.entry), {block.index}
-        while before is not None and before.index not in seen:
-            first[block.index] = before
-            seen.add(before.index)
-            before = follows.get(before.entry)
-
-    def key(block: Block) -> tuple[int, int, int]:
-        start = first[block.index]
-        hangs = frozenset[int]().union(*(above.get(node, frozenset()) for node in start.nodes))
-        return len(hangs), ends[start.index], ends[block.index]
-
-    return {block.index: number for number, block in enumerate(sorted(blocks, key=key))}
 
 
 def _between(last: int, any_blocks: bool) -> str:
