@@ -23,12 +23,14 @@ class Context:
         retyped: inputs, by their old name, with another dtype.
         reshaped: whether dimensions of inputs became fixed or dynamic.
         opset: whether the opset of the standard domain differs.
+        outputs: whether there are other outputs than before, or in another order.
         renamed: the old name of inputs that have another one now.
     """
 
     retyped: frozenset[str] = frozenset()
     reshaped: bool = False
     opset: bool = False
+    outputs: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -41,7 +41,7 @@ def differences(
     found += compared.differences
     found += weights(old, new, compared, allowed)
     causes = [one for one in found if one.verdict is Verdict.REGRESSION and one.field in _CAUSES]
-    shapes = any(one.field in _SHAPES for one in causes)
+    shapes = any(one.field in _SHAPES for one in causes) or any(one.field is Field.OPSETS for one in found)
     spelled = shapes or any(one.field is Field.STRUCTURE and one.verdict is Verdict.NOTE for one in found)
     found += sizes(old, new, allowed, explained=shapes, respelled=spelled)
     found += tallies(old, new, allowed, explained=spelled)
@@ -58,5 +58,6 @@ def _context(old: Lock, new: Lock) -> Context:
         retyped=contracts.retyped(old, new),
         reshaped=contracts.changed_dimensions(old, new),
         opset=old.opsets.get("ai.onnx") != new.opsets.get("ai.onnx"),
+        outputs=list(old.outputs) != list(new.outputs),
         renamed=contracts.ports(old.inputs, new.inputs).renamed,
     )

@@ -56,7 +56,7 @@ def structure(
     unfolded = frozenset(
         one.place for one in found if one.kind is Kind.MODE and one.operator != "Dropout" and not one.old
     )
-    return Structure(groups, written or [_hidden(old, new, groups, verdict)], unfolded)
+    return Structure(groups, written or [_hidden(old, new, groups, verdict, context)], unfolded)
 
 
 def parts(lock: Lock, renamed: Mapping[str, str] | None = None) -> list[Part]:
@@ -104,7 +104,7 @@ def _wired(groups: Sequence[Group], found: Sequence[Change]) -> list[Change]:
     return result
 
 
-def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict) -> Difference:
+def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict, context: Context) -> Difference:
     """What to say of a structure that differs although all lines are the same."""
     other = [group.pair[1] for group in groups if group.pair is not None and not group.same]
     key: tuple[str | int, ...] = ("structure",)
@@ -117,6 +117,8 @@ def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict) -> 
         message = f"values are wired differently in {place}: the same nodes read other values than before"
         return Difference(Field.STRUCTURE, verdict, message, other[0].name, old.structure, new.structure, key)
     message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
+    if context.outputs:
+        message, verdict = "the same nodes, of which others are outputs", Verdict.NOTE
     return Difference(Field.STRUCTURE, verdict, message, "", old.structure, new.structure, key)
 
 
