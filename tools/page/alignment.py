@@ -13,7 +13,8 @@ from burnish.ir.edit import sources
 from burnish.ir.segments import Segment
 
 MOST_CELLS = 2_000_000
-"""Pairs of parts or of lines that are looked at; of longer lists only equal beginnings and ends are found."""
+"""Pairs of parts or of lines that are compared each with each; in longer lists lines that come often are no landmarks,
+and of parts only equal beginnings and ends are found."""
 
 _LEAST = 0.15
 """Parts that are less alike than this do not answer to each other."""
@@ -159,15 +160,14 @@ def _likeness(old: Part, new: Part, shared: dict[tuple[str, str], float]) -> flo
 
 def pair_lines(old: Sequence[str], new: Sequence[str]) -> list[tuple[int | None, int | None]]:
     """The lines of both in order by their numbers, equal ones together and changed ones beside each other."""
-    if len(old) * len(new) > MOST_CELLS:
-        first = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        blocks = [("equal", 0, first, 0, first), ("replace", first, len(old), first, len(new))]
-    else:
-        blocks = list(SequenceMatcher(None, old, new, autojunk=False).get_opcodes())
+    many = len(old) * len(new) > MOST_CELLS
+    blocks = SequenceMatcher(None, old, new, autojunk=many).get_opcodes()
     found: list[tuple[int | None, int | None]] = []
     for word, i, i_end, j, j_end in blocks:
-        if word == "replace":
+        if word == "replace" and (i_end - i) * (j_end - j) <= MOST_CELLS:
             found += _replaced(old, new, (i, i_end), (j, j_end))
+        elif word == "replace":
+            found += [*((k, None) for k in range(i, i_end)), *((None, k) for k in range(j, j_end))]
         else:
             found += [
                 (i + k if i + k < i_end else None, j + k if j + k < j_end else None)

@@ -9,6 +9,8 @@ import pytest
 
 import burnish
 from burnish.tools import report
+from burnish.tools.check.check import check
+from burnish.tools.check.take import Request, take
 from burnish.tools.page import render
 from burnish.tools.page.alignment import Part, pair
 from burnish.tools.page.check_page import check_page
@@ -146,7 +148,7 @@ def test_it_reads_well_to_those_who_do_not_see_it(written, visit):
         """() => (all => ({
           titles: all("h1, h2, h3").map((e) => Number(e.tagName[1])),
           landmarks: ["header", "nav", "main", "footer"].filter((e) => all(e).length !== 1),
-          unnamed: all("button, input, canvas, [role=region]").filter((e) =>
+          unnamed: all("button, input, canvas, th, summary, [role=region], [role=group]").filter((e) =>
             !(e.textContent.trim() || e.getAttribute("aria-label"))).length,
           doubled: all("[id]").length - new Set(all("[id]").map((e) => e.id)).size,
           links: all("nav a").filter((e) => !document.getElementById(e.hash.slice(1))).length,
@@ -167,7 +169,8 @@ def test_without_scripts_all_is_there_but_the_pictures(written, visit):
     assert page.locator(".numbers table:visible").count() == 1
 
 
-def test_names_in_a_model_cannot_break_out(visit, tmp_path):
+def hostile() -> tuple[onnx.ModelProto, str]:
+    """A model whose names are markup, and one of the names."""
     evil = ["</script><script>alert(1)</script>", "\"'><img src=x onerror=alert(2)>", "\u202eredro", "n" * 10_000]
     graph = "g (float[2] x) => (float[2] y) { a = Neg (x) b = Abs (a) y = Relu (b) }"
     proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
@@ -178,11 +181,26 @@ def test_names_in_a_model_cannot_break_out(visit, tmp_path):
         for node in proto.graph.node:
             node.input[:] = [called if one == inner else one for one in node.input]
             node.output[:] = [called if one == inner else one for one in node.output]
-    result = burnish.optimize(proto, verify="off")
-    page = visit(render.html(optimize_page(result, result.original)))
+    return proto, evil[0]
+
+
+@pytest.mark.parametrize("kind", ["optimize", "check"])
+def test_names_in_a_model_cannot_break_out(kind, visit):
+    proto, name = hostile()
+    if kind == "optimize":
+        result = burnish.optimize(proto, verify="off")
+        text = render.html(optimize_page(result, result.original))
+    else:
+        old = burnish.load(proto)
+        proto.graph.node[1].op_type = "Sqrt"
+        proto.graph.input[0].name = proto.graph.node[0].input[0] = name
+        new, asked = burnish.load(proto), Request(run=False)
+        report = check(new, take(old, asked), asked, model_name=name, lock_name=f"{name}.yaml")
+        text = render.html(check_page(report, old, new))
+    page = visit(text)
     page.click("#expand")
     assert page.locator("img").count() == 0 and page.locator("script").count() == 1
-    assert evil[0] in (page.text_content("main") or "")
+    assert name in (page.text_content("main") or "")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
