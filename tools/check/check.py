@@ -135,7 +135,7 @@ def _exact(
     try:
         errors: dict[str, dict[str, float]] = {}
         for sample in samples:
-            for name, error in _errors(runners, sample, pairs):
+            for name, error in _errors(runners, sample, pairs, new):
                 errors.setdefault(name, {})[sample.name] = error
     finally:
         for runner in runners:
@@ -149,15 +149,20 @@ def _exact(
     return Exact(errors, partings)
 
 
-def _errors(runners: Sequence[OrtRunner], sample: Sample, pairs: Mapping[str, str]) -> Iterator[tuple[str, float]]:
-    """The relative error of each output on a sample that both models take."""
+def _errors(
+    runners: Sequence[OrtRunner], sample: Sample, pairs: Mapping[str, str], lock: Lock
+) -> Iterator[tuple[str, float]]:
+    """The relative error of each output, without what is padding, on a sample that both models take."""
     from burnish.passes.verify import relative_error
+    from burnish.tools.check.padding import Padding
+
+    padding = Padding(sample.feeds, lock.samples.roles if lock.samples is not None else {})
 
     expected, found = (_outputs(runner, sample) for runner in runners)
     if expected is not None and found is not None:
         for name, now in pairs.items():
             if name in expected and now in found:
-                yield name, relative_error(found[now], expected[name])
+                yield name, relative_error(padding.without(found[now]), padding.without(expected[name]))
 
 
 def _parting(old: oir.Model, model: oir.Model, sample: Sample, output: str, threads: int) -> str:

@@ -91,8 +91,10 @@ class _Told:
     def add(self, output: object, padding: Padding | None) -> None:
         self.types.append(_type(output))
         for array in _leaves(output):
-            counted = padding.counted(array.shape) if padding is not None and are_numbers(array) else None
-            self._add(array if counted is None else np.where(counted, array, np.zeros((), array.dtype)), counted)
+            if padding is None:
+                self._add(array, None)
+            else:
+                self._add(padding.without(array), padding.counted(array.shape))
 
     def _add(self, array: np.ndarray, counted: np.ndarray | None) -> None:
         turn, self.count = self.count, self.count + 1

@@ -7,8 +7,11 @@ NaN, a mean of all, or anything else, by how the mask is spelled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from burnish.tools.check.sketch import are_numbers
 
 Roles = Mapping[str, Mapping[str, object]]
 
@@ -47,6 +50,13 @@ class Padding:
             if fitting:
                 counts = counts & np.logical_or.reduce(fitting).reshape(spread)
         return None if counts.all() else counts
+
+    def without(self, array: Any) -> Any:
+        """An output with 0 where it does not count; what is no array of numbers counts as it is."""
+        if not isinstance(array, np.ndarray) or not are_numbers(array):
+            return array
+        counted = self.counted(array.shape)
+        return array if counted is None else np.where(counted, array, np.zeros((), array.dtype))
 
     def _aligned(self, mask: np.ndarray, size: int) -> np.ndarray | None:
         """The columns of a mask that are the positions of an axis: all, or the last for what is new behind a past."""
