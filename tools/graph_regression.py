@@ -174,6 +174,7 @@ def read_subject(model: Any, samples: Any, options: dict[str, Any]) -> tuple[oir
     """
     from burnish.frontends import load
     from burnish.ir.errors import InputError
+    from burnish.ir.samples import Sample
 
     if not is_traced(model):
         if options:
@@ -190,7 +191,7 @@ def read_subject(model: Any, samples: Any, options: dict[str, Any]) -> tuple[oir
         traced = load(model, example, **options)
     else:
         order, traced = list(model.graph_signature.user_inputs), load(model, **options)
-    return traced, [feeds(traced, call, order) for call in calls]
+    return traced, [Sample(f"samples[{i}]", feeds(traced, call, order)) for i, call in enumerate(calls)]
 
 
 def _named(module: Any, call: Any) -> list[str]:

@@ -156,13 +156,15 @@ def test_a_regression_fails_and_is_shown(repository: Repository) -> None:
 
     shown = {step["uses"].split("@")[0]: step for step in STEPS if "if" in step}
     files = {
-        "github/codeql-action/upload-sarif": ("sarif_file", "burnish.sarif"),
-        "actions/upload-artifact": ("path", "burnish.xml"),
+        "github/codeql-action/upload-sarif": ("sarif_file", ["burnish.sarif"]),
+        "actions/upload-artifact": ("path", ["burnish.html", "burnish.xml"]),
     }
     assert {name: step["if"] for name, step in shown.items()} == {
-        name: f"always() && hashFiles('{file}') != ''" for name, (_, file) in files.items()
+        name: f"always() && hashFiles('{written[-1]}') != ''" for name, (_, written) in files.items()
     }
-    assert all(shown[name]["with"][key] == file for name, (key, file) in files.items())
+    for name, (key, written) in files.items():
+        assert shown[name]["with"][key].split() == written
+        assert all((repository.root / one).is_file() for one in written)
     results = json.loads((repository.root / "burnish.sarif").read_text())["runs"][0]["results"]
     assert [one["level"] for one in results].count("error") == 1
     suites = ET.parse(repository.root / "burnish.xml").getroot()

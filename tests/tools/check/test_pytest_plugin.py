@@ -262,6 +262,7 @@ def test_samples(graph_regression):
     shapes = {"x": {0: batch}, "scale": {0: batch}}
     report = graph_regression.check(Net(), calls, dynamic_shapes=shapes)
     assert report.new.inputs == {"x": "float[batch,3]", "scale": "float[batch,2]"} and len(report.new.values) == 2
+    assert [one.sample for one in report.new.values] == ["samples[0]", "samples[1]"]
     assert [one.outputs[next(iter(one.outputs))].type for one in report.new.values] == ["float[2,2]", "float[4,2]"]
 
 def test_program(graph_regression):
