@@ -14,9 +14,12 @@ import numpy as np
 from burnish.ir.views.block_hash import COMMUTATIVE, defaults_of
 from burnish.tools.check.alignment import Group, Part
 from burnish.tools.check.line import Constant, Parsed, constant
-from burnish.tools.check.spelled import spelled
+from burnish.tools.check.spelled import ACTIVATIONS, recognised, spelled
 
 _ARITHMETIC = frozenset("Add Sub Mul Div Pow Sqrt Neg Reciprocal Cast Identity Erf Tanh Sigmoid".split())
+
+_GAP = 2
+"""Nodes that two spellings of an activation may have in common in the middle."""
 
 TRAINING = "training"
 """What `Change.now` is for a node that is in training mode now."""
@@ -67,6 +70,7 @@ class Change:
 
 
 _Lines = Sequence[tuple[Part, int]]
+_Range = tuple[int, int, int, int]
 
 
 def changes(group: Group, opsets: tuple[int, int]) -> Iterator[Change]:
@@ -114,11 +118,11 @@ def _codes(old: _Lines, new: _Lines) -> Iterator[tuple[str, int, int, int, int]]
     yield from SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
 
 
-def _matching(old: _Lines, new: _Lines) -> Iterator[tuple[int, int, int, int]]:
+def _matching(old: _Lines, new: _Lines) -> Iterator[_Range]:
     return ((i1, i2, j1, j2) for tag, i1, i2, j1, j2 in _codes(old, new) if tag == "equal")
 
 
-def _hunks(old: _Lines, new: _Lines) -> list[tuple[int, int, int, int]]:
+def _hunks(old: _Lines, new: _Lines) -> list[_Range]:
     """Ranges of lines that differ, without those that only stand elsewhere."""
     found = [(i1, i2, j1, j2) for tag, i1, i2, j1, j2 in _codes(old, new) if tag != "equal"]
     counted = [
@@ -133,7 +137,24 @@ def _hunks(old: _Lines, new: _Lines) -> list[tuple[int, int, int, int]]:
             other = next((k for k, (g, c) in enumerate(counted) if not g and c == gone and k not in moved), None)
             if other is not None:
                 moved |= {index, other}
-    return [one for index, one in enumerate(found) if index not in moved]
+    return _joined([one for index, one in enumerate(found) if index not in moved], old, new)
+
+
+def _joined(hunks: list[_Range], old: _Lines, new: _Lines) -> list[_Range]:
+    """Hunks with those put together that are one activation which became another, though both have a node in common."""
+    found: list[_Range] = []
+    for hunk in hunks:
+        if found:
+            i1, i2, j1, _ = found[-1]
+            gap = [_parsed(spot) for spot in old[i2 : hunk[0]]]
+            near = len(gap) <= _GAP and all(line.operator in _ARITHMETIC and not line.constants for line in gap)
+            whole = (i1, hunk[1], j1, hunk[3])
+            sides = ([_parsed(spot) for spot in lines] for lines in (old[i1 : hunk[1]], new[j1 : hunk[3]]))
+            if near and all(recognised(side) in ACTIVATIONS for side in sides):
+                found[-1] = whole
+                continue
+        found.append(hunk)
+    return found
 
 
 def _hunk(old: _Lines, new: _Lines, opsets: tuple[int, int]) -> Iterator[Change]:
@@ -226,37 +247,38 @@ def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
     if one.operator in COMMUTATIVE or len(one.operands) != len(other.operands):
         was, now = Counter(one.operands), Counter(other.operands)
         pairs = zip_longest(sorted((was - now).elements()), sorted((now - was).elements()), fillvalue="")
+    shapes: list[tuple[str, str]] = []
     for first, second in pairs:
         if first == second or not (one.is_fixed(first) or other.is_fixed(second) or not (first and second)):
             continue
         before, after = _constant(first, one), _constant(second, other)
-        if before is not None and after is not None:
-            texts = _differing(before, after)
-            yield Change(Kind.VALUE, one.operator, _detail(old, before, after), texts[0], texts[1], old, new)
-        else:
+        if before is None or after is None:
             shown = [f"`{text}`" if text in line.inputs else text for text, line in ((first, one), (second, other))]
             yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new)
+        elif not (before.is_weight or after.is_weight):
+            yield Change(Kind.VALUE, one.operator, _detail(old), str(before), str(after), old, new)
+        elif before.dtype == after.dtype:
+            shapes.append((f"[{before.shape}]", f"[{after.shape}]"))
+        else:
+            same = before.shape == after.shape
+            texts = (before.dtype, after.dtype) if same else (str(before), str(after))
+            yield Change(Kind.VALUE, one.operator, "the dtype of the weights", texts[0], texts[1], old, new)
+    if shapes:
+        first, second = (" and ".join(side) for side in zip(*shapes, strict=True))
+        yield Change(Kind.VALUE, one.operator, "the shape of the weights", first, second, old, new)
 
 
 def _constant(operand: str, line: Parsed) -> Constant | None:
     return None if operand in line.inputs else constant(operand)
 
 
-def _detail(spot: tuple[Part, int], was: Constant, now: Constant) -> str:
-    if was.is_weight or now.is_weight:
-        return "the dtype of the weights" if was.shape == now.shape and was.dtype != now.dtype else "the weight"
-    line = _parsed(spot)
-    after = spot[0].lines[spot[1] + 1 : spot[1] + 2]
-    roots = ("Sqrt", "Pow", "Reciprocal", "Rsqrt")
+def _detail(spot: tuple[Part, int]) -> str:
+    """What a constant in a line is."""
+    line, after = _parsed(spot), spot[0].lines[spot[1] + 1 : spot[1] + 2]
+    roots = ("Sqrt", "Pow", "Reciprocal")
     if line.operator == "Add" and "ReduceMean" in line.computed and any(one.operator in roots for one in after):
         return "the epsilon of a normalization, the constant"
     return "the constant"
-
-
-def _differing(was: Constant, now: Constant) -> tuple[str, str]:
-    if was.shape == now.shape and was.dtype != now.dtype and (was.is_weight or now.is_weight):
-        return was.dtype, now.dtype
-    return str(was), str(now)
 
 
 def _default(operator: str, name: str, opset: int) -> str:

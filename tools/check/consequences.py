@@ -12,6 +12,10 @@ _SHAPES = frozenset(
     "Where Equal Mul Add Sub Div".split()
 )
 _ARITHMETIC = frozenset("Where Equal Mul Add Sub Div Expand Tile Flatten Identity".split())
+_INTEGERS = ("int64[", "int32[")
+_SPELLINGS = frozenset((("Reshape", "`allowzero`"), ("Shape", "`start`"), ("Shape", "`end`")))
+"""Attributes that exporters set differently for the same shape."""
+
 _MEANINGFUL = frozenset(("an attribute", "an operand"))
 
 
@@ -53,12 +57,19 @@ def follows(change: Change, context: Context) -> bool:
         return True
     if context.retyped and lines and all(line.operator == "Cast" for line in lines):
         return True
-    return context.reshaped and _of_shapes(change)
+    return context.reshaped and only_shapes(change)
 
 
-def _of_shapes(change: Change) -> bool:
+def only_shapes(change: Change) -> bool:
+    """Whether a change is of nodes that compute shapes, or of what is read as a shape."""
+    whole = [text.startswith(_INTEGERS) for text in (change.was, change.now)]
     if change.kind is Kind.VALUE:
-        return any(text.startswith(("int64[", "int32[")) for text in (change.was, change.now))
+        spelling = (change.operator, change.detail) in _SPELLINGS
+        return spelling or (change.operator in _SHAPES and all(whole) and change.detail == "the constant")
+    if change.kind is Kind.WIRED:
+        others = {one for text, integer in zip((change.was, change.now), whole, strict=True) if not integer
+                  for one in text.split(", ")}  # fmt: skip
+        return change.operator in _SHAPES and any(whole) and others <= _SHAPES
     lines = [*change.removed, *change.added]
     operators = {line.operator for line in lines}
     if not operators <= _SHAPES or operators <= _ARITHMETIC:

@@ -42,8 +42,10 @@ def differences(
     found += weights(old, new, compared, allowed)
     causes = [one for one in found if one.verdict is Verdict.REGRESSION and one.field in _CAUSES]
     shapes = any(one.field in _SHAPES for one in causes) or any(one.field is Field.OPSETS for one in found)
-    spelled = shapes or any(one.field is Field.STRUCTURE and one.verdict is Verdict.NOTE for one in found)
-    found += sizes(old, new, allowed, explained=shapes, respelled=spelled)
+    notes = [one for one in found if one.field is Field.STRUCTURE and one.verdict is Verdict.NOTE]
+    spelled = shapes or bool(notes)
+    follows = shapes or any(one.key != ("structure",) for one in notes)
+    found += sizes(old, new, allowed, explained=follows, respelled=spelled)
     found += tallies(old, new, allowed, explained=spelled)
     found += values(old, new, allowed, explained=bool(causes), exact=exact)
     found += metric(old, new, allowed)

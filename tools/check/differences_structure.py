@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 from burnish.tools.check.alignment import Group, Part, align
 from burnish.tools.check.changes import Change, Kind, changes, rewired
-from burnish.tools.check.consequences import Context, follows
+from burnish.tools.check.consequences import Context, follows, only_shapes
 from burnish.tools.check.difference import Difference, Field, Verdict
 from burnish.tools.check.line import parse, seen_through
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.spelled import brief, layer, operators, spelled
+
+_MANY = 3
+"""Kinds of changes of what computes shapes that are told together."""
 
 Names = Mapping[str, Sequence[str]]
 """The names of the nodes of each segment, by line: labels for people."""
@@ -116,6 +119,9 @@ def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict, con
         place = ", ".join(f"`{part.name}`" for part in other)
         message = f"values are wired differently in {place}: the same nodes read other values than before"
         return Difference(Field.STRUCTURE, verdict, message, other[0].name, old.structure, new.structure, key)
+    if len(old.outputs) != len(new.outputs):
+        message = "the same nodes; which of their values are outputs differs"
+        return Difference(Field.STRUCTURE, Verdict.NOTE, message, "", old.structure, new.structure, key)
     message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
     if context.outputs:
         message, verdict = "the same nodes, of which others are outputs", Verdict.NOTE
@@ -146,14 +152,22 @@ class _Writer:
 
     def all(self, found: Sequence[Change]) -> list[Difference]:
         """One difference for each kind of change; what follows from the contract behind the others."""
-        causes: dict[object, list[Change]] = {}
         following: list[Change] = []
+        causes: dict[object, list[Change]] = {}
         for one in found:
             if follows(one, self.context):
                 following.append(one)
             else:
                 causes.setdefault((one.kind, one.operator, one.detail, one.was, one.now), []).append(one)
-        written = [self._difference(same) for same in causes.values()]
+        shapes = {key: same for key, same in causes.items() if only_shapes(same[0])}
+        if len(shapes) < _MANY:
+            shapes = {}
+        written = [self._difference(same) for key, same in causes.items() if key not in shapes]
+        if shapes:
+            together = [one for same in shapes.values() for one in same]
+            message = f"shapes are computed otherwise, in {_bare(together)}: {_balance(together)}"
+            key = _key(together[0])
+            written.append(Difference(Field.STRUCTURE, self.verdict, message, _bare(together), key=key))
         return written + ([self._following(following)] if following else [])
 
     def _difference(self, same: list[Change]) -> Difference:
@@ -175,10 +189,9 @@ class _Writer:
         return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, first.now, key)
 
     def _following(self, found: list[Change]) -> Difference:
-        removed, added = sum(len(one.removed) for one in found), sum(len(one.added) for one in found)
-        counts = [f"{_count(removed)} fewer" * bool(removed), f"{_count(added)} more" * bool(added)]
-        what = " and ".join(filter(None, counts)) or f"{_count(len(found))} with other constants"
-        message = f"{self.context.reason} what only computes shapes and types follows, in {_bare(found)}: {what}"
+        message = (
+            f"{self.context.reason} what only computes shapes and types follows, in {_bare(found)}: {_balance(found)}"
+        )
         return Difference(Field.STRUCTURE, Verdict.NOTE, message, found[0].place, key=_key(found[0]))
 
     def _value(self, same: list[Change]) -> str:
@@ -264,6 +277,13 @@ def _key(change: Change) -> tuple[str | int, ...]:
 def _often(same: Sequence[Change]) -> str:
     """How often, where it is more often than once in each place."""
     return f", {len(same)} times" if len(same) > len({one.place for one in same}) else ""
+
+
+def _balance(found: Sequence[Change]) -> str:
+    """How many nodes went and came."""
+    removed, added = sum(len(one.removed) for one in found), sum(len(one.added) for one in found)
+    counts = [f"{_count(removed)} fewer" * bool(removed), f"{_count(added)} more" * bool(added)]
+    return " and ".join(filter(None, counts)) or f"{_count(len(found))} with other constants"
 
 
 def _count(number: int) -> str:

@@ -104,9 +104,14 @@ def parse(text: str, inputs: Collection[str], renamed: Mapping[str, str] | None 
     if not bracket or end is None:
         return Parsed(indent, body, (), (), frozenset())
     operands = tuple((renamed or {}).get(one, one) for one in _split(rest[:end], ", "))
-    pairs = (part.partition("=") for part in _split(rest[end + 1 :].strip(), " "))
-    attributes = tuple((name, value) for name, _, value in pairs)
-    return Parsed(indent, operator, operands, attributes, frozenset(one for one in operands if one in inputs))
+    attributes: list[tuple[str, str]] = []
+    for part in _split(rest[end + 1 :].strip(), " "):
+        name, sign, value = part.partition("=")
+        if attributes and not (sign and name.isidentifier()):
+            attributes[-1] = (attributes[-1][0], f"{attributes[-1][1]} {part}")
+        else:
+            attributes.append((name, value))
+    return Parsed(indent, operator, operands, tuple(attributes), frozenset(one for one in operands if one in inputs))
 
 
 def seen_through(lines: Sequence[Parsed], all_copies: Collection[Parsed]) -> tuple[Parsed, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from burnish.tools.check.line import Parsed
 
+ACTIVATIONS = ("Gelu", "Gelu by tanh", "SiLU")
+
 _SHOWN = 6
 _LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Gemm": "Linear layer"}
 

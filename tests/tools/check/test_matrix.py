@@ -137,5 +137,3 @@ def test_what_cannot_be_done_is_said(
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=cause):
         matrix(*arguments)
-
-
