@@ -39,7 +39,7 @@ def check_page(report: Report, old: oir.Model | None = None, new: oir.Model | No
     names = _names(before, old), _names(after, new)
     graph = graphs(_pairs(before, after, groups, names), "locked", "now")
     sections = [
-        Section("Differences", "differences", tuple(entries(report)), (_counted(report),)),
+        Section("Differences", "differences", tuple(_entries(report)), (_counted(report),)),
         Section("Locked and now", "compared", tuple(_tables(before, after))),
         Section("Graph", "graph", (graph,), (_HOW,)),
         Section("Outputs", "outputs", tuple(_values(before, after))),
@@ -80,7 +80,7 @@ _HOW = (
 )
 
 
-def entries(report: Report) -> Iterator[Entry]:
+def _entries(report: Report) -> Iterator[Entry]:
     """An entry for each difference, regressions first."""
     order = list(Verdict)
     for one in sorted(report.differences, key=lambda one: order.index(one.verdict)):

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import burnish
 from burnish.tools import terminal
-from burnish.tools.check import matrix_said
+from burnish.tools.check import matrix_said, said
 from burnish.tools.check.matrix import Row, exit_code
 from burnish.tools.check.matrix import State as Outcome
-from burnish.tools.page.check_page import entries
 from burnish.tools.page.parts import Entry, Figure, Page, Section, State, Table, name
 
 _STATES = {
@@ -24,7 +23,7 @@ _STATES = {
 def matrix_page(rows: Sequence[Row]) -> Page:
     """What `check matrix` found, for people."""
     counts = [(state, sum(row.state is state for row in rows)) for state in Outcome]
-    table = Table("", matrix_said.COLUMNS, tuple(tuple(map(name, matrix_said.cells(row))) for row in rows))
+    table = Table("", matrix_said.COLUMNS, tuple(_cells(row) for row in rows))
     return Page(
         title=terminal.count(len(rows), "model"),
         kind="check matrix",
@@ -44,12 +43,21 @@ def matrix_page(rows: Sequence[Row]) -> Page:
     )
 
 
+def _cells(row: Row) -> tuple[str, ...]:
+    return tuple(cell and name(cell.replace("->", "→")) for cell in matrix_said.cells(row))
+
+
 def _entry(row: Row) -> Entry:
-    _, _, nodes, weights, moved, what = matrix_said.cells(row)
-    found = list(entries(row.report)) if row.report is not None else []
-    tables = []
-    if found:
-        lines = tuple((one.mark, one.said, one.title, " ".join(one.paragraphs)) for one in found)
-        tables.append(Table("", ("verdict", "what", "difference", "where"), lines))
-    texts = [row.reason] if row.reason else [] if found else ["Nothing differs."] if row.report is not None else []
-    return Entry(name(row.name), _STATES[row.state], row.state.value, name(what), tuple(texts), tuple(tables))
+    *_, what = _cells(row)
+    found = () if row.report is None else row.report.differences
+    lines = tuple(
+        (one.verdict.value, one.field.value, said.told(one), " → ".join(said.change(one) or ()), one.place)
+        for one in found
+    )
+    tables = (Table("", ("verdict", "of", "difference", "values", "where"), lines),) if lines else ()
+    if row.reason:
+        texts: tuple[str, ...] = (row.reason,)
+    else:
+        alone = {Outcome.ADDED: "It is new.", Outcome.REMOVED: "It is gone."}
+        texts = () if lines else (alone.get(row.state, "Nothing differs."),)
+    return Entry(name(row.name), _STATES[row.state], row.state.value, what, texts, tables)
