@@ -9,6 +9,7 @@ from functools import cached_property
 
 from burnish.tools.check.line import Parsed
 from burnish.tools.check.lock import SegmentLock
+from burnish.tools.pairing import in_order
 
 _ALIKE = 0.3
 """Share of lines in common from which a changed segment counts as the same one."""
@@ -66,30 +67,20 @@ class Group:
 def align(old: Sequence[Part], new: Sequence[Part]) -> list[Group]:
     """Pair segments in order so that most is in common; what is left between two pairs is a group of its own.
 
-    The alignment is that of Needleman and Wunsch (1970) without a cost for gaps. Equal weights decide between blocks of
-    equal structure, so that of many like blocks the right one is missing.
+    Equal weights decide between blocks of equal structure, so that of many like blocks the right one is missing.
     """
-    gain = _gains()
-    table = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
-    for i in range(len(old) - 1, -1, -1):
-        for j in range(len(new) - 1, -1, -1):
-            table[i][j] = max(table[i + 1][j], table[i][j + 1], gain(old[i], new[j]) + table[i + 1][j + 1])
     groups: list[Group] = []
     gone: list[Part] = []
     come: list[Part] = []
-    i = j = 0
-    while i < len(old) and j < len(new):
-        if (own := gain(old[i], new[j])) > 0 and table[i][j] == own + table[i + 1][j + 1]:
-            groups += [*_between(gone, come), Group((old[i],), (new[j],))]
+    for one, other in in_order(old, new, _gains()):
+        if one is not None and other is not None:
+            groups += [*_between(gone, come), Group((one,), (other,))]
             gone, come = [], []
-            i, j = i + 1, j + 1
-        elif table[i][j] == table[i + 1][j]:
-            gone.append(old[i])
-            i += 1
-        else:
-            come.append(new[j])
-            j += 1
-    return [*groups, *_between([*gone, *old[i:]], [*come, *new[j:]])]
+        elif one is not None:
+            gone.append(one)
+        elif other is not None:
+            come.append(other)
+    return [*groups, *_between(gone, come)]
 
 
 def _between(gone: list[Part], come: list[Part]) -> list[Group]:

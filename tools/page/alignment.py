@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
 
 import onnx_ir as oir
 
 from burnish.ir.edit import sources
 from burnish.ir.segments import Segment
+from burnish.tools.pairing import in_order
 
 MOST_CELLS = 2_000_000
 """Pairs of parts or of lines that are compared each with each; in longer lists lines that come often are no landmarks,
@@ -39,7 +41,12 @@ class Part:
     names: tuple[str, ...]
     origins: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """The names of its nodes that have one."""
+        return frozenset(self.names) - {""}
+
+    @cached_property
     def number(self) -> int | None:
         """The number of a block; None for anything else."""
         word, _, number = self.name.partition(" ")
@@ -83,7 +90,7 @@ def pair(olds: Sequence[Part], news: Sequence[Part]) -> list[Pair]:
         last += 1
     old, new = olds[first : len(olds) - last], news[first : len(news) - last]
     middle = (
-        _middle(old, new)
+        in_order(old, new, _likeness())
         if len(old) * len(new) <= MOST_CELLS
         else [*((o, None) for o in old), *((None, n) for n in new)]
     )
@@ -118,44 +125,27 @@ def _equal(old: Part, new: Part) -> bool:
     return old.name == new.name and old.structure == new.structure and old.weights == new.weights
 
 
-def _middle(olds: Sequence[Part], news: Sequence[Part]) -> list[Pair]:
+def _likeness() -> Callable[[Part, Part], float]:
+    """How alike two parts are, 0 for those that cannot be the same.
+
+    Where they come from and equal weights say more than equal lines.
+    """
     shared: dict[tuple[str, str], float] = {}
-    rows, columns = len(olds), len(news)
-    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
-    alike = [[0.0] * columns for _ in range(rows)]
-    for i in range(rows - 1, -1, -1):
-        for j in range(columns - 1, -1, -1):
-            alike[i][j] = one = _likeness(olds[i], news[j], shared)
-            both = best[i + 1][j + 1] + one if one >= _LEAST else -1.0
-            best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
-    found: list[Pair] = []
-    i = j = 0
-    while i < rows or j < columns:
-        if i < rows and j < columns and alike[i][j] >= _LEAST and best[i][j] == best[i + 1][j + 1] + alike[i][j]:
-            found.append((olds[i], news[j]))
-            i, j = i + 1, j + 1
-        elif j == columns or (i < rows and best[i][j] == best[i + 1][j]):
-            found.append((olds[i], None))
-            i += 1
-        else:
-            found.append((None, news[j]))
-            j += 1
-    return found
 
+    def gain(old: Part, new: Part) -> float:
+        function = old.name.startswith("function ") or new.name.startswith("function ")
+        if (old.number is None) != (new.number is None) or (function and old.name != new.name):
+            return 0.0
+        key = old.structure, new.structure
+        if key not in shared:
+            common = (Counter(old.lines) & Counter(new.lines)).total()
+            shared[key] = 2 * common / max(len(old.lines) + len(new.lines), 1)
+        origin = len(old.named & new.origins) / len(new.origins) if new.origins else 0.0
+        named, same = old.name == new.name, old.weights == new.weights
+        alike = shared[key] + 0.25 * named + 2.0 * origin + 1.0 * same
+        return alike if alike >= _LEAST else 0.0
 
-def _likeness(old: Part, new: Part, shared: dict[tuple[str, str], float]) -> float:
-    """How alike two parts are; where they come from and equal weights say more than equal lines."""
-    function = old.name.startswith("function ") or new.name.startswith("function ")
-    if (old.number is None) != (new.number is None) or (function and old.name != new.name):
-        return 0.0
-    key = old.structure, new.structure
-    if key not in shared:
-        common = sum((Counter(old.lines) & Counter(new.lines)).values())
-        shared[key] = 2 * common / max(len(old.lines) + len(new.lines), 1)
-    own = set(old.names) - {""}
-    origin = len(own & new.origins) / len(new.origins) if own and new.origins else 0.0
-    named = 0.25 if old.name == new.name else 0.0
-    return shared[key] + named + 2.0 * origin + (1.0 if old.weights == new.weights else 0.0)
+    return gain
 
 
 def pair_lines(old: Sequence[str], new: Sequence[str]) -> list[tuple[int | None, int | None]]:
