@@ -317,7 +317,9 @@ class Plain(yaml.SafeDumper):
 def test_a_damaged_lock_is_refused_or_compared(tmp_path: Path, name: str) -> None:
     """Whatever is wrong in a lock: an error with place and hint, or a report that every format can show."""
     models = [model_of(GRAPHS[name])]
-    models += [model_of(GRAPHS[name].replace(old, new)) for one, old, new in CHANGES if one == name]
+    models += [
+        model_of(GRAPHS[name].replace(old, new)) for one, old, new in CHANGES if one == name and "opset" not in old
+    ]
     path, chance = tmp_path / "m.lock.yaml", random.Random(name)
     text = lock_file.text(take(models[0]))
     compared = 0
