@@ -60,7 +60,7 @@ class GraphRegression:
             samples: what the outputs are computed on. For a module or program what it is called with: a tensor, a tuple
                 of positional or a dict of named arguments, or a list of these, of which the first is what it is
                 exported with. Else what `--data` takes, or one dict of arrays. Made from the inputs' meaning if absent.
-            name: of the lock, instead of the test's. Tests may share a lock.
+            name: of the lock, instead of the test's. Tests of one file may share a lock.
             tolerance: what may differ: a tolerance file, from pytest's root folder, or `Tolerances`.
             metric: the metric whose value is locked; needs labelled samples.
             old: the model as it was, in any of the forms of `model` but with a module's samples; names the first node
@@ -136,8 +136,10 @@ class GraphRegression:
 
     def _own_names(self) -> list[str]:
         """The test's names below its file: those of its classes, and its own with its parameters."""
-        above = pytest.Session | pytest.Directory | pytest.File
-        return [node.name for node in self._test.listchain() if not isinstance(node, above)]
+        names: list[str] = []
+        for node in self._test.listchain():
+            names = [] if isinstance(node, pytest.File) else [*names, node.name]
+        return names
 
     def _command(self) -> str:
         """The command that updates this test's locks."""

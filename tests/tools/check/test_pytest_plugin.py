@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from examples import blocks
 
 import burnish
 from burnish.tools.graph_regression import safe
@@ -295,6 +296,26 @@ def test_tolerances_and_the_old_model(project: pytest.Pytester) -> None:
     result = project.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*first at Sigmoid `act`*"])
+
+
+@pytest.mark.usefixtures("exporter")
+def test_the_documented_tests_pass(project: pytest.Pytester) -> None:
+    page = blocks((ROOT / "docs" / "ideas" / "regression.md").read_text())
+    (tests,) = (block.text for block in page if block.kind == "python")
+    (tolerances,) = (block.text for block in page if block.kind == "yaml" and not block.words)
+    project.makepyfile(
+        test_documented=tests,
+        my_project="""
+            import torch
+
+            def Encoder():
+                return torch.nn.Embedding(100, 4)
+        """,
+    )
+    project.mkdir("models").joinpath("tolerances.yaml").write_text(tolerances)
+    save("Relu", "models/encoder.onnx")
+    project.runpytest_inprocess("--graph-update").assert_outcomes(passed=2)
+    assert "  input: int64[batch,length]" in Path(locks()[0]).read_text().splitlines()
 
 
 @pytest.mark.usefixtures("exporter")
