@@ -14,7 +14,7 @@ from burnish.tools.check.differences_values import Exact
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.renew import renewed
 from burnish.tools.check.take import Request, take
-from burnish.tools.check.tolerances import Tolerances
+from burnish.tools.check.tolerances import Tolerances, rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -136,7 +136,8 @@ def _exact(
         errors: dict[str, dict[str, float]] = {}
         for sample in samples:
             for name, error in _errors(runners, sample, pairs, new):
-                errors.setdefault(name, {})[sample.name] = error
+                known = errors.setdefault(name, {})
+                known[sample.name] = max(error, known.get(sample.name, 0.0))
     finally:
         for runner in runners:
             runner.close()
@@ -145,7 +146,8 @@ def _exact(
         worst = max(found, key=found.__getitem__)
         if tolerances.values(name, lock.outputs[name].partition("[")[0], found[worst]) is not None:
             sample = next(one for one in samples if one.name == worst)
-            partings[name] = _parting(old, model, sample, name, asked.threads)
+            allowed = rounding(lock.outputs[name].partition("[")[0])
+            partings[name] = _parting(old, model, sample, name, allowed, asked.threads)
     return Exact(errors, partings)
 
 
@@ -165,10 +167,9 @@ def _errors(
                 yield name, relative_error(padding.without(found[now]), padding.without(expected[name]))
 
 
-def _parting(old: oir.Model, model: oir.Model, sample: Sample, output: str, threads: int) -> str:
+def _parting(old: oir.Model, model: oir.Model, sample: Sample, output: str, tolerance: float, threads: int) -> str:
     """The first node at which two models part on the way to an output; empty when none is found."""
-    from burnish.passes.verify import ROUNDING
     from burnish.tools.compare_command import parting
 
-    found = parting(old, model, sample, output, ROUNDING["float32"], threads, [])
+    found = parting(old, model, sample, output, tolerance, threads, [])
     return "" if found is None else str(found["node_in_b"])

@@ -114,18 +114,18 @@ def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict, con
     stored = _stored_otherwise(old, new)
     if stored and all(any(line.copies for line in pair.lines) for pair in other):
         message = f"the same computation, its constants stored otherwise: {stored}"
-        return Difference(Field.STRUCTURE, Verdict.NOTE, message, "", old.structure, new.structure, key)
+        return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
     if other:
         place = ", ".join(f"`{part.name}`" for part in other)
         message = f"values are wired differently in {place}: the same nodes read other values than before"
-        return Difference(Field.STRUCTURE, verdict, message, other[0].name, old.structure, new.structure, key)
+        return Difference(Field.STRUCTURE, verdict, message, other[0].name, key=key)
     if len(old.outputs) != len(new.outputs):
         message = "the same nodes; which of their values are outputs differs"
-        return Difference(Field.STRUCTURE, Verdict.NOTE, message, "", old.structure, new.structure, key)
+        return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
     message = "the segments are wired to each other or to the outputs differently: the same nodes, other values"
     if context.outputs:
         message, verdict = "the same nodes, of which others are outputs", Verdict.NOTE
-    return Difference(Field.STRUCTURE, verdict, message, "", old.structure, new.structure, key)
+    return Difference(Field.STRUCTURE, verdict, message, key=key)
 
 
 def _stored_otherwise(old: Lock, new: Lock) -> str:
@@ -185,8 +185,8 @@ class _Writer:
         place = first.place if len(same) == 1 else _bare(same)
         if len(same) == 1 and first.kind in (Kind.VALUE, Kind.MODE, Kind.WIRED):
             place = self._name(first) or place
-        key = _key(first)
-        return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, first.now, key)
+        now = _became(first) if first.kind is Kind.REPLACED else first.now
+        return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, now, _key(first))
 
     def _following(self, found: list[Change]) -> Difference:
         message = (
@@ -210,11 +210,7 @@ class _Writer:
 
     def _replaced(self, same: list[Change]) -> str:
         first = same[0]
-        was, now = first.was, first.now
-        if len(first.added) > 1 and len(first.removed) == 1:
-            now = f"{len(first.added)} decomposed nodes ({operators(first.added)})"
-        if len(first.removed) > 1 and len(first.added) == 1:
-            now = f"one {now}"
+        was, now = first.was, _became(first)
         verb = "is" if not was[0].isdecimal() else "are"
         where = f"{_bare(same)}: " if len(same) == 1 else f"in {_bare(same)}, "
         return f"{where if first.place != 'graph' else ''}{was} {verb} now {now}{_often(same)}"
@@ -262,6 +258,13 @@ class _Writer:
             if found:
                 return found
         return ""
+
+
+def _became(change: Change) -> str:
+    """What came in the place of nodes, as it is said behind what they were."""
+    if len(change.removed) == 1 and len(change.added) > 1:
+        return f"{len(change.added)} decomposed nodes ({operators(change.added)})"
+    return f"one {change.now}" if len(change.removed) > 1 and len(change.added) == 1 else change.now
 
 
 def _key(change: Change) -> tuple[str | int, ...]:

@@ -107,11 +107,16 @@ class Tolerances:
             dtype: as `burnish.ir.text` has it: `float`, `float16`.
             distance: relative, infinite for what has no size.
         """
-        rounding = OTHER_MACHINES * ROUNDING.get(_DTYPES.get(dtype, dtype), 0.0)
+        chance = OTHER_MACHINES * rounding(dtype)
         allowed = self.outputs.get(output, self.fields.get(Field.VALUES))
-        if distance <= max(0.0 if allowed is Word.EXACT else rounding, RESOLUTION):
+        if distance <= max(0.0 if allowed is Word.EXACT else chance, RESOLUTION):
             return None
         return _within(allowed or Word.EXACT, distance, 1.0)
+
+
+def rounding(dtype: str) -> float:
+    """The relative error that rounding may cause in an output of a dtype as `burnish.ir.text` has it."""
+    return ROUNDING.get(_DTYPES.get(dtype, dtype), 0.0)
 
 
 def _within(allowed: Allowed, change: float, old: float) -> Verdict:

@@ -6,8 +6,10 @@ import onnx
 import onnx_ir as oir
 import pytest
 
+from burnish.ir.errors import InputError
 from burnish.tools.check.check import check
-from burnish.tools.check.difference import Report, Verdict
+from burnish.tools.check.difference import Field, Report, Verdict
+from burnish.tools.check.differences import differences
 from burnish.tools.check.take import Request, take
 from burnish.tools.check.tolerances import Tolerances
 
@@ -64,3 +66,95 @@ def said(found: Report, verdict: Verdict = Verdict.REGRESSION) -> list[str]:
 )  # fmt: skip
 def test_says(old: str, new: str, sentences: list[str]) -> None:
     assert said(report(BODY, BODY.replace(old, new))) == sentences
+
+
+def test_the_first_node_that_differs_is_named_with_the_old_model_at_hand() -> None:
+    found = report(BODY, BODY.replace("b = {0.5,0.25,-1,2}", "b = {0.5,0.25,-1,3}"), at_hand=True)
+    (moved,) = [one for one in found.differences if one.field is Field.VALUES]
+    assert moved.verdict is Verdict.NOTE, "the weights are the cause"
+    assert "of its size on" in moved.message and moved.message.endswith("; first at Add `bias`")
+
+
+def test_another_old_model_is_refused() -> None:
+    other = model(BODY.replace("Relu (d)", "Gelu (d)"))
+    with pytest.raises(InputError, match="not the one that was locked"):
+        check(model(BODY), take(model(BODY)), old=other)
+
+
+def test_nan_is_a_regression_of_its_own() -> None:
+    found = said(report(BODY, BODY.replace("Relu (d)", "Log (d)")))
+    assert found[0] == "block 0: Relu is now Log"
+    assert found[1].startswith("output `z` has NaN or infinity in ")
+
+
+def test_a_model_that_takes_no_sample_any_more_regressed() -> None:
+    new = BODY.replace("Relu (d)", "Gather <axis = 1> (d, i)").replace(
+        "<float[4,4]", "<int64[4] i = {7,7,7,7}, float[4,4]"
+    )
+    found = said(report(BODY, new))
+    assert found[0].startswith("the model takes none of the samples: ")
+    assert found[1] == "block 0: Relu is now Gather axis=1"
+
+
+TWO = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[N,4] x, float[N,4] y) => (float[N,4] p, float[N,4] q)
+{ a = Relu (x)  b = Relu (y)  p = Sub (a, b)  q = Neg (p) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("Sub (a, b)", "Sub (b, a)", "values are wired differently in `graph`: the same nodes read other values"),
+        ("p = Sub (a, b)  q = Neg (p)", "q = Sub (a, b)  p = Neg (q)", "the segments are wired to each other or to"),
+        ("Neg (p)", "Neg (a)", "Neg (graph) now reads Relu where it read Sub"),
+    ],
+)
+def test_other_wiring_is_always_named(old: str, new: str, sentence: str) -> None:
+    found = report(TWO, TWO.replace(old, new), run=False)
+    assert len(found.regressions) == 1 and found.regressions[0].message.startswith(sentence)
+    assert found.regressions[0].field is Field.STRUCTURE
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[linear]", "w = Constant <value = float[4,4] {1,2,3,4, 0,1,0,1, 2,0,2,0, 1,1,1,2}> ()\n  [linear]"),
+        ("MatMul (x, w)", "MatMul (x, v)\n  v = Identity (w)"),
+    ],
+)
+def test_constants_that_are_stored_otherwise_are_a_note(old: str, new: str) -> None:
+    text = BODY.replace(old, new)
+    if "Constant" in new:
+        text = text.replace("<float[4,4] w = {1,2,3,4, 0,1,0,1, 2,0,2,0, 1,1,1,2}, ", "<")
+    else:
+        text = text.replace(
+            "[linear] a = MatMul (x, v)\n  v = Identity (w)", "v = Identity (w)\n  [linear] a = MatMul (x, v)"
+        )
+    found = report(BODY, text)
+    assert found.passed
+    assert any("constants stored otherwise" in one for one in said(found, Verdict.NOTE))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentences"),
+    [
+        ("float[N,4] x,", "double[N,4] x,", ["input `x` is now double, was float"]),
+        ("float[N,4] x,", "float[N,M,4] x,", ["input `x` has 3 dimensions now, had 2: [N,M,4], was [N,4]"]),
+        ("float[N,4] x,", "float[K,4] x,", ["input `x`: dimension `N` is now called `K`"]),
+        ("float[N,4] x,", "float[3,4] x,", ["input `x`: dimension `N` is now fixed at 3"]),
+        ("float[N,4] x, float[N,4] y", "float[N,4] y, float[N,4] x", ["the inputs stand in another order: `y`, `x`"]),
+        ("float[N,4] y", "float[N,4] other", ["input `y` is now called `other`"]),
+        (", float[N,4] q)", ")", ["output `q` is gone"]),
+        (" p, float[N,4] q)", " p, float[N,4] q, float[N,4] a)", ["output `a` is new: float[N,4]"]),
+        ('"": 20]', '"": 20, "my.ops": 1]', ["opset of `my.ops` 1 is new"]),
+    ],
+)
+def test_the_contract(old: str, new: str, sentences: list[str]) -> None:
+    fields = (Field.INPUTS, Field.OUTPUTS, Field.OPSETS)
+    text = TWO.replace(old, new).replace("Relu (y)", "Relu (other)" if "other" in new else "Relu (y)")
+    lock = take(model(TWO), Request(run=False))
+    changed = oir.serde.deserialize_model(onnx.parser.parse_model(text))
+    found = differences(lock, take(changed, Request(run=False), lock))
+    assert [one.message for one in found if one.field in fields and one.verdict is Verdict.REGRESSION] == sentences

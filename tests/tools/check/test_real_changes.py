@@ -17,6 +17,7 @@ from burnish.tools.check.check import check
 from burnish.tools.check.difference import Verdict
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.take import take
+from burnish.tools.research.respelling import respelled
 
 nn = torch.nn
 NAMES = ("ids", "mask")
@@ -136,6 +137,14 @@ def nameless(sentences: list[str]) -> list[str]:
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: str(one.__name__))
 def test_changes_are_named(change: Change, lock: Lock) -> None:
     assert nameless(said(scripted(change), lock)) == CHANGES[change]
+
+
+@pytest.mark.parametrize("change", [change_eps, swap_activation, drop_block], ids=lambda one: str(one.__name__))
+def test_names_and_order_do_not_count_beside_a_change(change: Change, lock: Lock) -> None:
+    proto = oir.serde.serialize_model(scripted(change))
+    for seed in range(3):
+        found = said(oir.serde.deserialize_model(respelled(proto, seed, swap=True)), lock)
+        assert [re.sub(r"`[^`]*` \(", "`NAME` (", one) for one in found] == CHANGES[change]
 
 
 def test_the_other_exporter_is_named_as_well() -> None:
