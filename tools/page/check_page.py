@@ -19,7 +19,7 @@ from burnish.tools.check.lock import Lock, OutputLock
 from burnish.tools.page.alignment import Pair, Part, joined
 from burnish.tools.page.charts import change
 from burnish.tools.page.graphs import graphs
-from burnish.tools.page.parts import Chart, Entry, Figure, Page, Point, Section, Series, State, Table, name
+from burnish.tools.page.parts import Chart, Entry, Figure, Graphs, Page, Point, Section, Series, State, Table, name
 
 if TYPE_CHECKING:
     import onnx_ir as oir
@@ -39,7 +39,7 @@ def check_page(report: Report, old: oir.Model | None = None, new: oir.Model | No
     names = _names(before, old), _names(after, new)
     graph = graphs(_pairs(before, after, groups, names), "locked", "now")
     sections = [
-        Section("Differences", "differences", tuple(_entries(report)), (_counted(report),)),
+        Section("Differences", "differences", tuple(_entries(report, graph)), (_counted(report),)),
         Section("Locked and now", "compared", tuple(_tables(before, after))),
         Section("Graph", "graph", (graph,), (_HOW,)),
         Section("Outputs", "outputs", tuple(_values(before, after))),
@@ -80,12 +80,19 @@ _HOW = (
 )
 
 
-def _entries(report: Report) -> Iterator[Entry]:
-    """An entry for each difference, regressions first."""
-    order = list(Verdict)
+def _entries(report: Report, graph: Graphs) -> Iterator[Entry]:
+    """An entry for each difference, regressions first; what concerns nodes leads to them in the graph."""
+    order, places = list(Verdict), [(piece.anchor, piece.holds) for piece in graph.pieces]
     for one in sorted(report.differences, key=lambda one: order.index(one.verdict)):
+        shown = one.place and name(one.place) if one.field in (Field.STRUCTURE, Field.WEIGHTS) else ""
         yield Entry(
-            said.told(one), _STATES[one.verdict], one.verdict.value, one.field.value, _told(report, one), code=False
+            said.told(one),
+            _STATES[one.verdict],
+            one.verdict.value,
+            one.field.value,
+            _told(report, one),
+            code=False,
+            anchor=next((anchor for anchor, holds in places if shown and shown in holds), ""),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from burnish.tools import terminal
 from burnish.tools.page import parts
@@ -31,12 +31,12 @@ def graphs(pairs: Iterable[Pair], old: str, new: str) -> Graphs:
     """
     groups = _grouped(pairs)
     pieces, written, left = [], 0, 0
-    for group in groups:
-        piece = _piece(group)
+    for number, group in enumerate(groups):
+        piece = replace(_piece(group), anchor=f"part-{number}")
         quiet = group.state in (State.SAME, State.WEIGHTS)
         if quiet and written + len(piece.lines) > MOST_LINES:
             left += len(piece.lines)
-            piece = Piece(piece.title, piece.state, f"{piece.counts}, lines left out", ())
+            piece = replace(piece, counts=f"{piece.counts}, lines left out", lines=())
         written += len(piece.lines) if quiet else 0
         pieces.append(piece)
     return Graphs(old, new, tuple(pieces), _note(groups, left))
@@ -94,7 +94,9 @@ def _piece(group: _Alike) -> Piece:
     old, new = group.pairs[0]
     olds = [one for one, _ in group.pairs if one is not None]
     news = [one for _, one in group.pairs if one is not None]
-    return Piece(_title(olds, news), group.state, _counts(old, new, len(group.pairs)), tuple(_lines(olds, news)))
+    counts, lines = _counts(old, new, len(group.pairs)), tuple(_lines(olds, news))
+    covers = frozenset(one.name for one in (*olds, *news))
+    return Piece(_title(olds, news), group.state, counts, lines, covers)
 
 
 def _title(olds: Sequence[Part], news: Sequence[Part]) -> str:

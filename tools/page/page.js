@@ -70,6 +70,7 @@
     for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
   };
   window.addEventListener("hashchange", shown);
+  document.addEventListener("click", (event) => { if (event.target.closest("main a")) setTimeout(shown); });
   shown();
 
   const units = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];

@@ -118,12 +118,28 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of both graphs, or several blocks that are all alike."""
+    """A part of both graphs, or several blocks that are all alike.
+
+    Attributes:
+        title: what it is called.
+        state: what became of it.
+        counts: how many nodes it has.
+        lines: its lines.
+        covers: the names of all segments that it stands for.
+        anchor: what links lead to.
+    """
 
     title: str
     state: State
     counts: str
     lines: tuple[Line, ...]
+    covers: frozenset[str] = frozenset()
+    anchor: str = ""
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """The names of its segments and of its nodes."""
+        return self.covers.union(*(line.old_names + line.new_names for line in self.lines))
 
 
 @dataclass(frozen=True)
@@ -148,6 +164,7 @@ class Entry:
         said: shown beside it while it is closed.
         paragraphs, tables: shown when it is open.
         code: the title is a name and not a sentence.
+        anchor: of the part of a graph that it is about; empty for none.
     """
 
     kind: ClassVar[str] = "entry"
@@ -158,6 +175,7 @@ class Entry:
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     code: bool = True
+    anchor: str = ""
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,15 @@ def test_buttons_and_filter_show_what_is_asked_for(written, visit):
     assert page.locator(".entry[data-state=good]:visible").count() > 0
 
 
+def test_a_difference_leads_to_its_place_in_the_graph(checked, visit):
+    page = visit(checked)
+    page.locator(".entry[data-state=bad] summary", has_text="Erf is now Tanh").click()
+    page.locator(".entry[open] a").click()
+    page.wait_for_selector(".piece[open]")
+    assert page.locator(".piece[open] .what").all_text_contents() == ["block 1"]
+    assert "Tanh(" in (page.locator(".piece[open] tr.added:visible").first.text_content() or "")
+
+
 def test_it_reads_well_to_those_who_do_not_see_it(written, visit):
     page = visit(written)
     found = page.evaluate(
