@@ -18,6 +18,8 @@ from burnish.tools.check.spelled import ACTIVATIONS, recognised, spelled
 
 _ARITHMETIC = frozenset("Add Sub Mul Div Pow Sqrt Neg Reciprocal Cast Identity Erf Tanh Sigmoid".split())
 
+_BIAS, _NORM, _LAYERS = "a bias", "BatchNormalization", ("Conv", "ConvTranspose", "Gemm")
+
 _GAP = 2
 """Nodes that two spellings of an activation may have in common in the middle."""
 
@@ -160,12 +162,34 @@ def _joined(hunks: list[_Range], old: _Lines, new: _Lines) -> list[_Range]:
 def _hunk(old: _Lines, new: _Lines, opsets: tuple[int, int]) -> Iterator[Change]:
     """Lines that became others: pairs of the same operator, and runs between them."""
     before, after = [[(p.indent, p.operator) for p in map(_parsed, lines)] for lines in (old, new)]
+    found: list[Change] = []
     i = j = 0
     for one, other in [*_anchors(old, new, before == after), (len(old), len(new))]:
-        yield from _run(old[i:one], new[j:other])
+        found += _run(old[i:one], new[j:other])
         if one < len(old):
-            yield from _pair(old[one], new[other], opsets)
+            found += _pair(old[one], new[other], opsets)
         i, j = one + 1, other + 1
+    yield from _folded(found)
+
+
+def _folded(found: list[Change]) -> Iterator[Change]:
+    """The changes of a hunk, with a norm that was folded into the layer before it, or is folded no longer, as one."""
+    skip = -1
+    for index, one in enumerate(found):
+        following = found[index + 1] if index + 1 < len(found) else None
+        if index == skip:
+            continue
+        if one.kind is Kind.WIRED and following is not None and _BIAS in (one.was, one.now):
+            norm = following.removed[0] if len(following.removed) == 1 else None
+            if following.kind is Kind.GONE and norm and (norm.operator, norm.computed) == (_NORM, [one.operator]):
+                both, lines = f"{one.operator} and {_NORM}", (*one.removed, norm)
+                now = f"{one.operator} with a bias"
+                yield Change(Kind.REPLACED, "", "", both, now, one.old, one.new, lines, one.added)
+                skip = index + 1
+                continue
+            if following.kind is Kind.MODE and one.was == _BIAS:
+                continue
+        yield one
 
 
 def _anchors(old: _Lines, new: _Lines, all_alike: bool) -> list[tuple[int, int]]:
@@ -253,8 +277,8 @@ def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
             continue
         before, after = _constant(first, one), _constant(second, other)
         if before is None or after is None:
-            shown = [f"`{text}`" if text in line.inputs else text for text, line in ((first, one), (second, other))]
-            yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new)
+            shown = [_shown(text, line) for text, line in ((first, one), (second, other))]
+            yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new, (one,), (other,))
         elif not (before.is_weight or after.is_weight):
             yield Change(Kind.VALUE, one.operator, _detail(old), str(before), str(after), old, new)
         elif before.dtype == after.dtype:
@@ -266,6 +290,13 @@ def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
     if shapes:
         first, second = (" and ".join(side) for side in zip(*shapes, strict=True))
         yield Change(Kind.VALUE, one.operator, "the shape of the weights", first, second, old, new)
+
+
+def _shown(operand: str, line: Parsed) -> str:
+    found = _constant(operand, line)
+    if found is not None and found.is_weight and line.operator in _LAYERS and "," not in found.shape:
+        return _BIAS
+    return f"`{operand}`" if operand in line.inputs else operand
 
 
 def _constant(operand: str, line: Parsed) -> Constant | None:

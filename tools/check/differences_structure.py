@@ -14,6 +14,9 @@ from burnish.tools.check.line import parse, seen_through
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.spelled import brief, layer, operators, spelled
 
+_PLACES = 2
+"""Segments between and behind blocks that are named in a list."""
+
 _MANY = 3
 """Kinds of changes of what computes shapes that are told together."""
 
@@ -92,8 +95,8 @@ def _of(group: Group, opsets: tuple[int, int]) -> list[Change]:
 
 def _wired(groups: Sequence[Group], found: Sequence[Change]) -> list[Change]:
     """Nodes that read others than before, where no other change explains it."""
-    gone = {line.operator for one in found for line in one.removed}
-    come = {line.operator for one in found for line in one.added}
+    gone = {line.operator for one in found if one.kind is not Kind.WIRED for line in one.removed}
+    come = {line.operator for one in found if one.kind is not Kind.WIRED for line in one.added}
     result = []
     for group in groups:
         if group.same or not (group.old and group.new):
@@ -211,7 +214,7 @@ class _Writer:
     def _replaced(self, same: list[Change]) -> str:
         first = same[0]
         was, now = first.was, _became(first)
-        verb = "is" if not was[0].isdecimal() else "are"
+        verb = "are" if was[0].isdecimal() or " and " in was else "is"
         where = f"{_bare(same)}: " if len(same) == 1 else f"in {_bare(same)}, "
         return f"{where if first.place != 'graph' else ''}{was} {verb} now {now}{_often(same)}"
 
@@ -284,7 +287,8 @@ def _often(same: Sequence[Change]) -> str:
 
 def _balance(found: Sequence[Change]) -> str:
     """How many nodes went and came."""
-    removed, added = sum(len(one.removed) for one in found), sum(len(one.added) for one in found)
+    moved = [one for one in found if one.kind is not Kind.WIRED]
+    removed, added = sum(len(one.removed) for one in moved), sum(len(one.added) for one in moved)
     counts = [f"{_count(removed)} fewer" * bool(removed), f"{_count(added)} more" * bool(added)]
     return " and ".join(filter(None, counts)) or f"{_count(len(found))} with other constants"
 
@@ -310,7 +314,11 @@ def _bare(same: Sequence[Change]) -> str:
     blocks = [] if not numbers else [f"block{'s' * (len(numbers) > 1)} {_list(spelled_out)}"]
     before = [name for name in others if name.startswith("before")]
     after = [name for name in others if name not in before]
-    return _list([*(f"`{name}`" for name in before), *blocks, *(f"`{name}`" for name in after)])
+    more = len(after) - _PLACES
+    after = [f"`{name}`" for name in after] if more < 2 else [
+        *(f"`{name}`" for name in after[:_PLACES]), f"{more} other segments"
+    ]  # fmt: skip
+    return _list([*(f"`{name}`" for name in before), *blocks, *after])
 
 
 def _list(items: Sequence[str]) -> str:

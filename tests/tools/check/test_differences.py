@@ -158,3 +158,19 @@ def test_the_contract(old: str, new: str, sentences: list[str]) -> None:
     changed = oir.serde.deserialize_model(onnx.parser.parse_model(text))
     found = differences(lock, take(changed, Request(run=False), lock))
     assert [one.message for one in found if one.field in fields and one.verdict is Verdict.REGRESSION] == sentences
+
+
+FOLDED = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[1,1,4,4] x) => (float[1,2,2,2] y)
+<float[2,1,3,3] w = {1,2,3,4,5,6,7,8,9, 9,8,7,6,5,4,3,2,1}, float[2] b = {1,2}>
+{ a = Conv (x, w)  c = BatchNormalization (a, b, b, b, b)  y = Relu (c) }
+"""
+
+
+def test_a_folded_norm_is_one_change() -> None:
+    new = FOLDED.replace("a = Conv (x, w)  c = BatchNormalization (a, b, b, b, b)", "c = Conv (x, w, b)")
+    assert said(report(FOLDED, new)) == ["Conv and BatchNormalization are now one Conv with a bias"]
+    trained = "a, mean, var = BatchNormalization <training_mode = 1> (p, b, b, b, b)  y = Relu (a)"
+    text = new.replace("c = Conv (x, w, b)  y = Relu (c)", f"p = Conv (x, w)  {trained}")
+    assert said(report(new, text)) == ["BatchNormalization (graph) is now in training mode"]
