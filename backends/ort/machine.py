@@ -39,7 +39,7 @@ def measure(dtypes: Iterable[str], *, threads: int = 1, seconds: float = 0.4) ->
             continue
         try:
             flops[dtype] = max(
-                2 * side**3 / _best(_product(side, dtype), seconds / 2, threads=threads) for side in _SIDES
+                2 * side**3 / _best(product(side, dtype), seconds / 2, threads=threads) for side in _SIDES
             )
         except InputError:  # the runtime has no such kernel
             continue
@@ -91,8 +91,8 @@ _PRODUCTS = {
 }
 
 
-def _product(side: int, dtype: str) -> tuple[oir.Model, Mapping[str, np.ndarray]]:
-    """The product of two square matrices, the second constant."""
+def product(side: int, dtype: str) -> tuple[oir.Model, Mapping[str, np.ndarray]]:
+    """The product of two square matrices, the second constant: a model, and the first matrix by the input's name."""
     operator, left, right, result = _PRODUCTS[dtype]
     rng = np.random.default_rng(0)
     drawn = rng.integers(-4, 5, (2, side, side))

@@ -336,7 +336,7 @@ def test_latency_is_a_ratio_with_an_interval():
     lock = take(parsed(LAYERS), Request(latency=True))
     assert lock.latency is not None
     assert 0 < lock.latency.low <= lock.latency.ratio <= lock.latency.high
-    assert lock.latency.reference == "MatMul float[512,512] x float[512,512], 1 thread"
+    assert lock.latency.reference == "MatMul float[512,512] by a constant float[512,512], 1 thread"
 
 
 def test_one_session_is_made(monkeypatch):
