@@ -51,6 +51,8 @@ def structure(
         context: what differs in the contract; structure that follows from it is a note.
         names: the names of nodes, old and new, as far as the models are at hand.
     """
+    if (old.structure, old.weights, old.segments) == (new.structure, new.weights, new.segments):
+        return Structure([], [])
     before = parts(old)
     groups = align(before, parts(new, context.renamed))
     if old.structure == new.structure:
