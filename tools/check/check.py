@@ -13,7 +13,7 @@ from burnish.tools.check.differences import differences
 from burnish.tools.check.differences_values import Exact
 from burnish.tools.check.lock import Lock
 from burnish.tools.check.renew import renewed
-from burnish.tools.check.take import Request, take
+from burnish.tools.check.take import Request, samples_of, take
 from burnish.tools.check.tolerances import Tolerances, rounding
 
 if TYPE_CHECKING:
@@ -88,19 +88,9 @@ def _refuses(model: oir.Model, asked: Request, lock: Lock) -> bool:
 
     runner = executor(threads=asked.threads)(model)
     try:
-        return all(_outputs(runner, sample) is None for sample in _samples(model, asked, lock))
+        return all(_outputs(runner, sample) is None for sample in samples_of(model, asked.data, lock))
     finally:
         runner.close()
-
-
-def _samples(model: oir.Model, asked: Request, lock: Lock) -> list[Sample]:
-    """The samples that `take` runs a model on."""
-    from burnish.frontends import samples, synthesis
-    from burnish.tools.check.recorded import roles_of
-
-    if asked.data is not None:
-        return samples.read_samples(asked.data, model)
-    return synthesis.synthesise(model, meanings=roles_of(lock, model))
 
 
 def _names(model: oir.Model | None) -> dict[str, list[str]]:
@@ -129,7 +119,7 @@ def _exact(
     if lock.inputs != new.inputs:
         return None
     pairs = ports(lock.outputs, new.outputs).pairs
-    samples = _samples(old, asked, lock)
+    samples = samples_of(old, asked.data, lock)
     load = executor(threads=asked.threads)
     runners = [load(one) for one in (old, model)]
     try:

@@ -81,6 +81,11 @@ def _refused(
         verdict = tolerances.verdict(Field.VALUES) if old.inputs == new.inputs else Verdict.NOTE
         message = f"the model now refuses {what}{shown}"
         yield Difference(Field.VALUES, verdict, message, "", str(was), str(now), ("samples", "refused"))
+    elif lost and old.inputs == new.inputs:
+        message = (
+            f'nothing was computed on {len(lost)} of the {len(before)} samples of the lock, "{_short(lost[0])}" first'
+        )
+        yield Difference(Field.VALUES, tolerances.verdict(Field.VALUES), message, key=("values",))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
@@ -154,20 +156,31 @@ def _numbers(model: oir.Model, asked: Request, ran: _Ran | None, known: Lock | N
     if not names:
         return {}
     try:
-        first = ran.first if ran is not None else _samples(model, asked, None)[0]
+        first = ran.first if ran is not None else samples_of(model, asked.data, None)[0]
     except InputError:
         return {}
     found = dims_of(model, first.feeds)
     return {name: found[name] for name in names if name in found}
 
 
-def _samples(model: oir.Model, asked: Request, known: Lock | None) -> list[Sample]:
+def samples_of(model: oir.Model, data: Any, known: Lock | None) -> list[Sample]:
+    """The samples that a model is run on, those that are given by names without the folder that they lie in.
+
+    Args:
+        model: what they are for.
+        data: as in `Request`.
+        known: the lock whose roles made samples are made from.
+    """
     from burnish.frontends import samples, synthesis
     from burnish.tools.check.recorded import roles_of
 
-    if asked.data is not None:
-        return samples.read_samples(asked.data, model)
-    return synthesis.synthesise(model, meanings=roles_of(known, model))
+    if data is None:
+        return synthesis.synthesise(model, meanings=roles_of(known, model))
+    found = samples.read_samples(data, model)
+    if not isinstance(data, str | os.PathLike):
+        return found
+    folder = f"{Path(data) if Path(data).is_dir() else Path(data).parent}{os.sep}"
+    return [replace(one, name=one.name.removeprefix(folder)) for one in found]
 
 
 class _Ran:
@@ -186,7 +199,7 @@ class _Ran:
         from burnish.tools.check.outputs import Values, fingerprint
         from burnish.tools.check.recorded import recorded
 
-        samples = _samples(model, asked, known)
+        samples = samples_of(model, asked.data, known)
         given = asked.data is not None
         self._runner, self._by_feeds = runner, {id(one.feeds): one for one in samples}
         self._meter = Metered(model, samples, asked)

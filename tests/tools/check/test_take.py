@@ -345,3 +345,17 @@ def test_one_session_is_made(monkeypatch):
     monkeypatch.setattr(session, "_start", lambda *args, **more: made.append(1) or start(*args, **more))
     take(onnx_file.read(RESNET), Request(data=str(DEMO / "digits.npz")))
     assert len(made) == 1
+
+
+def test_given_samples_go_by_names_without_their_folder(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "more").mkdir(parents=True)
+    np.savez(tmp_path / "deep" / "more" / "one.npz", image=np.zeros((2, 1, 8, 8), np.float32))
+    monkeypatch.chdir(tmp_path)
+    model = onnx_file.read(DEMO / "digits_resnet.onnx")
+    for data in (
+        "deep/more/one.npz",
+        "deep/more",
+        tmp_path / "deep" / "more" / "one.npz",
+        str(tmp_path / "deep" / "more"),
+    ):
+        assert [one.sample for one in take(model, Request(data=data)).values] == ["one.npz"]
