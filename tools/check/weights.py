@@ -15,6 +15,9 @@ from burnish.ir.weights import tensor_of
 from burnish.tools.check.lock import SKETCH, LayerLock, SegmentLock
 from burnish.tools.check.sketch import DIGITS, are_numbers, norm, rounded, sketch
 
+_Known = dict[tuple[str, str, int], tuple[float, np.ndarray | None]]
+"""Norm and sketch of weights by their hash, their dtype and shape, and their place among the weights of a node."""
+
 
 def code_of(segments: list[Segment]) -> dict[str, list[str]]:
     """The lines of the segments by their keys; segments of equal structure have one key."""
@@ -23,7 +26,7 @@ def code_of(segments: list[Segment]) -> dict[str, list[str]]:
 
 def locks_of(segments: list[Segment]) -> list[SegmentLock]:
     """The segments with their layers; every weight is read once."""
-    known: dict[tuple[int, int], tuple[float, np.ndarray | None]] = {}
+    known: _Known = {}
     return [
         SegmentLock(
             name=one.name,
@@ -42,17 +45,19 @@ def _key(segment: Segment) -> str:
     return f"{'block' if segment.block is not None else 'part'} {segment.structure[:8]}"
 
 
-def _layer(number: int, line: Line, known: dict[tuple[int, int], tuple[float, np.ndarray | None]]) -> LayerLock | None:
+def _layer(number: int, line: Line, known: _Known) -> LayerLock | None:
     tensors = [tensor for value in line.node.inputs if (tensor := tensor_of(value)) is not None and _counts(tensor)]
     if not tensors:
         return None
     state = hashlib.blake2b(digest_size=8)
     total, sums, numbers = 0.0, np.zeros(SKETCH), False
     for turn, tensor in enumerate(tensors):
-        state.update(text.weight_hash(tensor).encode())
-        if (id(tensor), turn) not in known:
-            known[id(tensor), turn] = _summed(tensor, turn)
-        size, part = known[id(tensor), turn]
+        content = text.weight_hash(tensor)
+        state.update(content.encode())
+        key = (content, text.tensor_kind(tensor), turn)
+        if key not in known:
+            known[key] = _summed(tensor, turn)
+        size, part = known[key]
         total = math.hypot(total, size)
         if part is not None:
             numbers = True

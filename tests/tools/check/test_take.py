@@ -359,3 +359,15 @@ def test_given_samples_go_by_names_without_their_folder(tmp_path, monkeypatch):
         str(tmp_path / "deep" / "more"),
     ):
         assert [one.sample for one in take(model, Request(data=data)).values] == ["one.npz"]
+
+
+def test_weights_in_attributes_are_told_apart():
+    """Constants of lists have no tensor that lives on: another one may come to lie where it lay."""
+    lines = "\n".join(
+        f"k{i} = Constant <value_floats = [{i}.0, 2.0, 3.0, 4.0]> ()  a{i + 1} = Mul (a{i}, k{i})" for i in range(40)
+    )
+    source = f'<ir_version: 10, opset_import: ["": 20]> g (float[4] a0) => (float[4] a40) {{ {lines} }}'
+    lock = take(onnx_file.read_bytes(onnx.parser.parse_model(source).SerializeToString()), Request(run=False))
+    (segment,) = lock.segments
+    expected = [(i * i + 4 + 9 + 16) ** 0.5 for i in range(40)]
+    assert [one.norm for one in segment.layers] == pytest.approx(expected, rel=1e-4)
