@@ -19,6 +19,9 @@ LARGEST = 16 << 20
 DEEPEST = 12
 """Mappings and sequences inside each other."""
 
+MOST = 500_000
+"""Values in a file."""
+
 Key = tuple[str | int, ...]
 
 _WHOLE = re.compile(r"[-+]?\d{1,18}\Z")
@@ -143,6 +146,8 @@ class _Builder:
 
     def put(self, value: Any, line: int) -> Key:
         """Add a value to what is being made; gives its path."""
+        if len(self.tree.lines) >= MOST:
+            raise self.tree.fail(line, f"it holds more than {MOST} values", "is it the right file?")
         if not self.stack:
             self.tree.value, self.done = value, True
             return ()

@@ -255,6 +255,12 @@ def test_a_file_that_is_too_large_is_not_read(file, monkeypatch):
         lock_file.read(file)
 
 
+def test_a_file_of_too_many_values_is_not_read_to_its_end(file, monkeypatch):
+    monkeypatch.setattr(yaml_tree, "MOST", 20)
+    with pytest.raises(InputError, match="more than 20 values"):
+        lock_file.read(file)
+
+
 def test_what_is_no_file_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", "/dev/zero", "a\0b", "x" * 5000):
