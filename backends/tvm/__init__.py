@@ -1,0 +1,1 @@
+"""Kernels compiled by Apache TVM, and what runs them. `tvm` is imported in this folder only."""

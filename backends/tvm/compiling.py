@@ -1,0 +1,65 @@
+"""From a Relax function to code: the passes up to fused kernels, which tuning and building share, and those behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax import transform
+
+from burnish.backends.tvm.target import Target
+
+
+def fused(module: Any, target: Target) -> Any:
+    """The module with every operator a kernel and neighbouring kernels joined; the same for tuning and for building.
+
+    What a database of tuned kernels is asked for are these kernels, by their structure: nothing may be changed here for
+    one of the two uses alone. `CanonicalizeBindings` is left out: it takes away comparisons of sizes (`match_cast`)
+    that are not proven.
+    """
+    dispatch = {"cuda": tvm.relax.backend.cuda, "llvm": tvm.relax.backend.cpu_generic}[target.kind].pipeline
+    with target.tvm(), tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(
+            [
+                transform.DecomposeOpsForInference(),
+                *dispatch.library_dispatch_passes(target.tvm()),
+                transform.LegalizeOps(),
+                transform.AnnotateTIROpPattern(),
+                transform.FoldConstant(),
+                transform.FuseOps(),
+                transform.FuseTIR(),
+                transform.DeadCodeElimination(),
+            ]
+        )(module)
+
+
+def scheduled(module: Any, target: Target) -> Any:
+    """The module with a schedule for each kernel that has none: on a GPU by rules (dlight), on a CPU plain loops."""
+    if target.kind != "cuda":
+        return module
+    from tvm.s_tir import dlight
+
+    rules = dlight.gpu
+    with target.tvm():
+        return dlight.ApplyDefaultSchedule(
+            rules.Matmul(),
+            rules.GEMV(),
+            rules.Reduction(),
+            rules.GeneralReduction(),
+            rules.Fallback(),
+        )(module)
+
+
+def build(module: Any, target: Target) -> Any:
+    """Code of a module whose kernels are scheduled: a `tvm.runtime.Executable`, to be exported or run in place."""
+    dispatch = {"cuda": tvm.relax.backend.cuda, "llvm": tvm.relax.backend.cpu_generic}[target.kind].pipeline
+    made = target.tvm()
+
+    def lowered(given: Any, context: Any) -> Any:
+        passes = [*dispatch.dataflow_lower_passes(made), *dispatch.finalize_passes(made)]
+        return tvm.transform.Sequential(passes)(given)
+
+    pipeline = tvm.transform.module_pass(lowered, opt_level=0)
+    with made, tvm.transform.PassContext(opt_level=3):
+        return relax.build(module, target=made, relax_pipeline=pipeline)
