@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = ".burnish-"
+BEFORE = "before"
+"""In a temporary folder: what had the name of something beside it, until that takes its place."""
 
 
 @contextlib.contextmanager
@@ -30,13 +32,19 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def left_behind(parent: Path) -> Iterator[Path]:
-    """The temporary folders of processes that are no more, whose locks the system gave back; each is then removed."""
+    """The temporary folders of processes that are no more, whose locks the system gave back; each is then removed.
+
+    What a process had moved into `BEFORE`, and died before it put something in its place, is put back first.
+    """
     for folder in sorted(parent.glob(f"{_PREFIX}*")):
         lock = _locked(folder)
         if lock is None:
             continue
         try:
             if any(folder.iterdir()):  # one that was just made is empty, and its owner is about to lock it
+                for older in (folder / BEFORE).glob("*"):
+                    if not (parent / older.name).exists():
+                        os.rename(older, parent / older.name)
                 yield folder
                 shutil.rmtree(folder, ignore_errors=True)
         finally:

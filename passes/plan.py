@@ -24,7 +24,7 @@ class Plan:
 
     Attributes:
         passes: exact passes in order; those behind the lossy ones where there are any.
-        target: what the model is written for.
+        target: what the model is written or compiled for.
         verify: `off`, `ends` or `each`.
         guard: what no pass may make worse.
         require: passes that must change something.
@@ -47,6 +47,11 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     metric: Any = None
     heal: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """Whether kernels are compiled for the target."""
+        return recipe_file.kind("target", self.target) in recipe_file.COMPILED
 
 
 def resolve(
@@ -94,6 +99,7 @@ def resolve(
     chosen_guard = [
         _choice("guard", one) for one in (settings.get("guard", ("latency", "size")) if guard is None else guard)
     ]
+    compiled = recipe_file.kind("target", chosen_target) in recipe_file.COMPILED
     to_opset = opset if opset is not None else settings.get("opset")
     if to_opset is not None and not 9 <= to_opset <= recipes.NEWEST_OPSET:
         raise InputError(f"cannot write opset {to_opset}", hint=f"give a number from 9 to {recipes.NEWEST_OPSET}")
@@ -101,7 +107,7 @@ def resolve(
         raised = [] if to_opset is None else [catalog.make("raise-opset", {"to": to_opset})]
         base = [*given.passes, *raised]
     else:
-        base = recipes.named(name, chosen_target, to_opset)
+        base = recipes.named(name, "onnx" if compiled else chosen_target, to_opset)
     allowed = _budget(settings, max_drop, max_size, max_latency, objective)
     for name in (*without, *require):
         catalog.load(name)
@@ -112,6 +118,8 @@ def resolve(
     if allowed and not lossy:
         raise InputError("there is a budget, and no lossy pass is left to spend it", hint="leave `--without` out")
     kept = [one for one in (*base, *recipes.after(exact)) if one.pass_name() not in without]
+    if compiled:  # what the lowering is told of values is told by their annotations
+        kept = [one for one in kept if one.pass_name() not in recipes.LAST]
     prepare, kept = _around(kept, lossy)
     required = tuple(dict.fromkeys((*require, *(given.require if given is not None else ()))))
     for name in required:
@@ -167,6 +175,6 @@ def _budget(
 
 def _choice(setting: str, value: str) -> str:
     known = recipe_file.SETTINGS[setting]
-    if value not in known:
+    if recipe_file.kind(setting, value) not in known:
         raise InputError(f"`{setting}` cannot be `{value}`", hint=catalog.nearest(value, known))
     return value

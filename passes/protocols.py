@@ -118,6 +118,15 @@ class Verdict:
     faster: bool
     rounds: int
 
+    @property
+    def words(self) -> str:
+        """What it says."""
+        if self.slower or self.faster:
+            return "slower" if self.slower else "faster"
+        if self.low <= 1 <= self.high:
+            return "no measurable difference"
+        return "not clearly slower" if self.ratio > 1 else "not clearly faster"
+
 
 class Clock(Protocol):
     """Times two runners in turns."""

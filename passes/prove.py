@@ -249,6 +249,33 @@ class Prover:
             self.undone.update({step.spec: "the model stayed slower whatever was left out" for step in changed})
 
 
+def compare_code(
+    model: oir.Model, samples: Sequence[Sample], judge: Judge, code: Runner, *, timed: bool
+) -> tuple[verify.Verification, Verdict | None, str]:
+    """Compare compiled code with a model in the runtime, and time the two in turns.
+
+    What rounding makes of the model itself, beyond the dtype's, is allowed here as it is between two models; float64 is
+    not asked, as code cannot be run in it.
+
+    Returns:
+        The comparison, the timing against the model, and the sample that was timed.
+
+    Raises:
+        InputError: the model cannot be run on any sample.
+    """
+    original = judge.execute(model)
+    try:
+        expected = verify.Expected(original, samples)
+        checker = _Checker(model, expected, judge, judge.lean)
+        found = checker.compare(code, verify.COMPILED)
+        if not found.holds or not timed:
+            return found, None, ""
+        sample = expected.largest(TIMED_SECONDS)
+        return found, judge.clock(original, code, sample.feeds), sample.name
+    finally:
+        original.close()
+
+
 class _Checker:
     """Compares a rewritten model with the original: in the runtime on all samples, in float64 while time lasts."""
 
@@ -258,13 +285,7 @@ class _Checker:
         self.other, self._rounding, self._draws = other, dict[str, float](), 0
 
     def check(self, model: oir.Model, runner: Runner, *, replay_always: bool) -> verify.Verification:
-        result = verify.compare(self.expected, runner, self._noise)
-        if not result.holds and self._rounding and self._draws < DRAWS:
-            # One draw may miss what rounding does to a model of steps, such as scores beside a mask of -10000.
-            while self._draws < DRAWS:
-                self._draws += 1
-                self._move_inputs(self._draws)
-            result = verify.compare(self.expected, runner, self._noise)
+        result = self.compare(runner)
         loose = [sample for sample, _ in self.expected.kept if sample.name in result.loosened]
         quick = replay_always or self.seconds <= REPLAY_LIMIT
         others = [sample for sample in self.expected.by_cost() if sample.name not in result.loosened] if quick else []
@@ -285,6 +306,16 @@ class _Checker:
             result.replay_note = f"not replayed in float64: {error.cause}"
             if loose:
                 result.refusal = f"float32 alone cannot judge {loose[0].name}, and {result.replay_note}"
+        return result
+
+    def compare(self, runner: Runner, rounding: Mapping[str, float] = verify.ROUNDING) -> verify.Verification:
+        result = verify.compare(self.expected, runner, self._noise, rounding)
+        if not result.holds and self._rounding and self._draws < DRAWS:
+            # One draw may miss what rounding does to a model of steps, such as scores beside a mask of -10000.
+            while self._draws < DRAWS:
+                self._draws += 1
+                self._move_inputs(self._draws)
+            result = verify.compare(self.expected, runner, self._noise, rounding)
         return result
 
     def load_and_check(self, model: oir.Model) -> verify.Verification:

@@ -11,7 +11,9 @@ from burnish.passes import catalog
 from burnish.passes.base import Pass
 from burnish.passes.budget import OBJECTIVES, amount
 
-TARGETS = ("onnx", "ort-cpu", "ort-cuda")
+TARGETS = ("onnx", "ort-cpu", "ort-cuda", "llvm", "cuda")
+COMPILED = ("llvm", "cuda")
+"""Targets that kernels are compiled for; a processor or architecture may follow: `llvm:znver4`, `cuda:sm_90`."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     "target": TARGETS,
     "verify": ("off", "ends", "each"),
@@ -50,6 +52,12 @@ def read(path: str | Path) -> RecipeFile:
     except UnicodeDecodeError:
         raise InputError("the recipe is not text", place=str(path), hint="a recipe is a YAML file in UTF-8") from None
     return _Reader(str(path), text).recipe()
+
+
+def kind(setting: str, value: str) -> str:
+    """What a value of a setting has to be one of the known ones by: of a compiled target what is before the colon."""
+    first, _, model = value.partition(":")
+    return first if setting == "target" and first in COMPILED and model else value
 
 
 class _Reader:
@@ -142,7 +150,7 @@ class _Reader:
 
     def choice(self, node: Any, name: str) -> str:
         value = {"false": "off", "no": "off"}.get(str(node.value).lower(), str(node.value))
-        if value not in SETTINGS[name]:
+        if kind(name, value) not in SETTINGS[name]:
             raise self.fail(node, f"`{name}` cannot be `{node.value}`", catalog.nearest(value, SETTINGS[name]))
         return value
 

@@ -19,6 +19,9 @@ from burnish.passes.protocols import Runner
 ROUNDING = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 """Relative error that re-association alone may cause, by dtype; 0 for every other dtype."""
 
+COMPILED = ROUNDING | {"float32": 1e-4}
+"""The same for compiled code, which adds up in another order than the runtime that it is compared with."""
+
 REPLAY_TOLERANCE = 1e-9
 NOISE_FACTOR = 4.0
 
@@ -60,11 +63,11 @@ def _sequence_error(found: Any, expected: Any) -> float:
     return max((relative_error(one, other) for one, other in zip(found, expected, strict=True)), default=0.0)
 
 
-def _rounding(array: Any) -> float:
+def _rounding(array: Any, rounding: Mapping[str, float] = ROUNDING) -> float:
     """What re-association alone may cause in an output, a sequence of arrays or none among them."""
     if isinstance(array, list):
-        return max((_rounding(one) for one in array), default=0.0)
-    return 0.0 if array is None else ROUNDING.get(array.dtype.name, 0.0)
+        return max((_rounding(one, rounding) for one in array), default=0.0)
+    return 0.0 if array is None else rounding.get(array.dtype.name, 0.0)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,10 @@ def _says_something(array: Any) -> bool:
 
 
 def compare(
-    expected: Expected, candidate: Runner, noise: Callable[[], Mapping[str, float]] | None = None
+    expected: Expected,
+    candidate: Runner,
+    noise: Callable[[], Mapping[str, float]] | None = None,
+    rounding: Mapping[str, float] = ROUNDING,
 ) -> Verification:
     """Run `candidate` on the kept samples and compare each output.
 
@@ -215,6 +221,7 @@ def compare(
         candidate: the rewritten model.
         noise: the largest relative error, by output, that rounding alone makes in the original on these samples; asked
             only when an error exceeds the dtype's rounding. `NOISE_FACTOR` times that is then allowed.
+        rounding: the relative error that is always allowed, by dtype.
     """
     result = Verification(refused=expected.refused, samples=[sample.name for sample, _ in expected.kept])
     result.unseen = expected.unseen()
@@ -226,7 +233,7 @@ def compare(
             found = {}
         for name, array in outputs.items():
             error = relative_error(found[name], array) if name in found else float("inf")
-            tolerance = _rounding(array)
+            tolerance = _rounding(array, rounding)
             if error > tolerance > 0 and np.isfinite(error) and noise is not None:
                 allowed = NOISE_FACTOR * noise()[name]
                 if allowed > tolerance:

@@ -23,11 +23,12 @@ from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import crash
+from burnish.tools import compiled, crash
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import HealOptions
+    from burnish.tools.compiled import Compiled
     from burnish.tools.lossy import Lossy
 
 __all__ = ["Pipeline", "Result", "emit", "load", "observe", "optimize"]
@@ -49,6 +50,7 @@ class Result:
         original: the model as it was read; None where a result was put together without it.
         source: the path it was read from; empty for a model in memory.
         dims: numbers for its dynamic dimensions, those of the sample that was timed, else of the first; empty without.
+        compiled: the artefact, for a target that kernels are compiled for; None for the others.
     """
 
     proof: prove.Proof
@@ -61,6 +63,7 @@ class Result:
     original: oir.Model | None = None
     source: str = ""
     dims: dict[str, int] = field(default_factory=dict)
+    compiled: Compiled | None = None
 
     @property
     def steps(self) -> list[pipeline.Step]:
@@ -185,13 +188,14 @@ def optimize(
 
     Args:
         source: an `.onnx` or `.pt2` file, an `onnx_ir.Model`, an `onnx.ModelProto`, or a torch module (with `inputs`).
-        path: where to write; None to only rewrite and prove.
+        path: where to write: an `.onnx` file, or a folder for `llvm` and `cuda`; None to only rewrite and prove.
         inputs: example inputs for tracing a torch module.
         recipe: a named recipe (`default`, `normal-form`, `none`) or a YAML file.
         passes: passes to run after the recipe; without a `recipe` of their own they follow the normal form.
         without: passes of the recipe to leave out.
         data: samples (`burnish.frontends.samples`); made from the model's own meaning when absent.
-        target: `onnx` (standard operators), `ort-cpu` or `ort-cuda` (ONNX Runtime's fused operators too).
+        target: `onnx` (standard operators), `ort-cpu` or `ort-cuda` (ONNX Runtime's fused operators too), or what
+            kernels are compiled for: `llvm`, `llvm:znver4`, `cuda:sm_90`.
         opset: raise the model to this opset.
         verify: `ends`, `each` or `off`.
         guard: what no pass may make worse; `latency` and `size` by default, latency only where the target runs here.
@@ -213,7 +217,7 @@ def optimize(
         InputError: bad input or options (exit code 2).
         BudgetError: the budget cannot be met (exit code 1).
         UnchangedError: a required pass changed nothing (exit code 4).
-        Miscompiled: a rewrite proved wrong; nothing was written (exit code 3).
+        VerificationError: a rewrite or the compiled code proved wrong; nothing was written (exit code 3).
     """
     todo = plan.resolve(
         recipe,
@@ -233,11 +237,10 @@ def optimize(
     )
     _check_use(todo, metric=metric, heal=heal, objective=objective, workers=workers, pairs=pairs)
     file = Path(source) if isinstance(source, (str, Path)) else None
+    machine = compiled.target_of(todo.target) if todo.compiled else None
     if path is not None:
-        if str(path).endswith("/"):
-            raise InputError("the output is a folder", place=str(path), hint="give the name of an .onnx file to write")
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
-        onnx_writer.check_target(Path(path), *read)
+        compiled.check_output(path, read, folder=todo.compiled)
     model = load(source, inputs)
     if todo.opset is not None and (_opset(model) or 0) > todo.opset:
         raise InputError(
@@ -265,7 +268,7 @@ def optimize(
         samples if judged else [],
         ort_judge(todo.target) if judged else None,
         todo.verify,
-        todo.guard,
+        todo.guard - {"latency"} if todo.compiled else todo.guard,
         on_step=on_step,
         largest_timed=prove.LARGEST_TIMED if guard is None else float("inf"),
     )
@@ -290,7 +293,7 @@ def optimize(
             stage[:] = [stack.enter_context(onnx_writer.staged(run.model, Path(path or "")))]
             return stage[0]
 
-        if path is not None and judged:
+        if path is not None and judged and machine is None:
             prover.candidate = lambda run, lean: _open(write_aside(run).path, todo.target, lean)
         try:
             proof = prover.run()
@@ -305,6 +308,12 @@ def optimize(
         result = Result(proof, recipe_text, todo.target, prover.undone, sizes=(before, None), lossy=reduced)
         _require(todo.require, result)
         _require_opset(todo.opset, proof)
+        if machine is not None:
+            timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
+            judge = ort_judge(todo.target) if judged else None
+            asked = compiled.Request(machine, samples, judge, timed, timed and guard is not None, fingerprint, on_step)
+            result.compiled = compiled.make(proof.run.model, start, path, asked)
+            result.files, path = result.compiled.files, None
         if path is not None and not stage:
             write_aside(proof.run)
         if reduced is not None:
@@ -318,11 +327,12 @@ def optimize(
             layers = genai_config.updated(config, model, proof.run.model)
         if path is not None:
             result.files = stage[0].commit()
-            result.sizes = (before, sum(one.stat().st_size for one in result.files))
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
         if reduced is not None:
             reduced.forget()
+        if result.files:
+            result.sizes = (before, sum(one.stat().st_size for one in result.files))
     result.original, result.source = model, str(file or "")
     sizes = {one.name: one.feeds for one in reversed(samples)}
     result.dims = cost.dims_of(model, sizes.get(result.timing[1]) or next(reversed(sizes.values()), {}))

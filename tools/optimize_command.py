@@ -11,14 +11,13 @@ from burnish.tools import terminal
 
 _VERIFY = ("ends", "each", "off")
 _GUARD = ("latency", "size", "off")
-_TARGETS = ("onnx", "ort-cpu", "ort-cuda")
 _BUDGET = ("max_drop", "max_size", "max_latency", "objective", "metric", "heal", "workers", "pairs")
 _PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="IN")
-@click.option("-o", "--output", metavar="OUT", help="The file to write.")
+@click.option("-o", "--output", metavar="OUT", help="The file to write, or the folder of kernels.")
 @click.option("--recipe", metavar="FILE|NAME", help="A YAML recipe, or `default`, `normal-form`, `none`.")
 @click.option(
     "-p",
@@ -33,7 +32,9 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
     "--data", metavar="DATA", help="Samples: .npz, a folder, or package.module:function (default: made for the model)."
 )
 @click.option(
-    "--target", type=click.Choice(_TARGETS), help="Standard ONNX (default), or also ONNX Runtime's fused operators."
+    "--target",
+    metavar="T",
+    help="`onnx` (default), `ort-cpu`, `ort-cuda`, or kernels: `llvm`, `llvm:CPU`, `cuda`, `cuda:sm_90`.",
 )
 @click.option("--opset", type=int, metavar="N", help="Raise the model to this opset (ort targets: 23 unless given).")
 @click.option(

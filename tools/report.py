@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
-from burnish.passes.protocols import Verdict
-from burnish.tools import lossy_report, terminal, whole_file
+from burnish.tools import compiled, lossy_report, terminal, whole_file
 from burnish.tools.api import Result
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ def as_dict(result: Result) -> dict[str, Any]:
             "rounds": latency.rounds,
             "sample": timed,
         },
+        "compiled": None if result.compiled is None else compiled.as_dict(result.compiled),
     }
 
 
@@ -191,8 +191,11 @@ def show(result: Result, console: Console | None = None, *, plan: bool = False) 
             console.print(line)
     for line in (*(f"note      {note}" for note in origin.notes(result.model)), *proof_lines(result)):
         console.print(line)
+    if result.compiled is not None:
+        for line in compiled.lines(result.compiled):
+            console.print(line)
     for path in result.files[:1]:
-        console.print(f"written   {path}")
+        console.print(f"written   {path if result.compiled is None else path.parent}")
     if plan and result.lossy is not None:
         lossy_report.show_plan(result.lossy)
 
@@ -223,19 +226,10 @@ def proof_lines(result: Result) -> list[str]:
     if latency is not None:
         span = f"{latency.low:.3f} to {latency.high:.3f}"
         lines.append(
-            f"latency   {latency.ratio:.3f}x of the original ({span}), {verdict(latency)},"
+            f"latency   {latency.ratio:.3f}x of the original ({span}), {latency.words},"
             f" {latency.rounds} paired rounds on {timed}"
         )
     return lines
-
-
-def verdict(latency: Verdict) -> str:
-    """A timing in words."""
-    if latency.slower or latency.faster:
-        return "slower" if latency.slower else "faster"
-    if latency.low <= 1 <= latency.high:
-        return "no measurable difference"
-    return "not clearly slower" if latency.ratio > 1 else "not clearly faster"
 
 
 def why(result: Result, name: str, console: Console | None = None) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.relax import transform
 
+from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
+from burnish.ir.errors import InputError
 
 
 def fused(module: Any, target: Target) -> Any:
@@ -63,3 +69,34 @@ def build(module: Any, target: Target) -> Any:
     pipeline = tvm.transform.module_pass(lowered, opt_level=0)
     with made, tvm.transform.PassContext(opt_level=3):
         return relax.build(module, target=made, relax_pipeline=pipeline)
+
+
+def export(code: Any, path: Path) -> None:
+    """Write the library.
+
+    Raises:
+        InputError: there is no C++ compiler to link it, or it fails.
+        OSError: the file cannot be written.
+    """
+    from tvm.support import cc
+
+    linker = cc.get_cc()
+    if not linker or shutil.which(linker) is None:
+        raise InputError(
+            "there is no C++ compiler to link the library", hint="install g++, or name one in the variable `CXX`"
+        )
+    try:
+        with quiet() as said:
+            code.export_library(str(path))
+    except OSError:
+        raise
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # as the linker's words
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        lines = (str(error) or said()).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the library cannot be linked: {lines[-1].strip()}", place=str(path.name)) from error
+
+
+def kernels(module: Any) -> int:
+    """How many kernels a module has."""
+    return sum(isinstance(one, tvm.tirx.PrimFunc) for one in module.functions.values())

@@ -29,7 +29,7 @@ class Lowered:
     """A graph in Relax.
 
     Attributes:
-        module: with the function `main`: inputs, then weights, to a tuple of outputs.
+        module: with one function to be called: inputs, then weights, to a tuple of outputs.
         inputs, outputs: names in the order of the function's.
         weights: the values that are parameters, in order.
     """
@@ -40,16 +40,17 @@ class Lowered:
     weights: tuple[oir.Value, ...]
 
 
-def lower(model: oir.Model) -> Lowered:
+def lower(model: oir.Model, name: str = MAIN) -> Lowered:
     """The main graph of a model in Relax.
 
     Args:
         model: in the normal form, sorted, functions inlined.
+        name: of the function.
 
     Raises:
         InputError: a node that TVM is not given, with the reason. Use `refusals` to know all of them before.
     """
-    return _Lowering(model).run()
+    return _Lowering(model).run(name)
 
 
 def refusal(node: oir.Node, facts: Inference, opsets: dict[str, int]) -> str | None:
@@ -87,7 +88,7 @@ class _Lowering:
         self.sizes = Sizes()
         self.values: dict[oir.Value, Any] = {}
 
-    def run(self) -> Lowered:
+    def run(self, name: str) -> Lowered:
         graph = self.model.graph
         inputs = [value for value in graph.inputs if value.const_value is None]
         for value in inputs:
@@ -98,7 +99,7 @@ class _Lowering:
             assert tensor is not None
             self.values[value] = self._parameter(value, list(tensor.shape.numpy()), tensor.dtype, f"w{index}")
         parameters = [self.values[value] for value in (*inputs, *large)]
-        with self.builder.function(MAIN, parameters, attrs={"num_input": len(inputs)}):
+        with self.builder.function(name, parameters, attrs={"num_input": len(inputs)}):
             with self.builder.dataflow():
                 for node in graph:
                     self._node(node)

@@ -21,12 +21,18 @@ class TvmRunner:
     """
 
     def __init__(
-        self, code: Any, device: Any, inputs: Sequence[str], outputs: Sequence[str], weights: Sequence[np.ndarray]
+        self,
+        code: Any,
+        device: Any,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        weights: Sequence[Any],
+        function: str = "main",
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._device, self._lock = device, threading.Lock()
+        self._device, self._lock, self._function = device, threading.Lock(), function
         self._machine: Any = vm.VirtualMachine(code, device)
-        self._weights = [tvm.runtime.tensor(np.asarray(one, order="C"), device) for one in weights]
+        self._weights = [tensor_on(device, one) for one in weights]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, as arrays on the host.
@@ -34,14 +40,15 @@ class TvmRunner:
         Raises:
             InputError: the function refuses these inputs, or the runner is closed.
         """
-        given = [tvm.runtime.tensor(np.asarray(feeds[name], order="C"), self._device) for name in self.inputs]
+        given = [tensor_on(self._device, feeds[name]) for name in self.inputs]
         return {name: one.numpy() for name, one in zip(self.outputs, self.run_tensors(given), strict=True)}
 
     def run_tensors(self, given: Sequence[Any]) -> list[Any]:
         """The outputs as TVM tensors on the device, in order.
 
         Args:
-            given: what DLPack can hand over without a copy (torch and TVM tensors of the device), in order.
+            given: torch, TVM or other tensors that DLPack hands over, in order. Those of the device, contiguous and at
+                multiples of 64 bytes, are not copied.
 
         Raises:
             InputError: the function refuses these inputs, or the runner is closed.
@@ -49,9 +56,9 @@ class TvmRunner:
         with self._lock:
             if self._machine is None:
                 raise InputError("the runner is closed")
-            tensors = [one if isinstance(one, tvm.runtime.Tensor) else tvm.runtime.from_dlpack(one) for one in given]
+            tensors = [tensor_on(self._device, one) for one in given]
             try:
-                return list(self._machine["main"](*tensors, *self._weights))
+                return list(self._machine[self._function](*tensors, *self._weights))
             except Exception as error:
                 raise InputError(f"the compiled code refuses the inputs: {_reason(error)}") from error
 
@@ -60,6 +67,38 @@ class TvmRunner:
         with self._lock:
             self._machine = None
             self._weights = []
+
+
+def tensor_on(device: Any, given: Any) -> Any:
+    """A TVM tensor on a device: the same memory where that can be, else a copy.
+
+    Raises:
+        InputError: it is nothing that TVM can take.
+    """
+    try:
+        if isinstance(given, tvm.runtime.Tensor):
+            return given if given.device == device else given.copyto(device)
+        if isinstance(given, np.ndarray | np.generic):
+            return tvm.runtime.tensor(np.asarray(given, order="C"), device)
+        try:
+            found = tvm.runtime.from_dlpack(given)
+        except ValueError:  # not contiguous, or not at a multiple of 64 bytes
+            found = tvm.runtime.tensor(np.array(np.from_dlpack(given), order="C"), device)
+        return found if found.device == device else found.copyto(device)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"TVM cannot take this input: {_reason(error)}") from error
+
+
+def shared(array: np.ndarray, device: Any) -> Any:
+    """A tensor on the memory of an array that is at a multiple of 64 bytes, where the device and dtype allow it."""
+    if device.dlpack_device_type() != _CPU or array.dtype.kind not in "biuf":
+        return tvm.runtime.tensor(array, device)
+    return tvm.runtime.from_dlpack(array)
+
+
+_CPU = 1
 
 
 def _reason(error: Exception) -> str:

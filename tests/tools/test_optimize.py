@@ -131,7 +131,7 @@ def test_a_recipe_file_is_followed(model, optimize, tmp_path):
     [
         ("passes:\n  - fold-batchnorms\n", 2, "fold-batchnorm`?"),
         ("passes:\n  - fold-batchnorm\nverfy: each\n", 3, "verify`?"),
-        ("passes:\n  - fold-batchnorm\ntarget: cuda\n", 3, "`target` cannot be `cuda`"),
+        ("passes:\n  - fold-batchnorm\ntarget: vulkan\n", 3, "`target` cannot be `vulkan`"),
         ("passes:\n  - fold-batchnorm: {speed: 3}\n", 2, "no option `speed`"),
         ("passes: fold-batchnorm\n", 1, "`passes` is a list"),
         ("passes:\n  - [a\n", 3, "not YAML"),

@@ -108,7 +108,7 @@ def _summary(result: Result, before: Costs, after: Costs, source: str) -> str:
         if latency.faster or latency.slower:
             proof += f"; it takes {latency.ratio:.3f} times the original's time ({span})"
         else:
-            proof += f"; its time is {span} of the original's: {report.verdict(latency)}"
+            proof += f"; its time is {span} of the original's: {latency.words}"
     return f"{said}; {proof}."
 
 
@@ -127,7 +127,7 @@ def _figures(result: Result, before: Costs, after: Costs) -> list[Figure]:
         number, span = f"{latency.ratio:.3f} ×", f"{latency.low:.3f} to {latency.high:.3f}"
         if state is State.PLAIN:
             number = f"{latency.low:.2f} – {latency.high:.2f} ×"
-        found.append(Figure(number, "time of a run", f"{span}: {report.verdict(latency)}", state))
+        found.append(Figure(number, "time of a run", f"{span}: {latency.words}", state))
     check = result.proof.verification
     if result.lossy is not None and result.lossy.edits:
         found += lossy_section.figures(result.lossy)

@@ -1,0 +1,191 @@
+"""Load a compiled model: check the folder, then its weights, then its code, and chain its parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.backends.tvm import artifact, versions, weights_file
+from burnish.backends.tvm.artifact import Manifest, Port, Step
+from burnish.ir.errors import InputError
+
+if TYPE_CHECKING:
+    from burnish.backends.tvm.runner import TvmRunner
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> ArtifactRunner:
+    """What `burnish.backends.tvm.load` says."""
+    folder = Path(path)
+    manifest = artifact.read(folder, versions.found())
+    kind = manifest.target.partition(":")[0]
+    tvm = versions.runtime(whole=kind != "llvm")
+    device = {"llvm": tvm.cpu, "cuda": tvm.cuda}.get(kind, tvm.cpu)()
+    if not device.exist:
+        raise InputError(
+            f"it is compiled for {manifest.target}, and there is no such device here",
+            place=str(folder),
+            hint="run it on a machine with one, or compile for this one with `--target llvm`",
+        )
+    if threads is not None:
+        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    weights = _weights(folder, manifest)
+    code = _code(tvm, folder) if any(step.kind == "tvm" for step in manifest.steps) else None
+    parts = [_part(folder, step, code, device, weights, threads) for step in manifest.steps]
+    return ArtifactRunner(manifest, parts, device)
+
+
+class ArtifactRunner:
+    """A compiled model. Several threads may run it: each part lets them in one after the other.
+
+    Attributes:
+        manifest: what the folder holds.
+        inputs, outputs: names, dtypes and sizes, in order.
+    """
+
+    def __init__(self, manifest: Manifest, parts: list[TvmRunner | _OrtPart], device: Any) -> None:
+        self.manifest, self.inputs, self.outputs = manifest, manifest.inputs, manifest.outputs
+        self._parts, self._device = parts, device
+        self._last = _last_uses(manifest)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, in the order of the model's outputs, as arrays on the host.
+
+        Raises:
+            InputError: an input is missing, unknown, or has another dtype or shape; the code refuses the inputs; the
+                runner is closed.
+        """
+        _check(self.inputs, {name: (str(array.dtype), array.shape) for name, array in feeds.items()})
+        return {name: _array(one) for name, one in self._run(feeds).items()}
+
+    def run_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name as TVM tensors on the device; `torch.from_dlpack` takes them without a copy.
+
+        Args:
+            feeds: by name, what DLPack hands over: torch tensors, CuPy arrays. Those that are on the device, contiguous
+                and at a multiple of 64 bytes (torch's are) are not copied. They are not changed.
+
+        Raises:
+            InputError: as for `run`.
+        """
+        from burnish.backends.tvm.runner import tensor_on
+
+        tensors = {name: tensor_on(self._device, one) for name, one in feeds.items()}
+        _check(self.inputs, {name: (str(one.dtype), tuple(one.shape)) for name, one in tensors.items()})
+        return {name: tensor_on(self._device, one) for name, one in self._run(tensors).items()}
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._parts:
+            raise InputError("the runner is closed")
+        values = dict(feeds)
+        for index, (step, part) in enumerate(zip(self.manifest.steps, self._parts, strict=True)):
+            found = part.run_tensors([values[name] for name in step.inputs])
+            values.update(zip(step.outputs, found, strict=True))
+            for name in self._last[index]:
+                del values[name]
+        return {one.name: values[one.name] for one in self.outputs}
+
+    def close(self) -> None:
+        """Free the code and the weights; it cannot run afterwards."""
+        for part in self._parts:
+            part.close()
+        self._parts = []
+
+
+class _OrtPart:
+    """A part that stays on ONNX Runtime."""
+
+    def __init__(self, file: Path, step: Step, threads: int | None) -> None:
+        from burnish.backends.ort import session
+
+        self._runner = session.from_path(file, threads=threads or 1)
+        self._inputs, self._outputs = step.inputs, step.outputs
+
+    def run_tensors(self, given: list[Any]) -> list[Any]:
+        """The outputs, as arrays, of arrays or tensors of the host."""
+        feeds = {name: _array(one) for name, one in zip(self._inputs, given, strict=True)}
+        found = self._runner.run(feeds)
+        return [found[name] for name in self._outputs]
+
+    def close(self) -> None:
+        """Free the session."""
+        self._runner.close()
+
+
+def _part(
+    folder: Path, step: Step, code: Any, device: Any, weights: Mapping[str, np.ndarray], threads: int | None
+) -> TvmRunner | _OrtPart:
+    if step.kind == "ort":
+        return _OrtPart(folder / step.file, step, threads)
+    from burnish.backends.tvm.runner import TvmRunner, shared
+
+    missing = [name for name in step.weights if name not in weights]
+    if missing:
+        raise artifact.damaged(folder / artifact.WEIGHTS, f"the weight `{missing[0]}` is not in it")
+    tensors = [shared(weights[name], device) for name in step.weights]
+    return TvmRunner(code, device, step.inputs, step.outputs, tensors, step.function)
+
+
+def _weights(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    listed = next((one for one in manifest.files if one.path == artifact.WEIGHTS), None)
+    if listed is None:
+        return {}
+    file, seen = folder / artifact.WEIGHTS, sha256()
+    with open(file, "rb") as stream:
+        found = weights_file.read(file, stream, seen.update)
+    if seen.hexdigest() != listed.sha256:
+        raise artifact.damaged(file, "its SHA-256 is not that of the manifest")
+    return found
+
+
+def _code(tvm: Any, folder: Path) -> Any:
+    from burnish.backends.tvm.quiet import quiet
+
+    file = folder / artifact.CODE
+    try:
+        with quiet():
+            return tvm.runtime.load_module(str(file.resolve()))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"TVM cannot load the code: {lines[-1].strip()}", place=str(file)) from error
+
+
+def _last_uses(manifest: Manifest) -> list[list[str]]:
+    """The values that nothing behind a step reads, for each step: those that it may be the last to need."""
+    kept = {one.name for one in manifest.outputs}
+    gone: list[list[str]] = []
+    for step in reversed(manifest.steps):
+        over = [name for name in dict.fromkeys((*step.inputs, *step.outputs)) if name not in kept]
+        gone.append(over)
+        kept.update(over)
+    return gone[::-1]
+
+
+def _array(one: Any) -> np.ndarray:
+    return one if isinstance(one, np.ndarray) else np.asarray(one.numpy())
+
+
+def _check(ports: tuple[Port, ...], given: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Refuse inputs that are not what the manifest says, with the first thing that is wrong."""
+    known = {one.name for one in ports}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InputError(f"there is no input `{unknown[0]}`", hint="the inputs are: " + ", ".join(sorted(known)))
+    sizes: dict[str, int] = {}
+    for one in ports:
+        if one.name not in given:
+            raise InputError(f"the input `{one.name}` is missing")
+        dtype, shape = given[one.name]
+        if dtype != one.dtype:
+            raise InputError(f"the input `{one.name}` is {dtype}, and has to be {one.dtype}")
+        wanted = ", ".join(str(size) for size in one.shape)
+        fits = len(shape) == len(one.shape) and all(
+            size == found if isinstance(size, int) else size is None or sizes.setdefault(size, found) == found
+            for size, found in zip(one.shape, shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"the input `{one.name}` has shape {list(shape)}, and has to have [{wanted}]")
