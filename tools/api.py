@@ -311,7 +311,8 @@ def optimize(
         if machine is not None:
             timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
             judge = ort_judge(todo.target) if judged else None
-            asked = compiled.Request(machine, samples, judge, timed, timed and guard is not None, fingerprint, on_step)
+            strict = timed and guard is not None
+            asked = compiled.Request(machine, samples, judge, timed, strict, fingerprint, recipe_text, on_step)
             result.compiled = compiled.make(proof.run.model, start, path, asked)
             result.files, path = result.compiled.files, None
         if path is not None and not stage:

@@ -71,6 +71,7 @@ class Request:
         timed: whether the two are timed in turns.
         strict: refuse to write code that is slower than ONNX Runtime.
         fingerprint: of the file that the model was read from.
+        recipe: the passes that it went through.
         on_step: progress.
     """
 
@@ -80,6 +81,7 @@ class Request:
     timed: bool
     strict: bool
     fingerprint: str = ""
+    recipe: Sequence[str] = ()
     on_step: Callable[[str, int, int], None] | None = None
 
 
@@ -170,7 +172,7 @@ def _refuse(model: oir.Model) -> None:
 
 def _write(model: oir.Model, folder: Path, request: Request) -> Manifest:
     """Write the library and the weights, and say what there is."""
-    from burnish.backends.tvm import artifact, compiling, versions, weights_file
+    from burnish.backends.tvm import artifact, compiling, processor, versions, weights_file
     from burnish.backends.tvm.lowering import lower
     from burnish.backends.tvm.quiet import quiet
 
@@ -195,6 +197,8 @@ def _write(model: oir.Model, folder: Path, request: Request) -> Manifest:
         outputs=tuple(_port(value) for value in model.graph.outputs),
         steps=(step,),
         kernels=compiling.kernels(fused),
+        extensions=processor.extensions(target),
+        recipe=tuple(request.recipe),
     )
 
 
@@ -236,8 +240,13 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
 def _not_run(request: Request) -> str:
     import tvm
 
+    from burnish.backends.tvm import processor
+
     if request.target.kind == "cuda" and not tvm.cuda(0).exist:
         return _NO_GPU
+    lacking = processor.lacking(processor.extensions(request.target))
+    if lacking:
+        return f"compiled, not run: this processor lacks {', '.join(lacking)}"
     return "" if request.samples and request.judge is not None else "compiled, not run: verification is off"
 
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -108,6 +108,8 @@ class Manifest(_Part, frozen=True):
         whole: what the whole of it was measured to be.
         tuned: how many kernels have a tuned schedule; all others have a plain one.
         kernels: how many kernels there are.
+        extensions: of the processor that the code may use (`processor.extensions`).
+        recipe: the passes that the model went through.
     """
 
     target: str
@@ -121,6 +123,8 @@ class Manifest(_Part, frozen=True):
     whole: Evidence = Evidence()
     tuned: int = 0
     kernels: int = 0
+    extensions: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
     format: str = FORMAT
     version: int = VERSION
 
@@ -245,11 +249,6 @@ def _belongs(one: Path, target: Path, known: set[str]) -> bool:
     return name in known
 
 
-def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder with a manifest; whether it is sound `read` says."""
-    return (Path(path) / MANIFEST).is_file()
-
-
 def read(path: str | os.PathLike[str], versions: dict[str, str]) -> Manifest:
     """The manifest of a folder that can be run here, with every file but the weights compared with its hash.
 
@@ -281,6 +280,7 @@ def read(path: str | os.PathLike[str], versions: dict[str, str]) -> Manifest:
     for name in needed:
         if name not in listed:
             raise InputError(f"the manifest does not list `{name}`", place=str(folder), hint=_AGAIN)
+    _check_chain(folder, manifest)
     for one in manifest.files:
         file = _inside(folder, one)
         if file.stat().st_size != one.bytes:
@@ -288,6 +288,21 @@ def read(path: str | os.PathLike[str], versions: dict[str, str]) -> Manifest:
         if one.path != WEIGHTS and _digest(file) != one.sha256:
             raise damaged(file, "its SHA-256 is not that of the manifest")
     return manifest
+
+
+def _check_chain(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest whose steps, in order, do not lead from the inputs to the outputs."""
+    known = {one.name for one in manifest.inputs}
+    for step in manifest.steps:
+        _check_known(folder, step.inputs, known)
+        known.update(step.outputs)
+    _check_known(folder, [one.name for one in manifest.outputs], known)
+
+
+def _check_known(folder: Path, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"nothing makes the value `{name}` before it is used", place=str(folder), hint=_AGAIN)
 
 
 def damaged(file: Path, reason: str) -> InputError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from burnish.backends.tvm import artifact, versions, weights_file
+from burnish.backends.tvm import artifact, processor, versions, weights_file
 from burnish.backends.tvm.artifact import Manifest, Port, Step
 from burnish.ir.errors import InputError
 
@@ -30,6 +30,13 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Artifac
             f"it is compiled for {manifest.target}, and there is no such device here",
             place=str(folder),
             hint="run it on a machine with one, or compile for this one with `--target llvm`",
+        )
+    lacking = processor.lacking(manifest.extensions)
+    if lacking:
+        raise InputError(
+            f"it is compiled for {manifest.target}, and this processor lacks {', '.join(lacking)}",
+            place=str(folder),
+            hint="compile it for this machine with `--target llvm`",
         )
     if threads is not None:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)

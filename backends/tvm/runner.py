@@ -30,8 +30,12 @@ class TvmRunner:
         function: str = "main",
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._device, self._lock, self._function = device, threading.Lock(), function
+        self._device, self._lock = device, threading.Lock()
         self._machine: Any = vm.VirtualMachine(code, device)
+        try:
+            self._function: Any = self._machine[function]
+        except AttributeError:
+            raise InputError(f"the library has no function `{function}`") from None
         self._weights = [tensor_on(device, one) for one in weights]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -58,14 +62,14 @@ class TvmRunner:
                 raise InputError("the runner is closed")
             tensors = [tensor_on(self._device, one) for one in given]
             try:
-                return list(self._machine[self._function](*tensors, *self._weights))
+                return list(self._function(*tensors, *self._weights))
             except Exception as error:
                 raise InputError(f"the compiled code refuses the inputs: {_reason(error)}") from error
 
     def close(self) -> None:
         """Free the code and the weights."""
         with self._lock:
-            self._machine = None
+            self._machine = self._function = None
             self._weights = []
 
 
@@ -82,7 +86,7 @@ def tensor_on(device: Any, given: Any) -> Any:
             return tvm.runtime.tensor(np.asarray(given, order="C"), device)
         try:
             found = tvm.runtime.from_dlpack(given)
-        except ValueError:  # not contiguous, or not at a multiple of 64 bytes
+        except Exception:  # not contiguous, not at a multiple of 64 bytes, or no DLPack at all, which NumPy then says
             found = tvm.runtime.tensor(np.array(np.from_dlpack(given), order="C"), device)
         return found if found.device == device else found.copyto(device)
     except InputError:
@@ -93,7 +97,7 @@ def tensor_on(device: Any, given: Any) -> Any:
 
 def shared(array: np.ndarray, device: Any) -> Any:
     """A tensor on the memory of an array that is at a multiple of 64 bytes, where the device and dtype allow it."""
-    if device.dlpack_device_type() != _CPU or array.dtype.kind not in "biuf":
+    if device.dlpack_device_type() != _CPU or array.dtype.kind not in "biuf" or not array.size:
         return tvm.runtime.tensor(array, device)
     return tvm.runtime.from_dlpack(array)
 

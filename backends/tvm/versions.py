@@ -92,7 +92,8 @@ def check_tuning() -> None:
         MissingPackageError: the process died.
     """
     found()
-    ran = subprocess.run([sys.executable, "-c", _SMOKE], capture_output=True, check=False)
+    places = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ran = subprocess.run([sys.executable, "-c", _SMOKE], capture_output=True, check=False, env=places)
     if ran.returncode:
         said = ran.stderr.decode(errors="replace").strip().splitlines()
         reason = said[-1] if said else f"the process ended with {ran.returncode}"
