@@ -98,7 +98,10 @@ class Inference:
         sizes: list[Dim] = []
         for axis, size in enumerate(value.shape):
             name = size.value if isinstance(size, oir.SymbolicDim) else None
-            sizes.append(size if isinstance(size, int) else dims.symbol(name) if name else self.unknown(value, axis))
+            if isinstance(size, int) and size >= 0:  # ONNX Runtime reads a negative size as any size
+                sizes.append(size)
+            else:
+                sizes.append(dims.symbol(name) if name and name != dims.UNKNOWN else self.unknown(value, axis))
         self._shapes[value] = tuple(sizes)
 
     def _graph(self, graph: oir.Graph) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import onnx_ir as oir
 
 import burnish
 from burnish.backends import onnx_writer
-from burnish.ir import match, weights
+from burnish.ir import match
 from burnish.ir.errors import BudgetError, InputError, VerificationError
 from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
@@ -183,7 +182,7 @@ def _write(model: oir.Model, folder: Path, request: Request) -> Manifest:
         fused = compiling.fused(lowered.module, target)
         code = compiling.build(compiling.scheduled(fused, target), target)
     compiling.export(code, folder / artifact.CODE)
-    arrays = {str(value.name): _array(value) for value in lowered.weights}
+    arrays = {str(value.name): array for value, array in zip(lowered.weights, lowered.arrays(), strict=True)}
     if arrays:
         weights_file.write(folder / artifact.WEIGHTS, arrays)
     step = artifact.Step(
@@ -272,12 +271,6 @@ def _evidence(made: Compiled) -> Evidence:
 def _tell(request: Request, what: str, number: int) -> None:
     if request.on_step is not None:
         request.on_step(what, number, 2)
-
-
-def _array(value: oir.Value) -> np.ndarray:
-    tensor = weights.tensor_of(value)
-    assert tensor is not None
-    return np.asarray(tensor.numpy(), order="C")
 
 
 def _port(value: oir.Value) -> Port:

@@ -380,5 +380,3 @@ def write_error(error: OSError, target: Path) -> InputError:
     full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     hint = "free some space, or write to another disk" if full else "write to a folder you own"
     return InputError(f"the artefact cannot be written: {reason}", place=str(target), hint=hint)
-
-

@@ -11,7 +11,6 @@ from tvm.sym.analyzer import Analyzer
 
 from burnish.backends.tvm.registry import Unsupported
 from burnish.backends.tvm.sizes import Sizes
-from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
 
 
@@ -55,6 +54,15 @@ class Maker:
                     sizes[place] = size
         return [self._held(one, sizes, single) for one in given]
 
+    def alike_batches(self, a: Any, b: Any) -> list[Any]:
+        """Two stacks of matrices with axes before the last two of one size; see `alike`."""
+        sizes: dict[int, Any] = {}
+        for one in (a, b):
+            for place, size in enumerate(reversed(self.shape(one)), 1):
+                if place > 2 and size != 1 and (place not in sizes or isinstance(size, int)):
+                    sizes[place] = size
+        return [self._held(one, sizes, (1,)) for one in (a, b)]
+
     def _held(self, one: Any, sizes: dict[int, Any], single: tuple[int, ...]) -> Any:
         """`one`, held to the sizes by their place from the end, where TVM cannot prove that it has them."""
         shape = self.shape(one)
@@ -68,6 +76,7 @@ class Maker:
 
     def sizes_as_tensor(self, sizes: list[Any], dtype: str = "int64") -> Any:
         """Sizes as a vector that the compiled function computes from its arguments."""
+
         def vector(*found: Any) -> Any:
             def element(index: Any) -> Any:
                 chosen: Any = tirx.const(0, dtype)
@@ -97,14 +106,28 @@ class Maker:
         except Unsupported:
             return None
 
+    def output_dtype(self, index: int = 0) -> oir.DataType:
+        """The ONNX dtype of an output; raises `Unsupported` where it is not known."""
+        return self._dtype_of(self.node.outputs[index])
+
+    def output_dtype_name(self, index: int = 0) -> str:
+        """TVM's name of the dtype of an output."""
+        return dtype_name(self.output_dtype(index))
+
+    def input_dtype(self, index: int) -> oir.DataType:
+        """The ONNX dtype of an input: 4-bit integers are 8-bit ones in TVM."""
+        return self._dtype_of(self.node.inputs[index])
+
+    def _dtype_of(self, value: oir.Value | None) -> oir.DataType:
+        dtype = self._facts.dtype(value)
+        if dtype is None:
+            raise Unsupported("a dtype is not known")
+        return dtype
+
     def array(self, expression: Any) -> np.ndarray | None:
         """The elements of a constant; None for anything else."""
         found = getattr(expression, "value", None)
         return None if found is None or not hasattr(found, "numpy") else np.asarray(found.numpy())
-
-    def const(self, array: Any, dtype: str | None = None) -> Any:
-        """A constant."""
-        return relax.const(np.asarray(array, dtype))
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -123,11 +146,11 @@ def dtype_name(dtype: oir.DataType) -> str:
     """TVM's name of a dtype.
 
     Raises:
-        InputError: TVM has no such dtype.
+        Unsupported: TVM is not given values of it.
     """
     name = _DTYPES.get(dtype)
     if name is None:
-        raise InputError(f"TVM is not given values of dtype {dtype.name.lower()}")
+        raise Unsupported(f"values of dtype {dtype.name.lower()}")
     return name
 
 
@@ -145,4 +168,6 @@ _DTYPES = {
     oir.DataType.UINT32: "uint32",
     oir.DataType.UINT64: "uint64",
     oir.DataType.BOOL: "bool",
+    oir.DataType.INT4: "int8",
+    oir.DataType.UINT4: "uint8",
 }

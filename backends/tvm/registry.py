@@ -39,6 +39,7 @@ class Entry:
         sizes: inputs that arrive as lists of sizes.
         several: whether the function returns a tuple of outputs.
         attributes: the names of the attributes it understands.
+        most: how many inputs it takes; None for any number.
     """
 
     function: Function
@@ -46,24 +47,33 @@ class Entry:
     sizes: tuple[int, ...]
     several: bool
     attributes: frozenset[str]
+    most: int | None = None
 
 
 _TABLE: dict[tuple[str, str], list[Entry]] = {}
 
 
 def lowers(
-    *names: str, domain: str = "", since: int = 1, sizes: tuple[int, ...] = (), several: bool = False
+    *names: str,
+    domain: str = "",
+    since: int = 1,
+    sizes: tuple[int, ...] = (),
+    several: bool = False,
+    more: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
-    """Enter a function into the table under `names`; the module's docstring has the rules."""
+    """Enter a function into the table under `names`; `more` names the attributes it takes as `**options`."""
 
     def enter(function: Function) -> Function:
-        found = inspect.signature(function).parameters.values()
-        attributes = frozenset(one.name for one in found if one.kind is one.KEYWORD_ONLY)
+        found = list(inspect.signature(function).parameters.values())
+        attributes = frozenset(one.name for one in found if one.kind is one.KEYWORD_ONLY) | set(more)
+        most: int | None = sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in found) - 1
+        if any(one.kind is one.VAR_POSITIONAL for one in found):
+            most = None
         for name in names:
             rows = _TABLE.setdefault((domain, name), [])
             if any(row.since == since for row in rows):
                 raise ValueError(f"{domain}::{name} has an entry for opset {since} already")
-            rows.append(Entry(function, since, sizes, several, attributes))
+            rows.append(Entry(function, since, sizes, several, attributes, most))
             rows.sort(key=lambda row: row.since)
         return function
 

@@ -1,5 +1,35 @@
 """What each ONNX operator is in Relax: importing this package fills the table of `burnish.backends.tvm.registry`."""
 
-from burnish.backends.tvm.operators import attention, elementwise, indexing, movement, network, norm, reduce
+from burnish.backends.tvm.operators import (
+    activation,
+    attention,
+    blockwise,
+    casting,
+    elementwise,
+    indexing,
+    movement,
+    network,
+    norm,
+    pooling,
+    quantized,
+    reduce,
+    resize,
+    rotary,
+)
 
-__all__ = ["attention", "elementwise", "indexing", "movement", "network", "norm", "reduce"]
+__all__ = [
+    "activation",
+    "attention",
+    "blockwise",
+    "casting",
+    "elementwise",
+    "indexing",
+    "movement",
+    "network",
+    "norm",
+    "pooling",
+    "quantized",
+    "reduce",
+    "resize",
+    "rotary",
+]

@@ -1,11 +1,11 @@
-"""Attention and rotary embedding as single operators."""
+"""Attention as a single operator, with caches, grouped heads and masks."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te, tirx
 
 from burnish.backends.tvm.maker import Maker
 from burnish.backends.tvm.operators.elementwise import number
@@ -13,14 +13,19 @@ from burnish.backends.tvm.registry import Unsupported, lowers
 
 op = relax.op
 
+LOWEST = {"float16": -65504.0, "bfloat16": -3.3895313892515355e38, "float32": -3.4028234663852886e38}
+"""The lowest finite number, by dtype. A query whose keys all have it, or -inf, in the mask gives zeros."""
 
-@lowers("Attention", since=23)
+
+@lowers("Attention", since=23, several=True)
 def attention(
     make: Maker,
     q: Any,
     k: Any,
     v: Any,
     mask: Any = None,
+    past_key: Any = None,
+    past_value: Any = None,
     *,
     scale: float | None = None,
     is_causal: int = 0,
@@ -29,30 +34,136 @@ def attention(
     kv_num_heads: int | None = None,
     qk_matmul_output_mode: int = 0,
     softmax_precision: int | None = None,
+) -> tuple[Any, ...]:
+    outputs = make.node.outputs
+    if len(outputs) > 3 and outputs[3].name:
+        raise Unsupported("the scores of Attention as an output")
+    if make.dtype(q) not in LOWEST:
+        raise Unsupported(f"Attention of {make.dtype(q)}")
+    flat = make.rank(q) == 3
+    if flat:
+        q = split_heads(make, q, q_num_heads)
+        k, v = (split_heads(make, one, kv_num_heads) for one in (k, v))
+    if past_key is not None:
+        k, v = (make.emit(op.concat(list(pair), 2)) for pair in ((past_key, k), (past_value, v)))
+    offset = 0 if past_key is None else make.shape(past_key)[2]
+    width = fixed(make.shape(q)[3], "the size of a head")
+    found = attend(
+        make,
+        q,
+        k,
+        v,
+        mask=mask,
+        offset=offset if is_causal else None,
+        scale=1 / math.sqrt(width) if scale is None else scale,
+        softcap=softcap,
+    )
+    return (join_heads(make, found) if flat else found), k, v
+
+
+def fixed(size: Any, what: str) -> int:
+    """A size that must be a number."""
+    if not isinstance(size, int):
+        raise Unsupported(f"{what} is not a number")
+    return size
+
+
+def split_heads(make: Maker, x: Any, heads: int | None) -> Any:
+    """[batch, sequence, heads * size] as [batch, heads, sequence, size]."""
+    batch, length, width = make.shape(x)
+    if not heads:
+        raise Unsupported("the number of heads is not given")
+    apart = op.reshape(x, [batch, length, heads, fixed(width, "the width of the heads") // heads])
+    return make.emit(op.permute_dims(apart, [0, 2, 1, 3]))
+
+
+def join_heads(make: Maker, x: Any) -> Any:
+    """[batch, heads, sequence, size] as [batch, sequence, heads * size]."""
+    batch, heads, length, width = make.shape(x)
+    return make.emit(op.reshape(op.permute_dims(x, [0, 2, 1, 3]), [batch, length, heads * width]))
+
+
+def attend(
+    make: Maker,
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    mask: Any = None,
+    offset: Any = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
 ) -> Any:
-    if make.rank(q) != 4 or is_causal or any(out.name for out in make.node.outputs[1:]):
-        raise Unsupported("an Attention of this form")
-    batch, heads, length, width = make.shape(q)
-    keys, groups = make.shape(k), make.shape(k)[1]
-    if not isinstance(heads, int) or not isinstance(groups, int) or not isinstance(width, int):
-        raise Unsupported("an Attention with a dynamic number of heads")
+    """softmax(softcap(scale * q k^T) + mask) v, rows without any key as zeros; scores and softmax in float32.
+
+    Args:
+        q: [batch, heads, queries, size]; k and v: [batch, groups, keys, size], groups dividing heads.
+        mask: to be added, or of bool: true where a key is seen; broadcast to [batch, heads, queries, keys].
+        offset: query i sees keys up to i + offset; None for all.
+    """
+    heads, groups = (fixed(make.shape(one)[1], "the number of heads") for one in (q, k))
+    if heads % groups:
+        raise Unsupported(f"{heads} heads of queries over {groups} of keys")
     if heads != groups:
         k, v = (_repeated(make, one, heads // groups) for one in (k, v))
-    factor = 1 / math.sqrt(width) if scale is None else scale
-    scores = op.matmul(op.multiply(q, number(make, q, factor)), op.permute_dims(k, [0, 1, 3, 2]))
+    dtype = make.dtype(q)
+    turned = op.permute_dims(k, [0, 1, 3, 2])
+    scores = op.matmul(op.multiply(q, number(make, q, scale)), turned, out_dtype="float32")
     if softcap:
-        scores = op.multiply(op.tanh(op.divide(scores, number(make, q, softcap))), number(make, q, softcap))
-    if mask is not None:
-        if make.dtype(mask) == "bool":
-            low = number(make, q, -65504.0 if make.dtype(q) == "float16" else -3.4028234663852886e38)
-            scores = op.where(mask, make.emit(scores), low)
-        else:
-            scores = op.add(scores, mask)
-    assert keys
-    return op.matmul(op.nn.softmax(scores, -1), v)
+        most = relax.const(softcap, "float32")
+        scores = op.multiply(op.tanh(op.divide(scores, most)), most)
+    scores = make.emit(scores)
+    bias = None if mask is None else _bias(make, scores, mask, dtype)
+    if bias is not None:
+        scores = make.emit(op.add(scores, bias))
+    if offset is not None:
+        scores = make.te(_causal, scores, _first(make, offset))
+    chances = make.emit(op.nn.softmax(scores, -1))
+    if bias is not None:
+        chances = _without_blind(make, chances, bias, LOWEST[dtype], offset)
+    return make.emit(op.matmul(op.astype(chances, dtype) if dtype != "float32" else chances, v))
+
+
+def _first(make: Maker, offset: Any) -> Any:
+    """The offset as a vector of one: FuseTIR fails on a symbol that is an argument and a size of the same function."""
+    return relax.const([offset], "int64") if isinstance(offset, int) else make.sizes_as_tensor([offset])
 
 
 def _repeated(make: Maker, x: Any, times: int) -> Any:
+    """Every head several times, one after the other."""
     batch, groups, length, width = make.shape(x)
     apart = make.emit(op.broadcast_to(op.expand_dims(x, [2]), [batch, groups, times, length, width]))
     return make.emit(op.reshape(apart, [batch, groups * times, length, width]))
+
+
+def _bias(make: Maker, scores: Any, mask: Any, dtype: str) -> Any:
+    """The mask as float32 to be added, with -inf for keys behind its end."""
+    keys, columns = make.shape(scores)[-1], make.shape(mask)[-1]
+    if make.dtype(mask) == "bool":
+        low, none = relax.const(-math.inf, "float32"), relax.const(0.0, "float32")
+        mask = make.emit(op.where(mask, none, low))
+    elif make.dtype(mask) != "float32":
+        mask = make.emit(op.astype(mask, "float32"))
+    if isinstance(keys, int) and isinstance(columns, int) and 1 < columns < keys:
+        around = [0] * (2 * make.rank(mask) - 1) + [keys - columns]
+        mask = make.emit(op.nn.pad(mask, around, "constant", -math.inf))
+    scores, mask = make.alike(scores, mask)
+    return mask
+
+
+def _causal(scores: Any, offset: Any) -> Any:
+    def element(*at: Any) -> Any:
+        seen = at[-1].astype("int64") <= at[-2].astype("int64") + offset[0]
+        return tirx.Select(seen, scores(*at), tirx.const(-math.inf, "float32"))
+
+    return te.compute(scores.shape, element, name="causal")
+
+
+def _without_blind(make: Maker, chances: Any, bias: Any, lowest: float, offset: Any) -> Any:
+    """The probabilities with zeros for queries that see no key at all."""
+    if offset is not None:
+        whole = make.emit(op.broadcast_to(bias, make.shape(chances)))
+        bias = make.te(_causal, whole, _first(make, offset))
+    most = make.emit(op.max(bias, -1, True))
+    blind = op.less_equal(most, relax.const(lowest, "float32"))
+    return make.emit(op.where(blind, relax.const(0.0, "float32"), chances))

@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import relax
 
+from burnish.backends.tvm import packing
 from burnish.backends.tvm.maker import Maker
 from burnish.backends.tvm.registry import Unsupported, lowers
 
@@ -19,7 +20,7 @@ def wrapped(make: Maker, indices: Any, size: Any) -> Any:
         if (array >= 0).all():
             return indices
         if isinstance(size, int):
-            return relax.const(array % size)
+            return relax.const(array % size, make.dtype(indices))
     dtype = make.dtype(indices)
     if dtype.startswith("u"):
         return indices
@@ -70,7 +71,7 @@ def cumsum(make: Maker, x: Any, axis: list[Any], *, exclusive: int = 0, reverse:
 @lowers("ConstantOfShape", since=9, sizes=(0,))
 def constant_of_shape(make: Maker, shape: list[Any], *, value: Any = None) -> Any:
     array = None if value is None else value.numpy().reshape(())
-    number = relax.const(0.0, "float32") if array is None else relax.const(array)
+    number = relax.const(0.0, "float32") if array is None else packing.constant(array)
     return op.full(shape, number, make.dtype(number))
 
 
@@ -80,4 +81,3 @@ def runtime_shape(make: Maker, x: Any, *, start: int = 0, end: int | None = None
     if make.node.op_type == "Size":
         raise Unsupported("Size of data")
     return make.sizes_as_tensor(sizes[start : len(sizes) if end is None else end])
-

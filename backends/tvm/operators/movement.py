@@ -34,11 +34,12 @@ def reshape(make: Maker, x: Any, shape: list[Any], *, allowzero: int = 0) -> Any
 @lowers("Flatten", since=9)
 def flatten(make: Maker, x: Any, *, axis: int = 1) -> Any:
     shape = make.shape(x)
-    axis %= len(shape) + 1 if axis < 0 else max(axis, 1) + 1
-    return op.reshape(x, [_product(shape[:axis]), _product(shape[axis:])])
+    axis += len(shape) if axis < 0 else 0
+    return op.reshape(x, [times(shape[:axis]), times(shape[axis:])])
 
 
-def _product(sizes: list[Any]) -> Any:
+def times(sizes: list[Any]) -> Any:
+    """The product of sizes."""
     total: Any = 1
     for size in sizes:
         total = total * size
@@ -111,6 +112,11 @@ def tile(make: Maker, x: Any, repeats: list[Any]) -> Any:
     return op.tile(x, plain(repeats, "a number of repeats"))
 
 
+def part(make: Maker, x: Any, axis: int, start: int, stop: int) -> Any:
+    """The elements from `start` to `stop` of an axis, both inside of it."""
+    return make.emit(op.strided_slice(x, [axis], [start], [stop], [1], assume_inbound=True))
+
+
 @lowers("Slice")
 def slice_by_attributes(
     make: Maker, x: Any, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
@@ -161,9 +167,7 @@ def _clamped(size: Any, place: Any) -> Any:
 
 
 @lowers("Pad", since=2)
-def pad_by_attributes(
-    make: Maker, x: Any, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0
-) -> Any:
+def pad_by_attributes(make: Maker, x: Any, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> Any:
     return _padded(make, x, list(pads), mode, value)
 
 

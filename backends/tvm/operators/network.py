@@ -14,9 +14,45 @@ from burnish.backends.tvm.registry import Unsupported, lowers
 op = relax.op
 
 
+HALVES = ("float16", "bfloat16")
+WINDOW = ("strides", "pads", "dilations", "group", "auto_pad", "kernel_shape")
+
+
+def product(make: Maker, a: Any, b: Any) -> Any:
+    """The matrix product; halves are summed in float32."""
+    if make.rank(a) > 2 and make.rank(b) > 2:
+        a, b = make.alike_batches(a, b)
+    dtype = make.dtype(a)
+    return op.astype(op.matmul(a, b, out_dtype="float32"), dtype) if dtype in HALVES else op.matmul(a, b)
+
+
 @lowers("MatMul")
 def matmul(make: Maker, a: Any, b: Any) -> Any:
-    return op.matmul(a, b)
+    return product(make, a, b)
+
+
+@lowers("FusedMatMul", domain="com.microsoft")
+def fused_matmul(
+    make: Maker,
+    a: Any,
+    b: Any,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,  # noqa: N803
+    transB: int = 0,  # noqa: N803
+    transBatchA: int = 0,  # noqa: N803
+    transBatchB: int = 0,  # noqa: N803
+) -> Any:
+    if transBatchA or transBatchB or (make.rank(a) < 2 and transA) or (make.rank(b) < 2 and transB):
+        raise Unsupported("a FusedMatMul of this form")
+    left, right = (_last_two_swapped(make, one) if swap else one for one, swap in ((a, transA), (b, transB)))
+    found = make.emit(product(make, left, right))
+    return found if alpha == 1.0 else op.multiply(found, number(make, found, alpha))
+
+
+def _last_two_swapped(make: Maker, x: Any) -> Any:
+    rank = make.rank(x)
+    return make.emit(op.permute_dims(x, [*range(rank - 2), rank - 1, rank - 2]))
 
 
 @lowers("Gemm", since=7)
@@ -31,17 +67,16 @@ def gemm(
     transA: int = 0,  # noqa: N803
     transB: int = 0,  # noqa: N803
 ) -> Any:
-    left = op.permute_dims(a, [1, 0]) if transA else a
-    right = op.permute_dims(b, [1, 0]) if transB else b
-    product = op.matmul(left, right)
+    left, right = (_last_two_swapped(make, one) if swap else one for one, swap in ((a, transA), (b, transB)))
+    found = make.emit(product(make, left, right))
     if alpha != 1.0:
-        product = op.multiply(product, number(make, a, alpha))
+        found = make.emit(op.multiply(found, number(make, a, alpha)))
     if c is None or beta == 0.0:
-        return product
-    return op.add(product, c if beta == 1.0 else op.multiply(c, number(make, a, beta)))
+        return found
+    return op.add(*make.alike(found, c if beta == 1.0 else make.emit(op.multiply(c, number(make, a, beta)))))
 
 
-def _window(
+def window_of(
     make: Maker,
     x: Any,
     kernel: list[int],
@@ -67,28 +102,20 @@ def _window(
     return steps, [*begins, *ends], wide
 
 
-@lowers("Conv")
-def conv(
-    make: Maker,
-    x: Any,
-    w: Any,
-    bias: Any = None,
-    *,
-    strides: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    dilations: tuple[int, ...] | None = None,
-    group: int = 1,
-    auto_pad: str = "NOTSET",
-    kernel_shape: tuple[int, ...] | None = None,
-) -> Any:
+@lowers("Conv", more=WINDOW)
+def convolved(make: Maker, x: Any, w: Any, bias: Any = None, **window: Any) -> Any:
+    """A convolution over one to three axes; halves are summed in float32."""
     kernel = plain(make.shape(w)[2:], "a size of the kernel")
-    rank = len(kernel)
+    rank, group = len(kernel), window.get("group", 1)
     if rank not in (1, 2, 3):
         raise Unsupported(f"a convolution over {rank} axes")
-    steps, around, wide = _window(make, x, kernel, strides, pads, dilations, auto_pad)
+    strides, pads, dilations = (window.get(name) for name in ("strides", "pads", "dilations"))
+    steps, around, wide = window_of(make, x, kernel, strides, pads, dilations, window.get("auto_pad", "NOTSET"))
     function = {1: op.nn.conv1d, 2: op.nn.conv2d, 3: op.nn.conv3d}[rank]
-    found = function(x, w, strides=steps, padding=around, dilation=wide, groups=group)
-    return _with_bias(make, found, bias, rank)
+    dtype = make.dtype(x)
+    options = {"out_dtype": "float32"} if dtype in HALVES else {}
+    found = function(x, w, strides=steps, padding=around, dilation=wide, groups=group, **options)
+    return _with_bias(make, op.astype(make.emit(found), dtype) if options else found, bias, rank)
 
 
 def _with_bias(make: Maker, found: Any, bias: Any, rank: int) -> Any:
@@ -117,110 +144,10 @@ def conv_transpose(
     rank = len(kernel)
     if rank not in (1, 2) or output_shape is not None or auto_pad not in ("NOTSET", "VALID"):
         raise Unsupported("a ConvTranspose of this form")
-    steps, around, wide = _window(make, x, kernel, strides, pads, dilations, auto_pad)
+    steps, around, wide = window_of(make, x, kernel, strides, pads, dilations, auto_pad)
     if wide != [1] * rank:
         raise Unsupported("a dilated ConvTranspose")
     more = list(output_padding or [0] * rank)
     function = op.nn.conv1d_transpose if rank == 1 else op.nn.conv2d_transpose
     found = function(x, w, strides=steps, padding=around, output_padding=more, dilation=wide, groups=group)
     return _with_bias(make, found, bias, rank)
-
-
-@lowers("MaxPool")
-def max_pool(
-    make: Maker,
-    x: Any,
-    *,
-    kernel_shape: tuple[int, ...],
-    strides: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    dilations: tuple[int, ...] | None = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    storage_order: int = 0,
-) -> Any:
-    if len(make.node.outputs) > 1:
-        raise Unsupported("the indices of MaxPool")
-    rank = len(kernel_shape)
-    steps, around, wide = _window(make, x, list(kernel_shape), strides, pads, dilations, auto_pad)
-    function = {1: op.nn.max_pool1d, 2: op.nn.max_pool2d, 3: op.nn.max_pool3d}[rank]
-    return function(x, list(kernel_shape), steps, around, wide, bool(ceil_mode))
-
-
-@lowers("AveragePool")
-def average_pool(
-    make: Maker,
-    x: Any,
-    *,
-    kernel_shape: tuple[int, ...],
-    strides: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    dilations: tuple[int, ...] | None = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-) -> Any:
-    if ceil_mode:
-        raise Unsupported("an AveragePool that rounds up")
-    rank = len(kernel_shape)
-    steps, around, wide = _window(make, x, list(kernel_shape), strides, pads, dilations, auto_pad)
-    function = {1: op.nn.avg_pool1d, 2: op.nn.avg_pool2d, 3: op.nn.avg_pool3d}[rank]
-    return function(x, list(kernel_shape), steps, around, wide, False, bool(count_include_pad))
-
-
-@lowers("GlobalAveragePool")
-def global_average_pool(make: Maker, x: Any) -> Any:
-    return op.mean(x, list(range(2, make.rank(x))), True)
-
-
-@lowers("GlobalMaxPool")
-def global_max_pool(make: Maker, x: Any) -> Any:
-    return op.max(x, list(range(2, make.rank(x))), True)
-
-
-@lowers("Resize", since=11, sizes=(3,))
-def resize(
-    make: Maker,
-    x: Any,
-    roi: Any = None,
-    scales: Any = None,
-    sizes: Any = None,
-    *,
-    mode: str = "nearest",
-    coordinate_transformation_mode: str = "half_pixel",
-    nearest_mode: str = "round_prefer_floor",
-    cubic_coeff_a: float = -0.75,
-    exclude_outside: int = 0,
-    extrapolation_value: float = 0.0,
-    antialias: int = 0,
-    keep_aspect_ratio_policy: str = "stretch",
-    axes: tuple[int, ...] | None = None,
-) -> Any:
-    shape = make.shape(x)
-    if len(shape) != 4 or antialias or axes is not None or keep_aspect_ratio_policy != "stretch":
-        raise Unsupported("a Resize of this form")
-    if coordinate_transformation_mode not in ("half_pixel", "align_corners", "asymmetric"):
-        raise Unsupported(f"Resize with {coordinate_transformation_mode}")
-    if mode == "nearest" and nearest_mode not in ("floor", "round_prefer_floor", "ceil"):
-        raise Unsupported(f"Resize with {nearest_mode}")
-    if sizes is None:
-        array = make.array(scales)
-        if array is None:
-            raise Unsupported("the scales depend on data")
-        factors = array.reshape(-1).tolist()
-        if len(factors) != 4 or factors[:2] != [1.0, 1.0] or any(one != int(one) for one in factors):
-            raise Unsupported("a Resize by such scales")
-        sizes = [size * int(factor) for size, factor in zip(shape, factors, strict=True)]
-    method = {"nearest": "nearest_neighbor", "linear": "linear", "cubic": "cubic"}[mode]
-    rounding = {"floor": "floor", "round_prefer_floor": "round_prefer_floor", "ceil": "ceil"}[nearest_mode]
-    return op.image.resize2d(
-        x,
-        relax.ShapeExpr(sizes[2:]),
-        layout="NCHW",
-        method=method,
-        coordinate_transformation_mode=coordinate_transformation_mode,
-        rounding_method=rounding if mode == "nearest" else "",
-        cubic_alpha=cubic_coeff_a,
-        cubic_exclude=exclude_outside,
-        extrapolation_value=extrapolation_value,
-    )

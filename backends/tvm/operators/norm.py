@@ -28,9 +28,7 @@ def layer_norm(
 
 @lowers("RMSNormalization", since=23)
 @lowers("SimplifiedLayerNormalization", since=1)
-def rms_norm(
-    make: Maker, x: Any, scale: Any, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Any:
+def rms_norm(make: Maker, x: Any, scale: Any, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Any:
     if any(out.name for out in make.node.outputs[1:]):
         raise Unsupported("the deviation of a norm")
     rank = make.rank(x)
