@@ -11,6 +11,9 @@ import numpy as np
 
 from burnish.passes.protocols import Runner, Verdict
 
+_PLAIN = 2.0
+"""A ratio that three rounds are enough for, when all of them exceed it."""
+
 Action = Callable[[], object]
 
 _RESAMPLES = 1000
@@ -121,7 +124,8 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -
         margin: a relative difference that does not matter.
 
     Returns:
-        `slower` when the interval of the ratio lies above 1 + margin, `faster` when it lies below 1 - margin.
+        `slower` when the interval of the ratio lies above 1 + margin, `faster` when it lies below 1 - margin; of fewer
+        than six rounds only when each is so by a factor of two.
     """
     calls = (_calls(a), _calls(b))
     end = time.perf_counter() + budget
@@ -136,7 +140,7 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -
         decided = found.low > 1 + margin or found.high < 1 - margin
         idle = 1 - margin < found.low and found.high < 1 + margin
         if over or decided or idle:
-            enough = len(made) >= 6
+            enough = len(made) >= 6 or found.low > _PLAIN or found.high < 1 / _PLAIN
             return Verdict(
                 ratio=found.ratio,
                 low=found.low,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from tvm.relax import transform
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
+
+_ROOM = 1 << 26
+"""Bytes of temporary files that code may take before it is linked."""
 
 
 def fused(module: Any, target: Target) -> Any:
@@ -80,6 +84,9 @@ def export(code: Any, path: Path) -> None:
     """
     from tvm.support import cc
 
+    aside = tempfile.gettempdir()
+    if shutil.disk_usage(aside).free < _ROOM:  # LLVM ends the process when it cannot write an object
+        raise InputError("the disk for temporary files is full", place=aside, hint="free some space, or set `TMPDIR`")
     linker = cc.get_cc()
     if not linker or shutil.which(linker) is None:
         raise InputError(
@@ -93,8 +100,10 @@ def export(code: Any, path: Path) -> None:
     except Exception as error:
         if os.strerror(errno.ENOSPC) in str(error):  # as the linker's words
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        lines = (str(error) or said()).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"the library cannot be linked: {lines[-1].strip()}", place=str(path.name)) from error
+        lines = [line.strip() for line in (str(error) or said()).splitlines()]
+        telling = [line for line in lines if line and not line.startswith(("Compilation error", "Command line"))]
+        reason = telling[0] if telling else f"`{linker}` fails"
+        raise InputError(f"the library cannot be linked: {reason}", hint="see what `CXX` names") from error
 
 
 def kernels(module: Any) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ pytest.importorskip("tvm")
 from burnish.backends import tvm as backend  # noqa: E402
 from burnish.ir.errors import InputError  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
 MODEL = """
@@ -114,9 +118,9 @@ def test_a_dry_run_compiles_and_writes_nothing(model: Path, optimize: Run, tmp_p
 
 
 def test_code_that_is_slower_is_refused_when_latency_is_guarded_by_name(
-    optimize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimize: Run, tmp_path: Path
 ) -> None:
-    resnet = Path(__file__).parents[2] / "tools" / "demo" / "digits_resnet.onnx"
+    resnet = ROOT / "tools" / "demo" / "digits_resnet.onnx"
     code, _, err = optimize(resnet, "-o", "out", "--target", "llvm", "--guard", "latency")
     assert code == 1 and "times as long as ONNX Runtime" in err and not (tmp_path / "out").exists()
 
@@ -133,3 +137,123 @@ def test_nodes_that_cannot_be_compiled_are_named(optimize: Run, tmp_path: Path) 
 def test_an_unknown_target_is_refused_before_any_work(model: Path, optimize: Run, target: str) -> None:
     code, _, err = optimize(model, "-o", "out", "--target", target)
     assert code == 2 and err.startswith("error: ") and "hint:" in err
+
+
+def child(code: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, in a process of its own."""
+    settings = os.environ | {"PYTHONPATH": str(ROOT / ".src"), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_run_that_is_killed_leaves_the_older_artefact_and_the_next_one_cleans_up(
+    model: Path, optimize: Run, tmp_path: Path
+) -> None:
+    words = (model, "-o", "out", "--target", "llvm", "--guard", "size")
+    assert optimize(*words)[0] == 0
+    before = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    ran = child(
+        """
+import os, signal, burnish
+def told(what, number, total):
+    if what == "comparing":
+        os.kill(os.getpid(), signal.SIGKILL)
+burnish.optimize("model.onnx", "out", target="llvm", guard=[], on_step=told)
+""",
+        tmp_path,
+    )
+    assert ran.returncode == -signal.SIGKILL
+    assert {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()} == before
+    assert len(list(tmp_path.glob(".burnish-*"))) == 1
+    assert optimize(*words)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["model.onnx", "out"]
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path: Path) -> None:
+    """The disk is a limit on the size of files, between that of the code and that of the weights."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 512] x) => (float[N, 2048] y) { y = MatMul (x, w) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((512, 2048), np.float32), "w"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    ran = child(
+        """
+import resource, burnish
+from burnish.ir.errors import InputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    burnish.optimize("model.onnx", "out", target="llvm", verify="off")
+except InputError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert ran.returncode == 0 and "the artefact cannot be written: File too large" in ran.stdout and not ran.stderr
+    assert os.listdir(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    "linker, message",
+    [("/nonexistent/g++", "no C++ compiler"), ("/bin/false", "`/bin/false` fails"), ("./cc.sh", "no ld here")],
+)
+def test_a_missing_or_failing_linker_is_named(
+    model: Path, optimize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linker: str, message: str
+) -> None:
+    (tmp_path / "cc.sh").write_text("#!/bin/sh\necho 'cc: no ld here' >&2\nexit 1\n")
+    (tmp_path / "cc.sh").chmod(0o755)
+    monkeypatch.setenv("CXX", linker)
+    code, out, err = optimize(model, "-o", "out", "--target", "llvm")
+    assert code == 2 and out == "" and message in err and "hint:" in err and not (tmp_path / "out").exists()
+
+
+def test_code_for_another_processor_is_compiled_and_not_run(model: Path, optimize: Run, tmp_path: Path) -> None:
+    code, out, _ = optimize(model, "-o", "out", "--target", "llvm:sapphirerapids")
+    assert code == 0
+    if "this processor lacks" in out:
+        assert json.loads((tmp_path / "out" / "manifest.json").read_text())["verified"] is None
+        with pytest.raises(InputError, match="this processor lacks"):
+            backend.load(tmp_path / "out")
+    else:
+        assert "largest relative error" in out
+
+
+def test_python_writes_the_same_and_as_python_says_how(model: Path, optimize: Run, tmp_path: Path) -> None:
+    code, out, _ = optimize(model, "-o", "out", "--target", "llvm", "--guard", "size", "--as-python")
+    assert code == 0 and not (tmp_path / "out").exists()
+    exec(compile(out, "<as-python>", "exec"), {})
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["verified"] is True
+
+
+def test_a_recipe_names_the_target(model: Path, optimize: Run, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("passes:\n  - fold-constants\ntarget: llvm:znver9\n")
+    code, _, err = optimize(model, "-o", "out", "--recipe", "recipe.yaml")
+    assert code == 2 and "LLVM knows no processor `znver9`" in err
+
+
+def test_code_that_computes_something_else_is_not_written(
+    model: Path, optimize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are written with one number changed, as an error of the compiler would show."""
+    from burnish.backends.tvm import weights_file
+
+    write = weights_file.write
+
+    def wrong(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        write(path, {name: array * np.float32(1.001) for name, array in arrays.items()})
+
+    monkeypatch.setattr(weights_file, "write", wrong)
+    code, out, err = optimize(model, "-o", "out", "--target", "llvm")
+    assert code == 3 and out == "" and "computes something else: output `y` differs by 0.001" in err
+    assert os.listdir(tmp_path) == ["model.onnx"]
+
+
+def test_float16_is_held_to_its_own_rounding(optimize: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float16[N, 64] x) => (float16[N, 32] y) {
+        a = MatMul (x, w)  y = Relu (a) }"""
+    proto = onnx.parser.parse_model(text)
+    weights = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float16)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    code, out, err = optimize("model.onnx", "-o", "out", "--target", "llvm", "--guard", "size")
+    assert (code, err) == (0, "") and "(allowed 4e-03) in `y`" in out
