@@ -13,6 +13,7 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
+from burnish.backends.tvm import intrinsics
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
@@ -50,6 +51,7 @@ def scheduled(module: Any, target: Target) -> Any:
         return module
     from tvm.s_tir import dlight
 
+    intrinsics.load()
     rules = dlight.gpu
     with target.tvm():
         return dlight.ApplyDefaultSchedule(

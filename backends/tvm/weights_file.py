@@ -49,7 +49,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     with open(path, "xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():

@@ -12,8 +12,8 @@ from pathlib import Path
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
 
-_SAID = 12
-"""Lines of a compiler's complaint that are shown."""
+_SAID, _WIDTH = 6, 300
+"""Lines of a compiler's complaint that are shown, and how much of each."""
 
 
 def library(source: Path, out: Path, target: Target, *, objects: Sequence[Path] = ()) -> None:
@@ -28,7 +28,7 @@ def library(source: Path, out: Path, target: Target, *, objects: Sequence[Path] 
     link = [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi"]
     common = ["-shared", "-std=c++17", *include, str(source), *map(str, objects), "-o", str(out), *link]
     if target.kind == "cuda":
-        _run([_nvcc(target), "-O3", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", *_generate(target), *common])
+        _run([_nvcc(target), "-O3", "-no-compress", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", *_generate(target), *common])
     else:
         _run([_cxx(), "-O2", "-fPIC", "-fopenmp", "-Wl,-Bsymbolic", *common])
 
@@ -84,11 +84,12 @@ def _cxx() -> str:
 def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_SAID:])
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        said = "\n".join(line[:_WIDTH] for line in ([line for line in lines if "error" in line] or lines)[:_SAID])
         full = "No space left on device" in said
         raise InputError(
             f"it ended with {done.returncode}:\n{said}",
             place=command[0],
-            hint="free space on the disk of the folder and of TMPDIR" if full else "is its version one that CUDA 13 or C++17 has?",
+            hint="free space on the disk of the folder and of TMPDIR" if full else "it has to know C++17; the source is ours, so please report what it says",
         )
     return done.stdout

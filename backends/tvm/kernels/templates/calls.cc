@@ -39,8 +39,8 @@ ffi::Array<ffi::Tensor> computed(const std::vector<DLTensor*>& inputs, const std
   return outputs;
 }
 
-void call_main(ffi::PackedArgs args, ffi::Any* result) {
-  counted(args, MODEL_INPUTS + MODEL_WEIGHTS, "main");
+void call_call(ffi::PackedArgs args, ffi::Any* result) {
+  counted(args, MODEL_INPUTS + MODEL_WEIGHTS, "call");
   *result = computed(tensors(args, 0, MODEL_INPUTS), tensors(args, MODEL_INPUTS, MODEL_WEIGHTS));
 }
 
@@ -82,7 +82,7 @@ void call_workspace(ffi::PackedArgs args, ffi::Any* result) {
     call_##name(ffi::PackedArgs(reinterpret_cast<const ffi::AnyView*>(args), count), reinterpret_cast<ffi::Any*>(result)); \
     TVM_FFI_SAFE_CALL_END();                                                                              \
   }
-MODEL_FUNCTION(main)
+MODEL_FUNCTION(call)
 MODEL_FUNCTION(bind)
 MODEL_FUNCTION(run)
 MODEL_FUNCTION(workspace)
