@@ -61,6 +61,7 @@ def emit(
         InputError: a node that TVM is not given, a size that depends on data, no compiler, or a disk that is full.
     """
     compilers.check(target)
+    folder.mkdir(exist_ok=True)
     try:
         return _emit(model, target, folder, title, dims or {})
     except Unsupported as reason:

@@ -1,0 +1,142 @@
+"""What `kernels_check` needs on a machine with a GPU: libraries compiled here, models, inputs and what they should give.
+
+    python -m burnish.tools.research.gpu.kernels_prepare FOLDER [--target cuda:sm_90] [--only NAME]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from burnish.backends.tvm import target as targets
+from burnish.backends.tvm.kernels import emitting
+from burnish.frontends import onnx_file
+from burnish.ir.samples import Sample
+from burnish.passes import recipes
+from burnish.passes.pipeline import Pipeline
+from burnish.tools.api import samples_for
+
+ROOT = Path(__file__).resolve().parents[3]
+WHEELS = ("apache-tvm-ffi==0.1.14.post1", "msgspec==0.22.0", "onnx_ir==1.1.0")
+_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def matmul_gelu(size: int, dtype: int = TensorProto.FLOAT16) -> onnx.ModelProto:
+    """`Gelu(x @ w)` of square matrices."""
+    weight = (np.random.default_rng(0).standard_normal((size, size)) / size**0.5).astype(np.float32)
+    stored = weight.astype(helper.tensor_dtype_to_np_dtype(dtype))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Gelu", ["m"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, dtype, [size, size]) for name in "xy")
+    graph = helper.make_graph(nodes, "matmul_gelu", [x], [y], [numpy_helper.from_array(stored, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float16, inputs and outputs too, its nodes in order."""
+    import onnx_ir as oir
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    made = oir.from_proto(convert_float_to_float16(model, keep_io_types=False, disable_shape_infer=False))
+    made.graph.sort()
+    return oir.to_proto(made)
+
+
+def models() -> dict[str, tuple[Callable[[], onnx.ModelProto], bool]]:
+    """Makers by name, and whether the model is to be run in float16."""
+    demo, zoo = ROOT / "tools" / "demo", ROOT / ".zoo"
+    return {
+        "digits-resnet": (lambda: onnx.load(demo / "digits_resnet.onnx"), False),
+        "digits-vit": (lambda: onnx.load(demo / "digits_vit.onnx"), False),
+        "matmul-gelu": (lambda: matmul_gelu(1024), False),
+        "bert": (lambda: onnx.load(zoo / "bert-s-dynp.onnx"), True),
+        "llama-kv": (lambda: onnx.load(zoo / "llama-kv-dynp.onnx"), False),
+        "efficientnet": (lambda: onnx.load(zoo / "a1-efficientnet.onnx"), True),
+    }
+
+
+def samples(model: onnx.ModelProto, proto: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Inputs by name: those that the model is verified with, and 32 rows where the first dimension is a batch."""
+    given: list[Sample] = list(samples_for(onnx_file.read(proto)))[:2]
+    for one in given:
+        yield one.name, {name: np.ascontiguousarray(value) for name, value in one.feeds.items()}
+    first = {value.name: value.type.tensor_type.shape.dim[:1] for value in model.graph.input}
+    if all(dim and dim[0].dim_param for dim in first.values()) and len({dim[0].dim_param for dim in first.values()}) == 1:
+        feeds = given[0].feeds
+        yield "batch 32", {name: np.repeat(value[:1], 32, axis=0) for name, value in feeds.items()}
+
+
+def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target: Any, folder: Path) -> dict[str, Any]:
+    """One model in a folder of its own."""
+    folder.mkdir(parents=True)
+    original = maker()
+    model = halved(original) if half else original
+    onnx.save(model, folder / "model.onnx")
+    onnx.save(original, folder / "original.onnx")
+    normal = Pipeline(recipes.named("default", "onnx", None)[:-1]).rewrite(onnx_file.read(folder / "model.onnx")).model
+    begun = time.perf_counter()
+    emitted = emitting.emit(normal, target, folder / "kernels", title=name)
+    seconds = time.perf_counter() - begun
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    sessions = [
+        onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
+        for file in ("model.onnx", "original.onnx")
+    ]
+    arrays: dict[str, np.ndarray] = {}
+    rows = []
+    outputs = [one.name for one in sessions[0].get_outputs()]
+    for number, (row, feeds) in enumerate(samples(model, folder / "model.onnx")):
+        wide = {one.name: feeds[one.name] for one in sessions[1].get_inputs()}
+        if half:
+            wide = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in wide.items()}
+        wanted = sessions[1].run(outputs, wide)
+        same = sessions[0].run(outputs, {one.name: feeds[one.name] for one in sessions[0].get_inputs()})
+        for index, one in enumerate(emitted.inputs):
+            arrays[f"{number}.in.{index}"] = feeds[one[0]]
+        for index, (want, own) in enumerate(zip(wanted, same, strict=True)):
+            arrays[f"{number}.out.{index}"] = want
+            arrays[f"{number}.same.{index}"] = own
+        rows.append(row)
+    (folder / "original.onnx").unlink()
+    np.savez_compressed(folder / "samples.npz", **arrays)
+    about = {"name": name, "half": half, "samples": rows, "weights": len(emitted.weights), "seconds": round(seconds, 1)}
+    about |= {"kernels": len(emitted.kernels), "calls": emitted.calls, "target": str(target)}
+    (folder / "about.json").write_text(json.dumps(about, indent=1))
+    (folder / "kernels" / "kernels.o").unlink(missing_ok=True)
+    return about
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--target", default="cuda:sm_90")
+@click.option("--only", multiple=True, help="Names of models.")
+@click.option("--wheels/--no-wheels", default=True, help="Download the wheels for Python 3.12 too.")
+def main(folder: Path, target: str, only: tuple[str, ...], wheels: bool) -> None:
+    """Write what `kernels_check` needs into FOLDER."""
+    machine = targets.parse(target)
+    for name, (maker, half) in models().items():
+        if (only and name not in only) or (folder / name).exists():
+            continue
+        print(prepare(name, maker, half, machine, folder / name), flush=True)
+    if wheels and not (folder / "wheels").exists():
+        platforms = [word for one in _PLATFORMS for word in ("--platform", one)]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", "3.12", "--implementation", "cp", *platforms]
+        subprocess.run([*command, "-d", str(folder / "wheels"), *WHEELS], check=True)
+    size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+    print(f"{size / 1e6:.1f} MB in {folder}")
+
+
+if __name__ == "__main__":
+    main()
