@@ -13,7 +13,6 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
-from burnish.backends.tvm import intrinsics
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
@@ -49,18 +48,10 @@ def scheduled(module: Any, target: Target) -> Any:
     """The module with a schedule for each kernel that has none: on a GPU by rules (dlight), on a CPU plain loops."""
     if target.kind != "cuda":
         return module
-    from tvm.s_tir import dlight
+    from burnish.backends.tvm import schedules
 
-    intrinsics.load()
-    rules = dlight.gpu
     with target.tvm():
-        return dlight.ApplyDefaultSchedule(
-            rules.Matmul(),
-            rules.GEMV(),
-            rules.Reduction(),
-            rules.GeneralReduction(),
-            rules.Fallback(),
-        )(module)
+        return schedules.apply(module)
 
 
 def build(module: Any, target: Target) -> Any:

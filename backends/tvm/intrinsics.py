@@ -26,6 +26,8 @@ def _bare_stack(context: int = 1) -> list[Any]:
     """`inspect.stack` without reading source files."""
     frames, frame = [], sys._getframe(1)
     while frame is not None:
-        frames.append(inspect.FrameInfo(frame, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None, None))
+        frames.append(
+            inspect.FrameInfo(frame, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None, None)
+        )
         frame = frame.f_back  # type: ignore[assignment]
     return frames

@@ -28,7 +28,19 @@ def library(source: Path, out: Path, target: Target, *, objects: Sequence[Path] 
     link = [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi"]
     common = ["-shared", "-std=c++17", *include, str(source), *map(str, objects), "-o", str(out), *link]
     if target.kind == "cuda":
-        _run([_nvcc(target), "-O3", "-no-compress", "-Xcompiler", "-fPIC", "-Xlinker", "-Bsymbolic", *_generate(target), *common])
+        _run(
+            [
+                _nvcc(target),
+                "-O3",
+                "-no-compress",
+                "-Xcompiler",
+                "-fPIC",
+                "-Xlinker",
+                "-Bsymbolic",
+                *_generate(target),
+                *common,
+            ]
+        )
     else:
         _run([_cxx(), "-O2", "-fPIC", "-fopenmp", "-Wl,-Bsymbolic", *common])
 
@@ -77,7 +89,9 @@ def _cxx() -> str:
     name = os.environ.get("CXX", "g++")
     found = shutil.which(name)
     if found is None:
-        raise InputError("a C++ compiler links the library, and there is none", place=name, hint="install g++, or set CXX")
+        raise InputError(
+            "a C++ compiler links the library, and there is none", place=name, hint="install g++, or set CXX"
+        )
     return found
 
 
@@ -90,6 +104,8 @@ def _run(command: Sequence[str]) -> str:
         raise InputError(
             f"it ended with {done.returncode}:\n{said}",
             place=command[0],
-            hint="free space on the disk of the folder and of TMPDIR" if full else "it has to know C++17; the source is ours, so please report what it says",
+            hint="free space on the disk of the folder and of TMPDIR"
+            if full
+            else "it has to know C++17; the source is ours, so please report what it says",
         )
     return done.stdout

@@ -12,13 +12,11 @@ import onnx_ir as oir
 import tvm
 from tvm import relax
 
-from burnish.backends.tvm import compiling
-from burnish.backends.tvm import weights_file
+from burnish.backends.tvm import compiling, weights_file
 from burnish.backends.tvm.kernels import compilers, entry, examples, expressions, plan
 from burnish.backends.tvm.lowering import MAIN, lower
 from burnish.backends.tvm.registry import Unsupported
 from burnish.backends.tvm.target import Target
-from burnish.ir import weights
 from burnish.ir.errors import InputError
 
 
@@ -67,7 +65,9 @@ def emit(
     except Unsupported as reason:
         raise InputError(f"the model cannot be one library of kernels: {reason}", place=title) from None
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or error}", place=str(error.filename or folder)) from error
+        raise InputError(
+            f"cannot be written: {error.strerror or error}", place=str(error.filename or folder)
+        ) from error
 
 
 def _emit(model: oir.Model, target: Target, folder: Path, title: str, dims: Mapping[str, int]) -> Emitted:
@@ -76,8 +76,13 @@ def _emit(model: oir.Model, target: Target, folder: Path, title: str, dims: Mapp
         raise Unsupported("it has no inputs")
     module = _sized(lowered.module, dims)
     fused = relax.transform.RewriteDataflowReshape()(compiling.fused(module, target))
-    given = [_array(value) for value in lowered.weights]
-    planned = plan.of(fused[MAIN], lowered.inputs, lowered.outputs, given, lambda steps, arrays: _once(steps, arrays, fused))
+    planned = plan.of(
+        fused[MAIN],
+        lowered.inputs,
+        lowered.outputs,
+        [*lowered.arrays()],
+        lambda steps, arrays: _once(steps, arrays, fused),
+    )
     code = _compiled(compiling.scheduled(_only(fused, planned.kernels), target), target)
     (folder / "model.h").write_text(entry.header(planned, target, title), encoding="utf-8")
     names, offsets = _store(folder / "weights.safetensors", planned.arrays)
@@ -114,12 +119,6 @@ def _sized(module: Any, dims: Mapping[str, int]) -> Any:
         known = ", ".join(f"`{one}`" for one in sorted(symbols)) or "none"
         raise InputError(f"no input has a dimension `{unknown[0]}`", place="--dims", hint=f"dimensions are: {known}")
     return relax.transform.BindSymbolicVars(dict(dims))(module) if dims else module
-
-
-def _array(value: oir.Value) -> np.ndarray:
-    tensor = weights.tensor_of(value)
-    assert tensor is not None
-    return np.asarray(tensor.numpy(), order="C")
 
 
 def _store(path: Path, arrays: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[int]]:

@@ -25,7 +25,8 @@ def header(plan: Plan, target: Target, title: str) -> str:
         *(f"output {name}: {_shape(one)}" for name, one in zip(outputs, plan.outputs, strict=True)),
     ]
     cuda = target.kind == "cuda"
-    return jinja2.Template(text("model.h.jinja"), keep_trailing_newline=True).render(
+    return rendered(
+        "model.h.jinja",
         title=_comment(title),
         target=str(target),
         where="on one GPU, each beginning at 16 bytes" if cuda else "best begun at 64 bytes, else copied",
@@ -151,7 +152,9 @@ def _run(plan: Plan, names: dict[Any, str]) -> Iterator[str]:
     for index, (name, one) in enumerate(zip(plan.names[1], plan.outputs, strict=True)):
         yield from _output(index, name, one, names)
     for index, one in enumerate(plan.weights):
-        checked = f'checked(given_weights[{index}], "weight {index}", {expressions.dlpack(one.dtype)}, {len(one.shape)})'
+        checked = (
+            f'checked(given_weights[{index}], "weight {index}", {expressions.dlpack(one.dtype)}, {len(one.shape)})'
+        )
         taken = f'taken(given_weights[{index}], "weight {index}", false, &weights[{index}], &held)'
         yield f"  if ({checked} != 0 || {taken} != 0) return -1;"
     yield "  char* const space = static_cast<char*>(workspace);"
@@ -219,6 +222,11 @@ def _letters(variable: Any) -> str:
 
 def _comment(text: str) -> str:
     return text.replace("*/", "* /").replace("\n", " ")
+
+
+def rendered(name: str, **values: Any) -> str:
+    """A template with values in it."""
+    return str(jinja2.Template(text(name), keep_trailing_newline=True).render(**values))
 
 
 def text(name: str) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import jinja2
 from tvm import tirx
 
 from burnish.backends.tvm.kernels import expressions
-from burnish.backends.tvm.kernels.entry import text
+from burnish.backends.tvm.kernels.entry import rendered
 from burnish.backends.tvm.kernels.plan import Plan, Tensor
 from burnish.backends.tvm.target import Target
 
-_ONES = {"float16": ("uint16_t", "0x3c00"), "bfloat16": ("uint16_t", "0x3f80"), "float32": ("float", "1"), "float64": ("double", "1")}  # fmt: skip
+_ONES = {
+    "float16": ("uint16_t", "0x3c00"),
+    "bfloat16": ("uint16_t", "0x3f80"),
+    "float32": ("float", "1"),
+    "float64": ("double", "1"),
+}
 _BUILD = {
     "cuda": "nvcc example.cc model.so -I$(tvm-ffi-config --includedir) -L$(tvm-ffi-config --libdir) -ltvm_ffi",
     "llvm": "g++ example.cc ./model.so -I$(tvm-ffi-config --includedir) -L$(tvm-ffi-config --libdir) -ltvm_ffi",
@@ -23,13 +26,13 @@ _BUILD = {
 def write(folder: Path, plan: Plan, target: Target) -> None:
     """Write `example.py` and `example.cc`; symbolic dimensions are 1 in them."""
     cuda = target.kind == "cuda"
-    python = _render(
+    python = rendered(
         "example.py.jinja",
         device="cuda" if cuda else "cpu",
         weights=len(plan.weights),
         inputs=[(one.dtype, f"[{_sizes(one)}]") for one in plan.inputs],
     )
-    cxx = _render(
+    cxx = rendered(
         "example.cc.jinja",
         cuda=cuda,
         compile=_BUILD[target.kind],
@@ -38,10 +41,6 @@ def write(folder: Path, plan: Plan, target: Target) -> None:
     )
     (folder / "example.py").write_text(python, encoding="utf-8")
     (folder / "example.cc").write_text(cxx, encoding="utf-8")
-
-
-def _render(name: str, **values: Any) -> str:
-    return jinja2.Template(text(name), keep_trailing_newline=True).render(**values)
 
 
 def _one(dtype: str) -> tuple[str, str]:

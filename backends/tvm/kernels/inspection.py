@@ -74,4 +74,7 @@ def _sections(image: bytes) -> Iterator[tuple[str, bytes]]:
     texts = rows[names][4] if count else 0
     for name, kind, _, _, offset, length in rows:
         end = image.index(b"\0", texts + name)
-        yield image[texts + name : end].decode("ascii", "replace"), b"" if kind == 8 else image[offset : offset + length]
+        yield (
+            image[texts + name : end].decode("ascii", "replace"),
+            b"" if kind == 8 else image[offset : offset + length],
+        )

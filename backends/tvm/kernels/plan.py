@@ -118,9 +118,7 @@ class Plan:
         return tuple(dict.fromkeys(step.kernel for step in self.steps if step.kernel))
 
 
-def of(
-    function: Any, inputs: Sequence[str], outputs: Sequence[str], weights: Sequence[np.ndarray], once: Once
-) -> Plan:
+def of(function: Any, inputs: Sequence[str], outputs: Sequence[str], weights: Sequence[np.ndarray], once: Once) -> Plan:
     """The plan of a Relax function whose operators are calls of kernels.
 
     Kernels that read weights alone are run now, by `once`, unless the result is larger than what they read: what is

@@ -158,7 +158,9 @@ def test_the_header_is_c_and_the_example_in_cpp_runs(folder: Path, tmp_path: Pat
     build = ["g++", "-Wall", "-Werror", "example.cc", "./model.so", *include, f"-L{library}", "-ltvm_ffi"]
     subprocess.run([*build, "-o", str(tmp_path / "example")], cwd=folder, check=True)
     environment = os.environ | {"LD_LIBRARY_PATH": str(library)}
-    done = subprocess.run([tmp_path / "example"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tmp_path / "example"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
@@ -226,7 +228,9 @@ def test_a_compiler_that_does_not_know_the_architecture_or_fails_is_told_of(
 ) -> None:
     program = tmp_path / "bin" / "nvcc"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\n[ $1 = --list-gpu-code ] && echo sm_50 sm_90 && exit\necho No space left on device >&2; exit 1\n")
+    program.write_text(
+        "#!/bin/sh\n[ $1 = --list-gpu-code ] && echo sm_50 sm_90 && exit\necho No space left on device >&2; exit 1\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(InputError) as caught:
@@ -249,7 +253,9 @@ def test_a_library_for_a_gpu_has_the_kernels_and_half_matrices_run_on_tensor_cor
     found = inspection.kernels(tmp_path / "out" / "model.so")
     assert [one.name for one in found] == [f"{name}_kernel" for name in emitted.kernels]
     assert found[0].matrix["HMMA"] > 0
-    needed = subprocess.run(["readelf", "-d", tmp_path / "out" / "model.so"], capture_output=True, text=True, check=True)
+    needed = subprocess.run(
+        ["readelf", "-d", tmp_path / "out" / "model.so"], capture_output=True, text=True, check=True
+    )
     libraries = [line.split("[")[1].rstrip("]") for line in needed.stdout.splitlines() if "NEEDED" in line]
     assert "libtvm_ffi.so" in libraries and not any("tvm_runtime" in one or "libcuda" in one for one in libraries)
     functions = tvm_ffi.load_module(str(tmp_path / "out" / "model.so"))

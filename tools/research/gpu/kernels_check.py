@@ -60,9 +60,9 @@ class Bench:
             function()
             last.record()
         torch.cuda.synchronize()
-        return statistics.median(first.elapsed_time(last) * 1e3 for first, last in events)
+        return statistics.median(float(first.elapsed_time(last)) * 1e3 for first, last in events)
 
-    def captured(self, function: Callable[[], Any]) -> Callable[[], Any] | None:
+    def captured(self, function: Callable[[], Any]) -> Any:
         """The function as a CUDA graph."""
         if not self.cuda:
             return None
@@ -134,26 +134,34 @@ def check(folder: Path, bench: Bench) -> list[dict[str, Any]]:
     torch_twin = attempt(blank, "twin", lambda: twin(folder, bench.device))
     rows = []
     for number, sample in enumerate(about["samples"]):
-        row: dict[str, Any] = {"model": about["name"], "half": about["half"], **sample, **json.loads(json.dumps(blank))}
+        row = {"model": about["name"], "half": about["half"], **sample, **blank}
+        inputs = [torch.from_numpy(array.copy()).to(bench.device) for array in _raw(arrays, f"{number}.in.")]
+        _measure(row, bound, torch_twin, inputs, _raw(arrays, f"{number}.out."), bench)
         rows.append(row)
-        inputs = _numbered(arrays, f"{number}.in.", bench.device)
-        wanted = _raw(arrays, f"{number}.out.")
-        got = attempt(row, "kernels", lambda: bench.on_stream(lambda: list(bound(*inputs))))
-        if got is None:
-            continue
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def _measure(
+    row: dict[str, Any],
+    bound: Any,
+    module: Any,
+    inputs: Sequence[torch.Tensor],
+    wanted: Sequence[np.ndarray],
+    bench: Bench,
+) -> None:
+    got = attempt(row, "kernels", lambda: bench.on_stream(lambda: list(bound(*inputs))))
+    if got is not None:
         row["error"] = worst(got, wanted)
         row["kernels_us"] = bench.microseconds(lambda: bound(*inputs))
         replay = attempt(row, "graph", lambda: bench.captured(lambda: bound(*inputs)))
         if replay is not None:
             row["kernels_graph_us"] = bench.microseconds(replay)
-        row |= attempt(row, "torch", lambda: _torch(torch_twin, inputs, wanted, bench)) or {}
-        print(json.dumps(row), flush=True)
-    return rows
+    if module is not None:
+        row |= attempt(row, "torch", lambda: _torch(module, inputs, wanted, bench)) or {}
 
 
 def _torch(module: Any, inputs: Sequence[Any], wanted: Sequence[np.ndarray], bench: Bench) -> dict[str, Any]:
-    if module is None:
-        return {}
     found: dict[str, Any] = {}
     with torch.no_grad():
         found["torch_error"] = worst(bench.on_stream(lambda: list(module(*inputs))), wanted)
@@ -171,14 +179,10 @@ def _torch(module: Any, inputs: Sequence[Any], wanted: Sequence[np.ndarray], ben
 
 
 def _raw(arrays: Any, prefix: str) -> list[np.ndarray]:
-    found = []
+    found: list[np.ndarray] = []
     while f"{prefix}{len(found)}" in arrays:
         found.append(arrays[f"{prefix}{len(found)}"])
     return found
-
-
-def _numbered(arrays: Any, prefix: str, device: str) -> list[torch.Tensor]:
-    return [torch.from_numpy(array.copy()).to(device) for array in _raw(arrays, prefix)]
 
 
 def main() -> None:
@@ -197,7 +201,13 @@ def main() -> None:
         blank: dict[str, Any] = {"model": folder.name}
         rows += attempt(blank, "model", lambda folder=folder: check(folder, bench)) or [blank]  # type: ignore[misc]
     machine = torch.cuda.get_device_name() if bench.cuda else "CPU"
-    found = {"machine": machine, "torch": torch.__version__, "cuda": torch.version.cuda, "date": time.strftime("%F"), "rows": rows}
+    found = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%F"),
+        "rows": rows,
+    }
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
     times = ("kernels_us", "kernels_graph_us", "torch_us", "compiled_us", "compiled_graph_us")

@@ -1,6 +1,6 @@
-"""What `kernels_check` needs on a machine with a GPU: libraries compiled here, models, inputs and what they should give.
+"""What `kernels_check` needs on a machine with a GPU: libraries compiled here, models, inputs, and what they give.
 
-    python -m burnish.tools.research.gpu.kernels_prepare FOLDER [--target cuda:sm_90] [--only NAME]
+python -m burnish.tools.research.gpu.kernels_prepare FOLDER [--target cuda:sm_90] [--only NAME]
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
     made = oir.from_proto(convert_float_to_float16(model, keep_io_types=False, disable_shape_infer=False))
     made.graph.sort()
-    return oir.to_proto(made)
+    proto: onnx.ModelProto = oir.to_proto(made)
+    return proto
 
 
 def models() -> dict[str, tuple[Callable[[], onnx.ModelProto], bool]]:
@@ -76,7 +77,10 @@ def samples(model: onnx.ModelProto, proto: Path) -> Iterator[tuple[str, dict[str
     for one in given:
         yield one.name, {name: np.ascontiguousarray(value) for name, value in one.feeds.items()}
     first = {value.name: value.type.tensor_type.shape.dim[:1] for value in model.graph.input}
-    if all(dim and dim[0].dim_param for dim in first.values()) and len({dim[0].dim_param for dim in first.values()}) == 1:
+    if (
+        all(dim and dim[0].dim_param for dim in first.values())
+        and len({dim[0].dim_param for dim in first.values()}) == 1
+    ):
         feeds = given[0].feeds
         yield "batch 32", {name: np.repeat(value[:1], 32, axis=0) for name, value in feeds.items()}
 
@@ -104,7 +108,9 @@ def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target:
     for number, (row, feeds) in enumerate(samples(model, folder / "model.onnx")):
         wide = {one.name: feeds[one.name] for one in sessions[1].get_inputs()}
         if half:
-            wide = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in wide.items()}
+            wide = {
+                key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in wide.items()
+            }
         wanted = sessions[1].run(outputs, wide)
         worst = 0.0
         same = sessions[0].run(outputs, {one.name: feeds[one.name] for one in sessions[0].get_inputs()})
@@ -115,7 +121,7 @@ def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target:
             worst = max(worst, error(own, want))
         rows.append({"sample": row, "error of ONNX Runtime in this dtype": worst})
     (folder / "original.onnx").unlink()
-    np.savez_compressed(folder / "samples.npz", **arrays)
+    np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
     about = {"name": name, "half": half, "samples": rows, "weights": len(emitted.weights), "seconds": round(seconds, 1)}
     about |= {"kernels": len(emitted.kernels), "calls": emitted.calls, "target": str(target)}
     (folder / "about.json").write_text(json.dumps(about, indent=1))
