@@ -16,7 +16,7 @@ from burnish.backends.tvm import intrinsics
 _PLAIN = "dlight.do_not_tensorize"
 
 
-class _Attempt(dlight.ScheduleRule):
+class _Attempt(dlight.ScheduleRule):  # type: ignore[misc]
     """A rule that says it does not apply where it fails."""
 
     def __init__(self, rule: Any) -> None:
@@ -29,7 +29,7 @@ class _Attempt(dlight.ScheduleRule):
             return None
 
 
-class _Matmul(dlight.ScheduleRule):
+class _Matmul(dlight.ScheduleRule):  # type: ignore[misc]
     """dlight's matrix product, without tensor cores where it fails with them."""
 
     def apply(self, func: Any, target: Any, tunable: bool) -> Any:
