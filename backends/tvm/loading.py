@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +42,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Artifac
     if threads is not None:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
     weights = _weights(folder, manifest)
-    code = _code(tvm, folder) if any(step.kind == "tvm" for step in manifest.steps) else None
+    code = _code(tvm, folder, manifest) if any(step.kind == "tvm" for step in manifest.steps) else None
     parts = [_part(folder, step, code, device, weights, threads) for step in manifest.steps]
     return ArtifactRunner(manifest, parts, device)
 
@@ -149,13 +150,26 @@ def _weights(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     return found
 
 
-def _code(tvm: Any, folder: Path) -> Any:
+def _code(tvm: Any, folder: Path, manifest: Manifest) -> Any:
+    """The library, from a copy with a name of its own.
+
+    The system's loader gives a library that it has under the same name already, whatever became of the file since; and
+    what is loaded is then the very bytes that were compared.
+    """
     from burnish.backends.tvm.quiet import quiet
 
     file = folder / artifact.CODE
+    content = file.read_bytes()
+    if sha256(content).hexdigest() != next(one.sha256 for one in manifest.files if one.path == artifact.CODE):
+        raise artifact.damaged(file, "its SHA-256 is not that of the manifest")
     try:
-        with quiet():
-            return tvm.runtime.load_module(str(file.resolve()))
+        with quiet(), tempfile.TemporaryDirectory(prefix="burnish-") as aside:
+            copy = Path(aside) / artifact.CODE
+            copy.write_bytes(content)
+            return tvm.runtime.load_module(str(copy))
+    except OSError as error:
+        hint = "free some space, or set `TMPDIR`"
+        raise InputError(f"the code cannot be copied: {error.strerror}", place=str(file), hint=hint) from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"TVM cannot load the code: {lines[-1].strip()}", place=str(file)) from error

@@ -257,3 +257,9 @@ def test_float16_is_held_to_its_own_rounding(optimize: Run, tmp_path: Path) -> N
     onnx.save(proto, tmp_path / "model.onnx")
     code, out, err = optimize("model.onnx", "-o", "out", "--target", "llvm", "--guard", "size")
     assert (code, err) == (0, "") and "(allowed 4e-03) in `y`" in out
+
+
+def test_the_page_to_read_tells_of_the_code(model: Path, optimize: Run, tmp_path: Path) -> None:
+    assert optimize(model, "-o", "out", "--target", "llvm", "--guard", "size", "--report", "out.html")[0] == 0
+    page = (tmp_path / "out.html").read_text()
+    assert "; its code for llvm:" in page and "agrees with it" in page and "kernel for llvm" in page

@@ -12,7 +12,7 @@ import burnish
 from burnish.ir import concrete, origin
 from burnish.passes.base import Skip
 from burnish.passes.pipeline import Step
-from burnish.tools import report, terminal
+from burnish.tools import compiled, report, terminal
 from burnish.tools.api import Result
 from burnish.tools.page import lossy_section
 from burnish.tools.page.alignment import pair, parts_of
@@ -109,6 +109,10 @@ def _summary(result: Result, before: Costs, after: Costs, source: str) -> str:
             proof += f"; it takes {latency.ratio:.3f} times the original's time ({span})"
         else:
             proof += f"; its time is {span} of the original's: {latency.words}"
+    if result.compiled is not None:
+        manifest = result.compiled.manifest
+        state = "agrees with it" if manifest.verified else "was not run"
+        proof += f"; its code for {manifest.target} {state}"
     return f"{said}; {proof}."
 
 
@@ -269,6 +273,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _proof(result: Result) -> tuple[Table, ...]:
     lines = [*(f"note      {note}" for note in origin.notes(result.model)), *report.proof_lines(result)]
+    lines += [] if result.compiled is None else compiled.lines(result.compiled)
     lines += [f"undone    {spec}: {reason}" for spec, reason in result.undone.items()]
     found = [Table("", ("", "what was found"), tuple((line[:10].strip(), line[10:]) for line in lines))]
     check = result.proof.verification

@@ -221,3 +221,18 @@ print("end")
 """)
     assert ran.stdout.splitlines() == ["before", "['again', 'child', 'descriptor', 'python']", "after", "end"]
     assert ran.stderr == ""
+
+
+def test_two_artefacts_of_one_name_are_two_runners(tmp_path: Path) -> None:
+    """The second one replaces the first on disk while that is loaded."""
+    text = """<ir_version: 10, opset_import: ["": 18]> g (float[n, 4] x) => (float[n, 4] y) { y = NAME (x) }"""
+    runners = []
+    for name in ("Neg", "Abs"):
+        burnish.optimize(oir.from_onnx_text(text.replace("NAME", name)), tmp_path / "out", target="llvm", guard=[])
+        runners.append(backend.load(tmp_path / "out"))
+    x = np.float32([[1, -2, 3, -4]])
+    for _ in range(2):
+        assert np.array_equal(runners[0].run({"x": x})["y"], -x)
+        assert np.array_equal(runners[1].run({"x": x})["y"], np.abs(x))
+    runners[0].close()
+    assert np.array_equal(runners[1].run({"x": x})["y"], np.abs(x))
