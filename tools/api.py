@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as oir
 
@@ -23,7 +23,7 @@ from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import compiled, crash
+from burnish.tools import choosing, compiled, crash
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def optimize(
     heal: bool | HealOptions | None = None,
     workers: str | int | None = None,
     pairs: bool = False,
+    regions: Literal["measured", "all"] = "measured",
     crash_folder: str | Path = "burnish-crash",
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -210,6 +211,8 @@ def optimize(
         heal: train what the lossy passes left, with these options when they are given.
         workers: processes that score edits, or the `ray://` address of a cluster.
         pairs: score edits beside each other together, too, and choose with what they do to each other.
+        regions: for `llvm` and `cuda`: compile the parts of the model that are `measured` to be faster than in ONNX
+            Runtime, or `all` that can be; where nothing can be run, `all`.
         crash_folder: where the reproducer goes when a rewrite proves wrong.
         on_step: progress: (pass, number, total).
 
@@ -236,6 +239,7 @@ def optimize(
         heal=None if heal is None else bool(heal),
     )
     _check_use(todo, metric=metric, heal=heal, objective=objective, workers=workers, pairs=pairs)
+    everything = choosing.everything(regions, compiles=todo.compiled)
     file = Path(source) if isinstance(source, (str, Path)) else None
     machine = compiled.target_of(todo.target) if todo.compiled else None
     if path is not None:
@@ -312,7 +316,9 @@ def optimize(
             timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
             judge = ort_judge(todo.target) if judged else None
             strict = timed and guard is not None
-            asked = compiled.Request(machine, samples, judge, timed, strict, fingerprint, recipe_text, on_step)
+            asked = compiled.Request(
+                machine, samples, judge, timed, strict, fingerprint, recipe_text, on_step, everything
+            )
             result.compiled = compiled.make(proof.run.model, start, path, asked)
             result.files, path = result.compiled.files, None
         if path is not None and not stage:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,21 +14,22 @@ import msgspec
 import onnx_ir as oir
 
 import burnish
-from burnish.backends import onnx_writer
-from burnish.ir import match
+from burnish.backends import onnx_metadata, onnx_writer
 from burnish.ir.errors import BudgetError, InputError, VerificationError
-from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
 from burnish.passes import prove
 from burnish.passes.protocols import Judge, Verdict
 from burnish.passes.verify import Verification
-from burnish.tools import terminal
+from burnish.tools import choosing, terminal
 
 if TYPE_CHECKING:
     from burnish.backends.tvm.artifact import Evidence, Manifest, Port
+    from burnish.backends.tvm.choose import Chosen
     from burnish.backends.tvm.target import Target
 
-_SHOWN = 5
+_SLOWER = 0.03
+"""How much slower than ONNX Runtime alone the whole may be."""
+
 _NO_GPU = "compiled, not run: there is no GPU here"
 
 
@@ -72,6 +72,7 @@ class Request:
         fingerprint: of the file that the model was read from.
         recipe: the passes that it went through.
         on_step: progress.
+        everything: compile every region that can be, not only those that are measured to be faster.
     """
 
     target: Target
@@ -82,6 +83,7 @@ class Request:
     fingerprint: str = ""
     recipe: Sequence[str] = ()
     on_step: Callable[[str, int, int], None] | None = None
+    everything: bool = False
 
 
 def target_of(text: str) -> Target:
@@ -125,91 +127,101 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
         request: the rest.
 
     Raises:
-        InputError: nodes that cannot be compiled; the folder cannot be written.
+        InputError: there is nothing that can be compiled; the folder cannot be written.
         VerificationError: the code does not compute what the model computes; nothing was written.
         BudgetError: the code is slower than ONNX Runtime, and that is not allowed.
     """
     from burnish.backends.tvm import artifact
 
-    _refuse(optimized)
     with ExitStack() as stack:
         target = path or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burnish-"))) / "out"
         staged = stack.enter_context(artifact.staged(target))
         started = time.perf_counter()
-        try:
-            manifest = _write(optimized, staged.path, request)
-        except OSError as error:
-            raise artifact.write_error(error, staged.target) from error
-        made = Compiled(staged.seal(manifest), time.perf_counter() - started)
-        _judge(made, original, staged.path, request)
+        _tell(request, "choosing regions", 0)
+        chooser = choosing.chooser(optimized, request, measurable=not _not_run(request))
+        chosen: list[Chosen] | None = chooser.choose()
+        while chosen is not None:
+            if not chooser.measures:
+                choosing.refuse_nothing(chosen, len(optimized.graph))
+            for one in staged.path.iterdir():
+                one.unlink()
+            try:
+                manifest = _write(chosen, optimized, staged.path, request)
+            except OSError as error:
+                raise artifact.write_error(error, staged.target) from error
+            made = Compiled(staged.seal(manifest), time.perf_counter() - started)
+            wrong = _judge(made, original, staged.path, request)
+            chosen = chooser.fewer(wrong) if wrong and chooser.measures else None
+            if wrong and chosen is None:
+                _give_up(made, request)
         staged.seal(made.manifest)
         if path is not None:
             made.files = staged.commit()
     return made
 
 
-def _refuse(model: oir.Model) -> None:
-    from burnish.backends.tvm.lowering import refusal
-
-    facts = Inference(model)
-    reasons: Counter[str] = Counter()
-    for node in model.graph:
-        if all(facts.integers(out) is not None for out in node.outputs):
-            continue
-        reason = refusal(node, facts, dict(model.opset_imports))
-        if reason is not None:
-            reasons[f"{match.describe(node)}: {reason}"] += 1
-    if reasons:
-        shown = "".join(f"\n    {one}" for one in list(reasons)[:_SHOWN])
-        more = f"\n    and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-        nodes = "1 node" if len(reasons) == 1 else f"{len(reasons)} nodes"
-        raise InputError(
-            f"{nodes} of {len(model.graph)} cannot be compiled:{shown}{more}",
-            hint="`--target onnx` optimizes the model for ONNX Runtime",
-        )
-
-
-def _write(model: oir.Model, folder: Path, request: Request) -> Manifest:
-    """Write the library and the weights, and say what there is."""
+def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Request) -> Manifest:
+    """Write the library, the weights and what stays on ONNX Runtime, and say what there is."""
     from burnish.backends.tvm import artifact, compiling, processor, versions, weights_file
     from burnish.backends.tvm.lowering import lower
+    from burnish.backends.tvm.merging import merged
     from burnish.backends.tvm.quiet import quiet
 
-    function, target = "region_0", request.target
-    _tell(request, "compiling", 0)
-    with quiet():
-        lowered = lower(model, function)
-        fused = compiling.fused(lowered.module, target)
-        code = compiling.build(compiling.scheduled(fused, target), target)
-    compiling.export(code, folder / artifact.CODE)
-    arrays = {str(value.name): array for value, array in zip(lowered.weights, lowered.arrays(), strict=True)}
+    _tell(request, "compiling", 1)
+    arrays: dict[str, np.ndarray] = {}
+    modules, steps = [], []
+    for index, one in enumerate(one for one in chosen if one.region.outputs):
+        name, region = f"region_{index}", one.region
+        inputs, outputs = (tuple(str(value.name) for value in ends) for ends in (region.inputs, region.outputs))
+        step = artifact.Step(
+            region.kind, inputs, outputs, nodes=len(region.nodes) - len(region.copies), evidence=one.evidence
+        )
+        if region.kind == "ort":
+            onnx_metadata.strip_private(region.model)
+            onnx_writer.write(region.model, folder / f"{name}.onnx")
+            steps.append(msgspec.structs.replace(step, file=f"{name}.onnx"))
+            continue
+        with quiet():
+            lowered = lower(region.model, name)
+        modules.append(lowered.module)
+        own = {str(v.name): array for v, array in zip(lowered.weights, lowered.arrays(), strict=True)}
+        arrays |= own
+        steps.append(msgspec.structs.replace(step, function=name, weights=tuple(own)))
+    kernels = 0
+    if modules:
+        with quiet():
+            fused = compiling.fused(merged(modules), request.target)
+            code = compiling.build(compiling.scheduled(fused, request.target), request.target)
+        compiling.export(code, folder / artifact.CODE)
+        kernels = compiling.kernels(fused)
     if arrays:
         weights_file.write(folder / artifact.WEIGHTS, arrays)
-    step = artifact.Step(
-        "tvm", lowered.inputs, lowered.outputs, function=function, weights=tuple(arrays), nodes=len(model.graph)
-    )
     return artifact.Manifest(
-        target=str(target),
+        target=str(request.target),
         versions={"burnish": burnish.__version__, **versions.found()},
         fingerprint=request.fingerprint,
         inputs=tuple(_port(value) for value in model.graph.inputs if value.const_value is None),
         outputs=tuple(_port(value) for value in model.graph.outputs),
-        steps=(step,),
-        kernels=compiling.kernels(fused),
-        extensions=processor.extensions(target),
+        steps=tuple(steps),
+        kernels=kernels,
+        extensions=processor.extensions(request.target),
         recipe=tuple(request.recipe),
     )
 
 
-def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) -> None:
-    """Load the artefact as its users will, compare and time it, and note both in its manifest."""
+def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) -> str:
+    """Load the artefact as its users will, compare and time it, and note both in its manifest.
+
+    Returns:
+        What is wrong with it: it computes something else, or is slower than ONNX Runtime; empty when nothing is.
+    """
     from burnish.backends.tvm import artifact, loading
 
-    _tell(request, "comparing", 1)
+    _tell(request, "comparing", 2)
     reason = _not_run(request)
     if reason:
         made.manifest = msgspec.structs.replace(made.manifest, verified=None, whole=artifact.Evidence(note=reason))
-        return
+        return ""
     assert request.judge is not None
     code = loading.load(folder, threads=1)
     try:
@@ -218,6 +230,22 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
         )
     finally:
         code.close()
+    evidence = _evidence(made)
+    steps = made.manifest.steps
+    if len(steps) == 1 and steps[0].kind == "tvm":
+        steps = (msgspec.structs.replace(steps[0], evidence=evidence),)
+    made.manifest = msgspec.structs.replace(
+        made.manifest, verified=made.verification.holds, whole=evidence, steps=steps
+    )
+    if not made.verification.holds:
+        return "the whole model computes something else with it"
+    late = made.latency is not None and made.latency.slower and made.latency.ratio > 1 + _SLOWER
+    return "the whole model is slower with it" if late and any(step.kind == "tvm" for step in steps) else ""
+
+
+def _give_up(made: Compiled, request: Request) -> None:
+    """Raise for code that is wrong, or slower than is allowed."""
+    assert made.verification is not None
     worst = made.verification.worst
     if not made.verification.holds:
         assert worst is not None
@@ -226,14 +254,11 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
             f" (allowed {worst.tolerance:.1g}) on {worst.sample}",
             hint="nothing was written; report it with the model",
         )
-    if request.strict and made.latency is not None and made.latency.slower:
+    if request.strict and made.latency is not None:
         raise BudgetError(
             f"the compiled code takes {made.latency.ratio:.3g} times as long as ONNX Runtime",
             hint="tune its kernels, or leave `--guard latency` out; nothing was written",
         )
-    evidence = _evidence(made)
-    steps = tuple(msgspec.structs.replace(step, evidence=evidence) for step in made.manifest.steps)
-    made.manifest = msgspec.structs.replace(made.manifest, verified=True, whole=evidence, steps=steps)
 
 
 def _not_run(request: Request) -> str:
@@ -270,7 +295,7 @@ def _evidence(made: Compiled) -> Evidence:
 
 def _tell(request: Request, what: str, number: int) -> None:
     if request.on_step is not None:
-        request.on_step(what, number, 2)
+        request.on_step(what, number, 3)
 
 
 def _port(value: oir.Value) -> Port:
@@ -292,6 +317,12 @@ def lines(made: Compiled) -> list[str]:
     """The same for people, a line each."""
     manifest, count = made.manifest, terminal.count
     said = [f"compiled  {count(manifest.kernels, 'kernel')} for {manifest.target} in {made.seconds:.1f} s"]
+    nodes = {kind: sum(step.nodes for step in manifest.steps if step.kind == kind) for kind in ("tvm", "ort")}
+    if nodes["ort"]:
+        said.append(
+            f"regions   {len(manifest.steps)}: {count(nodes['tvm'], 'node')} compiled, {nodes['ort']} on ONNX Runtime"
+            " (`--why regions`)"
+        )
     if made.note:
         return [*said, f"code      {made.note}"]
     worst, latency = manifest.whole, made.latency

@@ -11,8 +11,9 @@ from burnish.tools import terminal
 
 _VERIFY = ("ends", "each", "off")
 _GUARD = ("latency", "size", "off")
+_REGIONS = ("measured", "all")
 _BUDGET = ("max_drop", "max_size", "max_latency", "objective", "metric", "heal", "workers", "pairs")
-_PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
+_PASSED = ("recipe", "data", "target", "opset", "verify", "regions", *_BUDGET)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,9 +59,16 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", *_BUDGET)
 @click.option("--heal", is_flag=True, default=None, help="Train what the lossy passes left, against the original.")
 @click.option("--workers", metavar="N|ray://...", help="Score edits on so many processes, or on a Ray cluster.")
 @click.option("--pairs", is_flag=True, default=None, help="Score neighbouring edits together, too.")
+@click.option(
+    "--regions",
+    type=click.Choice(_REGIONS),
+    help="Compile what is measured to be faster than ONNX Runtime (default), or all.",
+)
 @click.option("--plot", metavar="FILE", help="Draw what the measured plans save and lose (.svg or .png).")
 @click.option("--dry-run", is_flag=True, help="Rewrite and prove, write nothing.")
-@click.option("--why", metavar="PASS", help="List every site that PASS left alone, with the reason.")
+@click.option(
+    "--why", metavar="PASS|regions", help="List every site that PASS left alone, or where regions run, with the reason."
+)
 @click.option("--require-change", multiple=True, metavar="PASS", help="Exit with 4 when PASS changes nothing.")
 @click.option("--report", metavar="FILE.json|FILE.html", help="Write the full account: as JSON, or as a page to read.")
 @click.option("--as-python", is_flag=True, help="Print the Python that does the same, and stop.")
@@ -76,7 +84,7 @@ def optimize_command(model: str, **given: Any) -> int:
     if given["as_python"]:
         click.echo(_as_python(model, given, arguments))
         return 0
-    if given["why"] is not None:
+    if given["why"] not in (None, "regions"):
         from burnish.passes import catalog
 
         catalog.load(given["why"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.passes.pipeline import Step
-from burnish.tools import compiled, lossy_report, terminal, whole_file
+from burnish.tools import choosing, compiled, lossy_report, terminal, whole_file
 from burnish.tools.api import Result
 
 if TYPE_CHECKING:
@@ -233,10 +233,19 @@ def proof_lines(result: Result) -> list[str]:
 
 
 def why(result: Result, name: str, console: Console | None = None) -> None:
-    """Print every site that a pass left alone, with the reason and the bytes of parameters there."""
+    """Print every site that a pass left alone, with the reason and the bytes of parameters there.
+
+    For `regions`, which is no pass, print where the parts of a compiled model run.
+    """
     from rich.table import Table
 
     console = console or terminal.out()
+    if name == "regions":
+        made = result.compiled
+        choosing.table(None if made is None else made.manifest, console)
+        for line in [] if made is None else compiled.lines(made):
+            console.print(line)
+        return
     steps = [step for step in merged(result.steps) if step.outcome.name == name]
     if not steps:
         listed = any(spec.partition("{")[0] == name for spec in result.recipe)

@@ -68,9 +68,9 @@ class OrtRunner:
     def _run_typed(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`run` for dtypes that NumPy does not know (bfloat16, float8), which travel as their bits."""
         assert self.session is not None
-        values = {name: _value(np.ascontiguousarray(array), _type_of(array)) for name, array in feeds.items()}
+        values = {name: value_of(np.ascontiguousarray(array)) for name, array in feeds.items()}
         found = self.session.run_with_ort_values(self._outputs, values)
-        return {n: _taken(v) for n, v in zip(self._outputs, found, strict=True)}
+        return {n: taken(v) for n, v in zip(self._outputs, found, strict=True)}
 
     def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """Run the model on `feeds`, and give a call that does so again with inputs and outputs in place, for timing.
@@ -87,7 +87,7 @@ class OrtRunner:
         binding = session.io_binding()
         try:
             for name, array in feeds.items():
-                binding.bind_ortvalue_input(name, _value(np.ascontiguousarray(array), _type_of(array)))
+                binding.bind_ortvalue_input(name, value_of(np.ascontiguousarray(array)))
             for name in self._outputs:
                 binding.bind_output(name, "cpu")
             session.run_with_iobinding(binding)
@@ -234,17 +234,17 @@ def _type_of(array: np.ndarray) -> oir.DataType:
     return oir.DataType.STRING if array.dtype.kind in "OSU" else oir.DataType.from_numpy(array.dtype)
 
 
-def _value(array: np.ndarray, dtype: oir.DataType) -> onnxruntime.OrtValue:
-    """An OrtValue on the memory of `array`."""
-    ort = runtime()
+def value_of(array: np.ndarray) -> onnxruntime.OrtValue:
+    """An OrtValue on the memory of `array`, which has to be in C order."""
+    ort, dtype = runtime(), _type_of(array)
     if dtype in _NOT_NUMPY.values():
         bits = array.view(np.uint16 if dtype == oir.DataType.BFLOAT16 else np.uint8)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, dtype.value)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _taken(value: onnxruntime.OrtValue) -> np.ndarray:
-    """A copy of an output, in the model's own dtype."""
+def taken(value: onnxruntime.OrtValue) -> np.ndarray:
+    """An output as an array of the model's own dtype."""
     dtype = _NOT_NUMPY.get(value.data_type())
     if dtype is None:
         return np.asarray(value.numpy())

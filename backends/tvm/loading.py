@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from burnish.backends.ort import session
 from burnish.backends.tvm import artifact, processor, versions, weights_file
 from burnish.backends.tvm.artifact import Manifest, Port, Step
+from burnish.backends.tvm.steps import OrtPart, array
 from burnish.ir.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class ArtifactRunner:
         inputs, outputs: names, dtypes and sizes, in order.
     """
 
-    def __init__(self, manifest: Manifest, parts: list[TvmRunner | _OrtPart], device: Any) -> None:
+    def __init__(self, manifest: Manifest, parts: list[TvmRunner | OrtPart], device: Any) -> None:
         self.manifest, self.inputs, self.outputs = manifest, manifest.inputs, manifest.outputs
         self._parts, self._device = parts, device
         self._last = _last_uses(manifest)
@@ -67,8 +69,11 @@ class ArtifactRunner:
             InputError: an input is missing, unknown, or has another dtype or shape; the code refuses the inputs; the
                 runner is closed.
         """
-        _check(self.inputs, {name: (str(array.dtype), array.shape) for name, array in feeds.items()})
-        return {name: _array(one) for name, one in self._run(feeds).items()}
+        _check(self.inputs, {name: (str(one.dtype), one.shape) for name, one in feeds.items()})
+        if len(self._parts) == 1:
+            found = self._parts[0].run(feeds)
+            return {one.name: found[one.name] if one.name in found else feeds[one.name] for one in self.outputs}
+        return {name: array(one) for name, one in self._run(feeds).items()}
 
     def run_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name as TVM tensors on the device; `torch.from_dlpack` takes them without a copy.
@@ -104,31 +109,11 @@ class ArtifactRunner:
         self._parts = []
 
 
-class _OrtPart:
-    """A part that stays on ONNX Runtime."""
-
-    def __init__(self, file: Path, step: Step, threads: int | None) -> None:
-        from burnish.backends.ort import session
-
-        self._runner = session.from_path(file, threads=threads or 1)
-        self._inputs, self._outputs = step.inputs, step.outputs
-
-    def run_tensors(self, given: list[Any]) -> list[Any]:
-        """The outputs, as arrays, of arrays or tensors of the host."""
-        feeds = {name: _array(one) for name, one in zip(self._inputs, given, strict=True)}
-        found = self._runner.run(feeds)
-        return [found[name] for name in self._outputs]
-
-    def close(self) -> None:
-        """Free the session."""
-        self._runner.close()
-
-
 def _part(
     folder: Path, step: Step, code: Any, device: Any, weights: Mapping[str, np.ndarray], threads: int | None
-) -> TvmRunner | _OrtPart:
+) -> TvmRunner | OrtPart:
     if step.kind == "ort":
-        return _OrtPart(folder / step.file, step, threads)
+        return OrtPart(session.from_path(folder / step.file, threads=threads or 1), step.inputs, step.outputs)
     from burnish.backends.tvm.runner import TvmRunner, shared
 
     missing = [name for name in step.weights if name not in weights]
@@ -184,10 +169,6 @@ def _last_uses(manifest: Manifest) -> list[list[str]]:
         gone.append(over)
         kept.update(over)
     return gone[::-1]
-
-
-def _array(one: Any) -> np.ndarray:
-    return one if isinstance(one, np.ndarray) else np.asarray(one.numpy())
 
 
 def _check(ports: tuple[Port, ...], given: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:

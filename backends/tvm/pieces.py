@@ -1,0 +1,51 @@
+"""Smaller parts of a region, for when the whole of it is not faster: blocks, else stages of a convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import onnx_ir as oir
+
+from burnish.ir import dims
+from burnish.ir.dims import Dim
+from burnish.ir.inference import Inference
+from burnish.ir.segments import segments
+
+
+class Pieces:
+    """The segments of a model, found when they are first asked for.
+
+    Args:
+        model: the model; it must not be edited meanwhile.
+        facts: what is proven of it.
+    """
+
+    def __init__(self, model: oir.Model, facts: Inference) -> None:
+        self._model, self._facts = model, facts
+        self._segments: list[set[oir.Node]] | None = None
+
+    def of(self, nodes: Set[oir.Node]) -> list[list[oir.Node]]:
+        """Nodes of the main graph by the segment they are in, or by the stage where that is one; empty where both are.
+
+        A stage ends where images get another size; what has no size of an image is part of the stage before it.
+        """
+        if self._segments is None:
+            self._segments = [{line.node for line in one.lines} for one in segments(self._model)]
+        parts = [[node for node in self._model.graph if node in nodes & one] for one in self._segments]
+        found = [part for part in parts if part]
+        if len(found) < 2:
+            found = self._stages([node for node in self._model.graph if node in nodes])
+        return found if len(found) > 1 else []
+
+    def _stages(self, nodes: list[oir.Node]) -> list[list[oir.Node]]:
+        found: list[list[oir.Node]] = []
+        now: tuple[Dim, ...] | None = None
+        for node in nodes:
+            shapes = [self._facts.shape(value) for value in node.outputs]
+            images = [shape[2:] for shape in shapes if shape is not None and len(shape) > 3]
+            size = next((one for one in images if dims.product(one) != 1), now)
+            if not found or (size != now and now is not None):
+                found.append([])
+            found[-1].append(node)
+            now = size
+        return found

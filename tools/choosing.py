@@ -1,0 +1,85 @@
+"""Which parts of a model `optimize` compiles, and what it says of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from burnish.ir import match
+from burnish.ir.errors import InputError
+from burnish.tools import terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from burnish.backends.tvm.artifact import Manifest
+    from burnish.backends.tvm.choose import Chooser, Chosen
+    from burnish.tools.compiled import Request
+
+REGIONS = ("measured", "all")
+"""What is compiled of a model."""
+
+_SHOWN = 5
+_WHY = {"tvm": "it computes the same", "ort": ""}
+
+
+def everything(asked: str, *, compiles: bool) -> bool:
+    """Whether all regions are compiled.
+
+    Raises:
+        InputError: there is no such choice, or nothing is compiled at all.
+    """
+    if asked not in REGIONS:
+        raise InputError(f"`regions` cannot be `{asked}`", hint="it is `measured` or `all`")
+    if asked == "all" and not compiles:
+        raise InputError("regions are for kernels, and none are compiled", hint="add `--target llvm` or `cuda:sm_90`")
+    return asked == "all"
+
+
+def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
+    """What chooses the regions of a model; all are compiled where nothing can be measured."""
+    from burnish.backends.tvm import compiling
+    from burnish.backends.tvm.choose import Chooser
+
+    target = request.target
+    return Chooser(
+        model,
+        target,
+        request.samples,
+        request.judge if measurable else None,
+        lambda fused: (compiling.scheduled(fused, target), 0),
+        everything=request.everything,
+    )
+
+
+def refuse_nothing(chosen: Sequence[Chosen], nodes: int) -> None:
+    """Raise InputError when nothing can be compiled, with the commonest reasons."""
+    if any(one.region.kind == "tvm" for one in chosen):
+        return
+    reasons = Counter(f"{match.describe(n)}: {why}" for one in chosen for n, why in one.region.reasons.items())
+    shown = "".join(f"\n    {one}" for one in list(reasons)[:_SHOWN])
+    more = f"\n    and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    raise InputError(
+        f"none of {terminal.count(nodes, 'node')} can be compiled:{shown}{more}",
+        hint="`--target onnx` optimizes the model for ONNX Runtime",
+    )
+
+
+def table(manifest: Manifest | None, console: Console) -> None:
+    """Print where every region went, the error of its code and its time over that in ONNX Runtime."""
+    from rich.table import Table
+
+    if manifest is None:
+        console.print("there are no regions: the target is not one that kernels are compiled for")
+        return
+    found = Table("region", "runs on", "nodes", "error", "time", "why", box=None, pad_edge=False)
+    for index, step in enumerate(manifest.steps):
+        known = step.evidence
+        error = "" if known.error is None else f"{known.error:.1e}"
+        ratio = "" if known.ratio is None else f"{known.ratio:.3g}x"
+        where = "TVM" if step.kind == "tvm" else "ONNX Runtime"
+        found.add_row(str(index), where, str(step.nodes), error, ratio, known.note or _WHY[step.kind])
+    terminal.show(found, console)
