@@ -32,7 +32,7 @@ def model() -> oir.Model:
 
 def write(folder: Path) -> Path:
     """The model above, compiled for this machine."""
-    burnish.optimize(model(), folder, target="llvm", guard=["size"])
+    burnish.optimize(model(), folder, target="llvm", guard=["size"], regions="all")
     return folder
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from burnish.backends.ort import session
 from burnish.backends.tvm import artifact, processor, versions, weights_file
 from burnish.backends.tvm.artifact import Manifest, Port, Step
-from burnish.backends.tvm.steps import OrtPart, array
 from burnish.ir.errors import InputError
 
 if TYPE_CHECKING:
     from burnish.backends.tvm.runner import TvmRunner
+    from burnish.backends.tvm.steps import OrtPart
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> ArtifactRunner:
@@ -73,6 +72,8 @@ class ArtifactRunner:
         if len(self._parts) == 1:
             found = self._parts[0].run(feeds)
             return {one.name: found[one.name] if one.name in found else feeds[one.name] for one in self.outputs}
+        from burnish.backends.tvm.steps import array
+
         return {name: array(one) for name, one in self._run(feeds).items()}
 
     def run_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,9 @@ def _part(
     folder: Path, step: Step, code: Any, device: Any, weights: Mapping[str, np.ndarray], threads: int | None
 ) -> TvmRunner | OrtPart:
     if step.kind == "ort":
+        from burnish.backends.ort import session
+        from burnish.backends.tvm.steps import OrtPart
+
         return OrtPart(session.from_path(folder / step.file, threads=threads or 1), step.inputs, step.outputs)
     from burnish.backends.tvm.runner import TvmRunner, shared
 

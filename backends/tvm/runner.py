@@ -88,6 +88,8 @@ def tensor_on(device: Any, given: Any) -> Any:
             found = tvm.runtime.from_dlpack(given)
         except Exception:  # not contiguous, not at a multiple of 64 bytes, or no DLPack at all, which NumPy then says
             found = tvm.runtime.tensor(np.array(np.from_dlpack(given), order="C"), device)
+        if 0 in found.shape:  # the strides that others give to no elements are none of TVM's
+            return tvm.runtime.empty(found.shape, found.dtype, device)
         return found if found.device == device else found.copyto(device)
     except InputError:
         raise
