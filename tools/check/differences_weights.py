@@ -11,6 +11,7 @@ from burnish.tools.check.alignment import Group, Part
 from burnish.tools.check.difference import Difference, Field, Verdict
 from burnish.tools.check.differences_structure import Structure
 from burnish.tools.check.lock import LayerLock, Lock
+from burnish.tools.check.matching import pairs
 from burnish.tools.check.sketch import distance
 from burnish.tools.check.tolerances import Tolerances
 
@@ -94,10 +95,7 @@ def lines(old: Part, new: Part) -> dict[int, int]:
     """The line of the new segment by that of the old one, for lines that are still there."""
     if old.segment.structure == new.segment.structure:
         return {index: index for index in range(len(old.lines))}
-    from difflib import SequenceMatcher
-
-    matcher = SequenceMatcher(None, [one.key for one in old.lines], [one.key for one in new.lines], autojunk=False)
-    return {i + k: j + k for i, j, size in matcher.get_matching_blocks() for k in range(size)}
+    return dict(pairs([one.key for one in old.lines], [one.key for one in new.lines]))
 
 
 def _single(one: Moved, tolerances: Tolerances) -> Difference:
