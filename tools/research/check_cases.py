@@ -94,8 +94,8 @@ Made by `python -m burnish.tools.research.check_cases`. Each model is exported b
 locked with made samples, and the second is checked. The table shows the sentences of the regressions as `check run`
 prints them, at most {shown} of them; notes (what follows from a regression) are left out. *Named* says whether the
 first sentence names what was changed and where; *outputs* how far the outputs moved on the samples, as far as the
-report tells of it. The networks are those of `check_models.py` with random weights: a BERT-like text encoder of four layers, a vision
-transformer of three, and the ResNet of `burnish demo`.
+report tells of it. The networks are those of `check_models.py` with random weights: a BERT-like text encoder of four
+layers, a vision transformer of three, and the ResNet of `burnish demo`.
 
 """
 
