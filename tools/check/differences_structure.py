@@ -118,8 +118,11 @@ def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict, con
     key: tuple[str | int, ...] = ("structure",)
     stored = _stored_otherwise(old, new)
     if stored and all(any(line.copies for line in pair.lines) for pair in other):
-        message = f"the same computation, its constants stored otherwise: {stored}"
-        return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
+        if context.ran:
+            message = f"the same nodes, their constants stored otherwise: {stored}"
+            return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
+        message = f"constants are stored otherwise: {stored}; only a run of the model shows that all else is the same"
+        return Difference(Field.STRUCTURE, verdict, message, key=key)
     if other:
         place = ", ".join(f"`{part.name}`" for part in other)
         message = f"values are wired differently in {place}: the same nodes read other values than before"
