@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
@@ -88,7 +89,7 @@ def _infer_by_folding(model: oir.Model) -> None:
     folded = model.clone()
     wanted = [value for node in folded.graph for value in node.outputs if value.name and value.dtype is not None]
     folded.graph.outputs.extend(v for v in wanted if not _is_known(v) and not v.is_graph_output())  # else they vanish
-    with _quiet("onnxscript"):
+    with _quiet("onnxscript"), np.errstate(all="ignore"):
         onnxscript.optimizer.fold_constants(
             folded, onnx_shape_inference=True, output_size_limit=_LARGEST_FOLDED, should_fold=_is_filled_shape
         )

@@ -277,7 +277,10 @@ def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
             shown = [_shown(text, line) for text, line in ((first, one), (second, other))]
             yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new, (one,), (other,))
         elif not (before.is_weight or after.is_weight):
-            yield Change(Kind.VALUE, one.operator, _detail(old), str(before), str(after), old, new)
+            texts = (str(before), str(after))
+            if before.dtype != after.dtype and not (before.shape or after.shape):
+                texts = (f"{before.dtype} {before}", f"{after.dtype} {after}")
+            yield Change(Kind.VALUE, one.operator, _detail(old), *texts, old, new)
         elif before.dtype == after.dtype:
             shapes.append((f"[{before.shape}]", f"[{after.shape}]"))
         else:

@@ -201,3 +201,23 @@ def test_inputs_in_another_order_are_one_regression() -> None:
     old = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x, float[2] y) => (float[2] z) { z = Add (x, y) }'
     new = old.replace("float[2] x, float[2] y", "float[2] y, float[2] x")
     assert said(report(old, new)) == ["the inputs stand in another order: `y`, `x`"]
+
+
+def test_a_constant_of_another_type_is_told_from_the_same_number() -> None:
+    old = """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[N] x) => (float[N] y) <float c = {1.0}> { a = Abs (x)  y = Add (a, c) }
+    """
+    new = old.replace("float", "double")
+    told = [one.message for one in report(old, new).differences if one.field is Field.STRUCTURE]
+    assert any("is now double 1.0, was float 1.0" in one for one in told), told
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "place"),
+    [("Relu (d)", "Sigmoid (d)", "act"), ("[sum] z = Add (f, b)", "[sum] h = Add (f, b) [new] z = Abs (h)", "new")],
+)
+def test_a_node_of_a_model_without_blocks_is_named(was: str, now: str, place: str) -> None:
+    old = BODY.replace("z = Add (f, x)", "z = Add (f, b)")
+    (first,) = (one for one in report(old, old.replace(was, now)).differences if one.field is Field.STRUCTURE)
+    assert first.place == place
