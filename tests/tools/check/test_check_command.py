@@ -166,7 +166,7 @@ def test_a_check_that_cannot_be_made_is_reported_too(model: Path, monkeypatch: p
     assert ET.parse("r.xml").getroot().get("errors") == "1"
     (run,) = json.loads(Path("r.sarif").read_text(encoding="utf-8"))["runs"]
     assert run["invocations"][0]["executionSuccessful"] is False
-    assert "could not be checked" in Path("summary.md").read_text(encoding="utf-8")
+    assert "was not checked" in Path("summary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -347,3 +347,21 @@ def test_an_old_model_that_was_not_locked_is_refused(model: Path) -> None:
     with pytest.raises(InputError, match="not the one that was locked") as caught:
         check("run", "m.onnx", "--old", "other.onnx")
     assert caught.value.place == "m.lock.yaml"
+
+
+def test_a_graph_that_contradicts_itself_is_no_defect_of_ours(model: Path) -> None:
+    graph = '<ir_version: 10, opset_import: ["": 21]> g (float[2,4] x) => (float[2,4] y, int64[R] r)'
+    save(Path("bad.onnx"), graph + " { y = Relu (x)  q = Shape (x)  r = Concat <axis = 1> (q, q) }")
+    for options in ((), ("--no-run",)):
+        with pytest.raises(InputError):
+            check("run", "bad.onnx", "--lock", "m.lock.yaml", *options)
+    with pytest.raises(InputError, match="not valid ONNX"):
+        check("lock", "bad.onnx", "--no-run")
+
+
+def test_a_metric_that_cannot_be_told_is_not_refused_by_the_model(model: Path) -> None:
+    np.savez("d.npz", x=np.ones((3, 4), np.float32), labels=np.array([0, 1, 3]))
+    with pytest.raises(InputError, match="`auc` takes two") as caught:
+        check("lock", "m.onnx", "-o", "n.lock.yaml", "--data", "d.npz", "--metric", "auc")
+    assert "refuses" not in caught.value.cause
+    assert not Path("n.lock.yaml").exists()
