@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
+from burnish.ir.functions import inline
 from burnish.ir.sizes import Dims
 from burnish.ir.walk import is_op, walk
 
@@ -26,11 +27,8 @@ def concrete(model: oir.Model, dims: Dims) -> oir.Model:
         model: any model.
         dims: numbers for dimensions, by their name or as `INPUT.AXIS` (`x.2`), which goes first.
     """
-    from onnx_ir.passes.common import InlinePass
-
     copy = model.clone()
-    if copy.functions:
-        InlinePass()(copy)
+    inline(copy)
     for value in copy.graph.inputs:
         if value.shape is not None:
             own = {axis: dims.get(f"{value.name}.{axis}") for axis in range(len(value.shape))}

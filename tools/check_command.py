@@ -212,7 +212,7 @@ def _text(report: Report, update: bool) -> Iterable[str]:
 
     if not update:
         return said.lines(report)
-    changed = report.old != report.new
+    changed = report.new is not report.old
     verdict = f"`{report.lock}` is written anew" if changed else f"`{report.lock}` stays as it is"
     return [verdict, *said.listed(report.differences, accepted=True)]
 

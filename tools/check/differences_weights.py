@@ -125,7 +125,7 @@ def _elsewhere(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolera
     found = [pair for group in groups if (pair := group.pair) and pair[0].segment.weights != pair[1].segment.weights]
     verdict = tolerances.weights(math.inf)
     if not found:
-        message = "constants changed that no node of the graph reads, or that stand in inner graphs and attributes"
+        message = "constants changed that belong to no layer: defaults of inputs, or what no node reads"
         return Difference(Field.WEIGHTS, verdict, message, "", old.weights, new.weights, ("weights",))
     names = ", ".join(f"`{one.name}`" for _, one in found)
     key = ("segments", found[0][0].index, "weights")

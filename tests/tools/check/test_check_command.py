@@ -88,6 +88,15 @@ def test_the_old_model_names_the_node_where_the_numbers_part(model: Path) -> Non
     assert "second" in result.stdout
 
 
+def test_an_update_takes_over_another_order_of_outputs(model: Path) -> None:
+    text = BODY.replace("(float[N,4] y)", "(float[N,4] y, float[N,4] z)").replace("[first]", "z = Tanh (x) [first]")
+    check("lock", save(model, text), "-o", "two.lock.yaml")
+    save(model, text.replace("float[N,4] y, float[N,4] z", "float[N,4] z, float[N,4] y"))
+    assert check("run", model, "--lock", "two.lock.yaml").return_value == 1
+    assert "`two.lock.yaml` is written anew" in check("run", model, "--lock", "two.lock.yaml", "--update").output
+    assert check("run", model, "--lock", "two.lock.yaml").return_value == 0
+
+
 def test_an_update_is_accepted_once(model: Path) -> None:
     save(model, scale=1.5)
     result = check("run", "m.onnx", "--update")
