@@ -281,6 +281,9 @@ class _Hashes:
         return sorted(found), [self.of(value) for value in graph.outputs]
 
     def _node(self, node: oir.Node, place: str, opset: int) -> str:
+        stored = weights.tensor_of(node.outputs[0]) if node.op_type == "Constant" and node.outputs else None
+        if stored is not None:  # by whatever attribute it is given
+            return _hash("Constant", self._tensor(stored))
         operands = [self.of(value) for value in _given(node)]
         if commutes(node):
             operands.sort()

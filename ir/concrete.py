@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
+from burnish.ir.functions import inline
 from burnish.ir.sizes import Dims
 from burnish.ir.walk import is_op, walk
 
@@ -25,11 +27,8 @@ def concrete(model: oir.Model, dims: Dims) -> oir.Model:
         model: any model.
         dims: numbers for dimensions, by their name or as `INPUT.AXIS` (`x.2`), which goes first.
     """
-    from onnx_ir.passes.common import InlinePass
-
     copy = model.clone()
-    if copy.functions:
-        InlinePass()(copy)
+    inline(copy)
     for value in copy.graph.inputs:
         if value.shape is not None:
             own = {axis: dims.get(f"{value.name}.{axis}") for axis in range(len(value.shape))}
@@ -88,7 +87,7 @@ def _infer_by_folding(model: oir.Model) -> None:
     folded = model.clone()
     wanted = [value for node in folded.graph for value in node.outputs if value.name and value.dtype is not None]
     folded.graph.outputs.extend(v for v in wanted if not _is_known(v) and not v.is_graph_output())  # else they vanish
-    with _quiet("onnxscript"):
+    with _quiet("onnxscript"), np.errstate(all="ignore"):
         onnxscript.optimizer.fold_constants(
             folded, onnx_shape_inference=True, output_size_limit=_LARGEST_FOLDED, should_fold=_is_filled_shape
         )

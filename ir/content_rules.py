@@ -112,11 +112,11 @@ def _slice(facts: Inference, node: oir.Node) -> np.ndarray | None:
 
 
 def slices(facts: Inference, node: oir.Node, rank: int) -> dict[int, tuple[dims.Dim, dims.Dim, int]] | None:
-    """The (start, end, step) by axis of a Slice; None when an axis or a step is computed at run time."""
+    """The (start, end, step) by axis of a Slice; None when one is computed at run time or they are not equally many."""
     starts: list[dims.Dim]
     ends: list[dims.Dim]
     if match.attribute(node, "starts") is not None:
-        starts, ends = list(node.attributes["starts"].as_ints()), list(node.attributes["ends"].as_ints())
+        starts, ends = (list(match.attribute(node, name) or ()) for name in ("starts", "ends"))
         axes, steps = match.attribute(node, "axes"), None
     else:
         inputs = [match.input_of(node, i) for i in range(1, 5)]
@@ -130,6 +130,8 @@ def slices(facts: Inference, node: oir.Node, rank: int) -> dict[int, tuple[dims.
         starts, ends = found_starts, found_ends
     axes = list(axes) if axes is not None else list(range(len(starts)))
     steps = steps if steps is not None else [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        return None
     return {axis % rank if rank else axis: span for axis, *span in zip(axes, starts, ends, steps, strict=True)}  # type: ignore[misc]
 
 

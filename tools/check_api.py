@@ -104,5 +104,9 @@ def check(
 
 
 def beside(model: str | Path) -> Path:
-    """Where the lock file of a model stands unless it is said: `model.onnx` has `model.lock.yaml` beside it."""
-    return Path(model).with_suffix(SUFFIX)
+    """Where the lock file of a model stands unless it is said: `model.onnx` has `model.lock.yaml` beside it.
+
+    Other names are kept whole, `model.pt2.lock.yaml`: `encoder.v1` and `encoder.v2` are two models.
+    """
+    path = Path(model)
+    return path.with_suffix(SUFFIX) if path.suffix.lower() == ".onnx" else Path(f"{path}{SUFFIX}")

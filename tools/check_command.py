@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +125,10 @@ def run_command(
     from burnish.tools.check import files, lock_file
     from burnish.tools.check import tolerances as allowed
 
+    def renew() -> None:
+        for report in reports if update else ():
+            lock_file.write(report.new, report.lock)
+
     for option, given in (("--lock", lock_path), ("--old", old), ("--data", data)):
         if given is not None and len(models) > 1:
             raise InputError("this is for one model", place=f"{option} {given}", hint="check the models one by one")
@@ -139,25 +144,26 @@ def run_command(
         if if_locked and not os.path.exists(path):
             continue
         try:
-            if os.path.exists(model) and not os.path.exists(path):
-                hint = f"write it with `burnish check lock {model}{f' -o {path}' if lock_path else ''}`"
-                raise InputError("there is no such lock file", place=path, hint=hint)
+            if os.path.isfile(model) and not os.path.exists(path):
+                raise InputError("there is no such lock file", place=path, hint=_how_to_lock(model, lock_path))
             reports.append(check_api.check(model, path, tolerances=tolerances, old=old, **asked))
         except BurnishError as error:
             failures[model] = error
     failed = {model: f"{one.place}: {one.cause}" if one.place else one.cause for model, one in failures.items()}
     said = (line for report in reports for line in _text(report, update))
     document, page = _documents(locks, reports, failed, old)
-    _publish(targets, document, reports, failed, said=said, page=page)
-    if update:
-        for report in reports:
-            lock_file.write(report.new, report.lock)
+    _publish(targets, document, reports, failed, said=said, page=page, before_text=renew)
     if failures:
         *others, last = failures.values()
         for other in others:
             terminal.say_error(str(other))
         raise last
     return 0 if update or all(report.passed for report in reports) else 1
+
+
+def _how_to_lock(model: str, lock: str | None) -> str:
+    options = [*(["-o", lock] if lock else []), *(["--"] if model.startswith("-") else [])]
+    return f"write it with `{shlex.join(['burnish', 'check', 'lock', *options, model])}`"
 
 
 def _documents(
@@ -206,7 +212,7 @@ def _text(report: Report, update: bool) -> Iterable[str]:
 
     if not update:
         return said.lines(report)
-    changed = report.old != report.new
+    changed = report.new is not report.old
     verdict = f"`{report.lock}` is written anew" if changed else f"`{report.lock}` stays as it is"
     return [verdict, *said.listed(report.differences, accepted=True)]
 
@@ -269,6 +275,7 @@ def _publish(
     head: str = "",
     *,
     page: Callable[[], Page],
+    before_text: Callable[[], None] = lambda: None,
 ) -> None:
     """Annotate in GitHub Actions, write the reports that were asked for, and print.
 
@@ -279,6 +286,7 @@ def _publish(
         said: the lines for stdout where no report goes there.
         head: Markdown above the step summary.
         page: makes the page for `--report`.
+        before_text: done when all files are written and before anything goes to stdout, which may say that it is done.
     """
     from burnish.tools import whole_file
     from burnish.tools.check import as_github, as_json, as_junit, as_sarif, files
@@ -292,11 +300,13 @@ def _publish(
         "--report": lambda: render.html(page()),
     }
     for option, target in targets.items():
+        if target not in (None, files.STDOUT):
+            whole_file.write(target, made[option]())
+    before_text()
+    for option, target in targets.items():
         if target == files.STDOUT:
             click.echo(made[option](), nl=False)
             said = ()
-        elif target is not None:
-            whole_file.write(target, made[option]())
     out = terminal.out()
     for line in said:
         out.print(line)

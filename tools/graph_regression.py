@@ -49,14 +49,15 @@ class GraphRegression:
         tolerance: str | Path | Tolerances | None = None,
         metric: str | Measure | Metric | None = None,
         old: Any = None,
+        run: bool = True,
         **options: Any,
     ) -> Report:
         """Compare a model with its lock file; with `--graph-update` write or renew it.
 
         Args:
             model: the path of an `.onnx` or `.pt2` file, an `onnx_ir.Model`, an `onnx.ModelProto`, a `torch.nn.Module`
-                or a `torch.export.ExportedProgram`. A module is exported in inference mode and has its mode back
-                afterwards.
+                or a `torch.export.ExportedProgram`. A relative path starts at the current folder, or else at pytest's
+                root folder. A module is exported in inference mode and has its mode back afterwards.
             samples: what the outputs are computed on. For a module or program what it is called with: a tensor, a tuple
                 of positional or a dict of named arguments, or a list of these, of which the first is what it is
                 exported with. Else what `--data` takes, or one dict of arrays. Made from the inputs' meaning if absent.
@@ -65,6 +66,7 @@ class GraphRegression:
             metric: the metric whose value is locked; needs labelled samples.
             old: the model as it was, in any of the forms of `model` but with a module's samples; names the first node
                 whose numbers part.
+            run: compute outputs; without, the lock holds what can be read from the graph.
             options: of the export of a module: `dynamic_shapes`, `input_names`, `output_names`, `opset`.
 
         Returns:
@@ -77,13 +79,22 @@ class GraphRegression:
 
         path = self._path(name)
         try:
-            return self._check(path, model, samples, tolerance, metric, old, options)
+            asked = {"metric": metric, "run": run}
+            given = (self._found(model), self._found(samples), tolerance, self._found(old))
+            return self._check(path, *given, asked, options)
         except BurnishError as error:
             failure = f"{error}"
         pytest.fail(failure, pytrace=False)
 
     def _check(
-        self, path: Path, model: Any, samples: Any, tolerance: Any, metric: Any, old: Any, options: dict[str, Any]
+        self,
+        path: Path,
+        model: Any,
+        samples: Any,
+        tolerance: Any,
+        old: Any,
+        asked: dict[str, Any],
+        options: dict[str, Any],
     ) -> Report:
         ledger, shown = self._ledger, self._ledger.shown(path)
         ledger.used.add(shown)
@@ -99,8 +110,8 @@ class GraphRegression:
         if isinstance(tolerance, str | Path):
             tolerance = read(self._ledger.root / tolerance)
         graph, data = read_subject(model, samples, options)
-        request = Request(data=data, metric=metric)
-        label = str(model) if isinstance(model, str | Path) else type(model).__name__
+        request = Request(data=data, **asked)
+        label = ledger.shown(Path(model)) if isinstance(model, str | Path) else type(model).__name__
         if not known_to_exist:
             lock = take(graph, request)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +132,12 @@ class GraphRegression:
                 hint = "another check of this run wrote this lock; give the checks different names"
             pytest.fail(f"{what}\n\nhint: {hint}", pytrace=False)
         return report
+
+    def _found(self, given: Any) -> Any:
+        """A path that is there from pytest's root folder only, from there; anything else as it is."""
+        if isinstance(given, str | Path) and not Path(given).exists() and (self._ledger.root / given).exists():
+            return self._ledger.root / given
+        return given
 
     def _path(self, name: str | None) -> Path:
         """Where the lock of the next check lies; a name that this test used already fails the test."""

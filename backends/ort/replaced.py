@@ -20,6 +20,7 @@ import onnx_ir as oir
 
 from burnish.backends.ort.profiling import Kernel
 from burnish.ir import match
+from burnish.ir.functions import inline
 from burnish.ir.network import reads
 from burnish.ir.walk import graphs, is_op
 
@@ -66,11 +67,8 @@ def labelled(model: oir.Model) -> tuple[oir.Model, dict[str, str]]:
 
     Functions are inlined. Names of inputs, outputs and weights stay. A node that had no name goes by its first output.
     """
-    from onnx_ir.passes.common import InlinePass
-
     copy = model.clone()
-    if copy.functions:
-        InlinePass()(copy)
+    inline(copy)
     names: dict[str, str] = {}
     kept = {id(value) for value in (*copy.graph.inputs, *copy.graph.outputs)}
     for graph in graphs(copy):

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as oir
 
+from burnish.ir.functions import inline
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
 
@@ -23,8 +24,6 @@ class InlineFunctions(ExactPass):
         calls = [node.op_type for node in walk(model) if node.op_identifier() in model.functions]
         if not outcome.take_model(calls):
             return
-        from onnx_ir.passes.common import InlinePass
-
-        InlinePass()(model)
+        inline(model)
         model.functions.clear()
         model.meta.pop("burnish.names", None)

@@ -209,3 +209,15 @@ def test_numbers_that_are_no_numbers_are_numbers() -> None:
         return fingerprints(source)
 
     assert of(float("nan")) == of(float("nan")) != of(float("inf")) != of(float("-inf"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("value_float = 2.0", "value = float {2.0}"), ("value_floats = [2.0]", "value = float[1] {2.0}")],
+)
+def test_how_a_constant_gives_its_value_does_not_count(one: str, other: str) -> None:
+    graph = "g (float[2] x) => (float[2] y) { k = Constant <%s> () y = Mul (x, k) }"
+    graph = f'<ir_version: 10, opset_import: ["": 20]> {graph}'
+    assert fingerprints(onnx.parser.parse_model(graph % one)) == fingerprints(onnx.parser.parse_model(graph % other))
+    three = graph % other.replace("2.0", "3.0")
+    assert fingerprints(onnx.parser.parse_model(graph % one)) != fingerprints(onnx.parser.parse_model(three))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 
 import numpy as np
@@ -348,3 +349,14 @@ def test_shapes_that_the_model_computes_become_numbers() -> None:
       }""")
     found = cost.model_cost(concrete.concrete(computed, {"N": 4}))
     assert found.total.macs == 8 * 3 * 8
+
+
+def test_arithmetic_that_overflows_warns_nobody(recwarn: pytest.WarningsRecorder) -> None:
+    source = model("""g (float[N] x) => (float[A, B] y) <float[1] zero = {0.0}, float[1] four = {4.0}> {
+        l = Log (zero)  m = Max (l, four)  i = Cast <to = 7> (m)
+        s = Shape (x)  t = Div (s, i)  u = Concat <axis = 0> (i, t)  y = Reshape (x, u) }""")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        known = concrete.concrete(source, {"N": 8})
+    assert known.graph.outputs[0].shape == (4, 2)
+    assert not recwarn.list

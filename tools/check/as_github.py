@@ -52,7 +52,7 @@ def commands(reports: Sequence[Report], failed: Mapping[str, str] | None = None)
         failed: models that could not be checked, with the reason.
     """
     for name, reason in (failed or {}).items():
-        yield _command("error", printable(reason), file=in_repository(name), title=f"{name} could not be checked")
+        yield _command("error", printable(reason), file=in_repository(name), title=f"{name} was not checked")
     for verdict in (Verdict.REGRESSION, Verdict.NOTE, Verdict.TOLERATED):
         for report in reports:
             for one in report.differences:
@@ -86,7 +86,7 @@ def _property(text: str) -> str:
 def summary(reports: Sequence[Report], failed: Mapping[str, str] | None = None) -> str:
     """The step summary: for each model its verdict as a heading and its differences as a table."""
     parts = [
-        f"### {markdown(name)} could not be checked\n\nReason: {markdown(why)}\n"
+        f"### {markdown(name)} was not checked\n\nReason: {markdown(why)}\n"
         for name, why in (failed or {}).items()
     ]
     for report in sorted(reports, key=lambda one: one.passed):

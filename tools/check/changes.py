@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from enum import StrEnum
 from itertools import zip_longest
 
@@ -14,6 +13,7 @@ import numpy as np
 from burnish.ir.views.block_hash import COMMUTATIVE, defaults_of
 from burnish.tools.check.alignment import Group, Part
 from burnish.tools.check.line import Constant, Parsed, constant
+from burnish.tools.check.matching import opcodes, pairs
 from burnish.tools.check.spelled import ACTIVATIONS, recognised, spelled
 
 _ARITHMETIC = frozenset("Add Sub Mul Div Pow Sqrt Neg Reciprocal Cast Identity Erf Tanh Sigmoid".split())
@@ -117,7 +117,7 @@ def _parsed(spot: tuple[Part, int]) -> Parsed:
 def _codes(old: _Lines, new: _Lines) -> Iterator[tuple[str, int, int, int, int]]:
     numbers: dict[object, int] = {}
     one, other = ([numbers.setdefault(_parsed(spot).key, len(numbers)) for spot in lines] for lines in (old, new))
-    yield from SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    yield from opcodes(one, other)
 
 
 def _matching(old: _Lines, new: _Lines) -> Iterator[_Range]:
@@ -211,10 +211,7 @@ def _anchors(old: _Lines, new: _Lines, all_alike: bool) -> list[tuple[int, int]]
         ]
         sides.append((chosen, [(parsed[index].indent, parsed[index].operator) for index in chosen]))
     (left, one), (right, other) = sides
-    pairs = []
-    for i, j, size in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
-        pairs += [(left[i + k], right[j + k]) for k in range(size)]
-    return pairs
+    return [(left[i], right[j]) for i, j in pairs(one, other)]
 
 
 def _run(old: _Lines, new: _Lines) -> Iterator[Change]:
@@ -280,7 +277,10 @@ def _operands(old: tuple[Part, int], new: tuple[Part, int]) -> Iterator[Change]:
             shown = [_shown(text, line) for text, line in ((first, one), (second, other))]
             yield Change(Kind.WIRED, one.operator, "", shown[0], shown[1], old, new, (one,), (other,))
         elif not (before.is_weight or after.is_weight):
-            yield Change(Kind.VALUE, one.operator, _detail(old), str(before), str(after), old, new)
+            texts = (str(before), str(after))
+            if before.dtype != after.dtype and not (before.shape or after.shape):
+                texts = (f"{before.dtype} {before}", f"{after.dtype} {after}")
+            yield Change(Kind.VALUE, one.operator, _detail(old), *texts, old, new)
         elif before.dtype == after.dtype:
             shapes.append((f"[{before.shape}]", f"[{after.shape}]"))
         else:

@@ -39,7 +39,8 @@ def check(
     Args:
         model: the model as it is; not changed.
         lock: what it was.
-        request: what is compared, as it was asked for when the lock was taken.
+        request: what is compared, as it was asked for when the lock was taken. For a lock of what the graph says alone
+            nothing is run.
         tolerances: what may differ; by default nothing but rounding.
         old: the model that was locked, if at hand: outputs are compared exactly and the first node that differs named.
         model_name, lock_name: what they are called in the report.
@@ -48,9 +49,11 @@ def check(
         InputError: the samples cannot be used, the model cannot be run, or `old` is not what was locked.
     """
     asked = request if request is not None else Request()
+    if lock.samples is None:
+        asked = replace(asked, run=False, latency=False)
     allowed = tolerances if tolerances is not None else Tolerances()
     if old is not None:
-        _must_be(old, lock)
+        _must_be(old, lock, lock_name)
     new, refusal = _taken(model, asked, lock)
     names = ({}, {}) if new.structure == lock.structure else (_names(old), _names(model))
     exact = None if old is None or refusal or new.samples is None else _exact(old, model, lock, new, asked, allowed)
@@ -60,12 +63,14 @@ def check(
     return Report(model_name, lock_name, lock, renewed(lock, new, allowed), tuple(found))
 
 
-def _must_be(old: oir.Model, lock: Lock) -> None:
+def _must_be(old: oir.Model, lock: Lock, name: str) -> None:
     from burnish.ir.canonical import canonical
 
     if canonical(old).full_fingerprint != lock.weights:
         cause = "the old model is not the one that was locked"
-        raise InputError(cause, hint="give the model that the lock was taken from, or leave it out")
+        raise InputError(
+            cause, place=name or None, hint="give the model that the lock was taken from, or leave it out"
+        )
 
 
 def _taken(model: oir.Model, asked: Request, lock: Lock) -> tuple[Lock, Difference | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +13,11 @@ _SHAPES = frozenset(
     "Where Equal Mul Add Sub Div".split()
 )
 _ARITHMETIC = frozenset("Where Equal Mul Add Sub Div Expand Tile Flatten Identity".split())
+_NUMBER = re.compile(r"-?\d+")
 _INTEGERS = ("int64[", "int32[")
+_SIZES = frozenset("Reshape Expand Tile ConstantOfShape Concat Range".split())
+"""Operators whose integer constants are sizes; those of the others may be the place of something."""
+
 _SPELLINGS = frozenset((("Reshape", "`allowzero`"), ("Shape", "`start`"), ("Shape", "`end`")))
 """Attributes that exporters set differently for the same shape."""
 
@@ -29,6 +34,7 @@ class Context:
         opset: whether the opset of the standard domain differs.
         outputs: whether there are other outputs than before, or in another order.
         renamed: the old name of inputs that have another one now.
+        ran: whether the outputs of both on the same samples are known.
     """
 
     retyped: frozenset[str] = frozenset()
@@ -36,6 +42,7 @@ class Context:
     opset: bool = False
     outputs: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    ran: bool = False
 
     @property
     def reason(self) -> str:
@@ -65,7 +72,8 @@ def only_shapes(change: Change) -> bool:
     whole = [text.startswith(_INTEGERS) for text in (change.was, change.now)]
     if change.kind is Kind.VALUE:
         spelling = (change.operator, change.detail) in _SPELLINGS
-        return spelling or (change.operator in _SHAPES and all(whole) and change.detail == "the constant")
+        sizes = change.operator in _SIZES and all(whole) and change.detail == "the constant"
+        return spelling or (sizes and _same_sizes(change.was, change.now))
     if change.kind is Kind.WIRED:
         others = {one for text, integer in zip((change.was, change.now), whole, strict=True) if not integer
                   for one in text.split(", ")}  # fmt: skip
@@ -77,3 +85,9 @@ def only_shapes(change: Change) -> bool:
     return all(
         not one.is_weight and one.dtype in ("int64", "int32", "bool") for line in lines for one in line.constants
     )
+
+
+def _same_sizes(was: str, now: str) -> bool:
+    """Whether two constants can be the same shape: sizes that differ are computed (0 or -1) in one of them."""
+    pairs = zip(*([int(one) for one in _NUMBER.findall(text.partition("] ")[2])] for text in (was, now)), strict=False)
+    return was.partition(" ")[0] == now.partition(" ")[0] and all(a == b or a <= 0 or b <= 0 for a, b in pairs)

@@ -62,4 +62,10 @@ def _context(old: Lock, new: Lock) -> Context:
         opset=old.opsets.get("ai.onnx") != new.opsets.get("ai.onnx"),
         outputs=list(old.outputs) != list(new.outputs),
         renamed=contracts.ports(old.inputs, new.inputs).renamed,
+        ran=_fingerprint(old) == _fingerprint(new) != "",
     )
+
+
+def _fingerprint(lock: Lock) -> str:
+    """Of the samples that a model was run on; empty for none."""
+    return lock.samples.fingerprint if lock.samples is not None else ""

@@ -20,6 +20,9 @@ _PLACES = 2
 _MANY = 3
 """Kinds of changes of what computes shapes that are told together."""
 
+_WHOLE = "graph"
+"""What the only segment of a model without blocks is called: no place, so that a node is named instead."""
+
 Names = Mapping[str, Sequence[str]]
 """The names of the nodes of each segment, by line: labels for people."""
 
@@ -118,8 +121,11 @@ def _hidden(old: Lock, new: Lock, groups: Sequence[Group], verdict: Verdict, con
     key: tuple[str | int, ...] = ("structure",)
     stored = _stored_otherwise(old, new)
     if stored and all(any(line.copies for line in pair.lines) for pair in other):
-        message = f"the same computation, its constants stored otherwise: {stored}"
-        return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
+        if context.ran:
+            message = f"the same nodes, their constants stored otherwise: {stored}"
+            return Difference(Field.STRUCTURE, Verdict.NOTE, message, key=key)
+        message = f"constants are stored otherwise: {stored}; only a run of the model shows that all else is the same"
+        return Difference(Field.STRUCTURE, verdict, message, key=key)
     if other:
         place = ", ".join(f"`{part.name}`" for part in other)
         message = f"values are wired differently in {place}: the same nodes read other values than before"
@@ -188,7 +194,7 @@ class _Writer:
             Kind.BLOCK_GONE: self._gone_blocks,
         }[first.kind]
         place = first.place if len(same) == 1 else _bare(same)
-        if len(same) == 1 and first.kind in (Kind.VALUE, Kind.MODE, Kind.WIRED):
+        if len(same) == 1 and (first.kind in (Kind.VALUE, Kind.MODE, Kind.WIRED) or first.place == _WHOLE):
             place = self._name(first) or place
         now = _became(first) if first.kind is Kind.REPLACED else first.now
         return Difference(Field.STRUCTURE, self.verdict, write(same), place, first.was, now, _key(first))
@@ -218,7 +224,7 @@ class _Writer:
         was, now = first.was, _became(first)
         verb = "are" if was[0].isdecimal() or " and " in was else "is"
         where = f"{_bare(same)}: " if len(same) == 1 else f"in {_bare(same)}, "
-        return f"{where if first.place != 'graph' else ''}{was} {verb} now {now}{_often(same)}"
+        return f"{where if first.place != _WHOLE else ''}{was} {verb} now {now}{_often(same)}"
 
     def _added(self, same: list[Change]) -> str:
         lines = same[0].added

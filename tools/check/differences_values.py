@@ -52,7 +52,8 @@ def values(
     before, after = {one.sample: one for one in old.values}, {one.sample: one for one in new.values}
     yield from _refused(old, new, before, after, tolerances)
     if old.samples is not None and old.samples.fingerprint != new.samples.fingerprint and not _exact(exact):
-        verdict = Verdict.NOTE if old.inputs != new.inputs else tolerances.verdict(Field.VALUES)
+        inputs = [list(one.inputs.items()) for one in (old, new)]
+        verdict = Verdict.NOTE if inputs[0] != inputs[1] else tolerances.verdict(Field.VALUES)
         message = "the samples are not those of the lock: what the model computes is not compared"
         yield Difference(Field.VALUES, verdict, message, key=("samples", "fingerprint"))
         return

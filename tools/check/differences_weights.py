@@ -11,6 +11,7 @@ from burnish.tools.check.alignment import Group, Part
 from burnish.tools.check.difference import Difference, Field, Verdict
 from burnish.tools.check.differences_structure import Structure
 from burnish.tools.check.lock import LayerLock, Lock
+from burnish.tools.check.matching import pairs
 from burnish.tools.check.sketch import distance
 from burnish.tools.check.tolerances import Tolerances
 
@@ -94,10 +95,7 @@ def lines(old: Part, new: Part) -> dict[int, int]:
     """The line of the new segment by that of the old one, for lines that are still there."""
     if old.segment.structure == new.segment.structure:
         return {index: index for index in range(len(old.lines))}
-    from difflib import SequenceMatcher
-
-    matcher = SequenceMatcher(None, [one.key for one in old.lines], [one.key for one in new.lines], autojunk=False)
-    return {i + k: j + k for i, j, size in matcher.get_matching_blocks() for k in range(size)}
+    return dict(pairs([one.key for one in old.lines], [one.key for one in new.lines]))
 
 
 def _single(one: Moved, tolerances: Tolerances) -> Difference:
@@ -127,7 +125,7 @@ def _elsewhere(old: Lock, new: Lock, groups: Sequence[Group], tolerances: Tolera
     found = [pair for group in groups if (pair := group.pair) and pair[0].segment.weights != pair[1].segment.weights]
     verdict = tolerances.weights(math.inf)
     if not found:
-        message = "constants changed that no node of the graph reads, or that stand in inner graphs and attributes"
+        message = "constants changed that belong to no layer: defaults of inputs, or what no node reads"
         return Difference(Field.WEIGHTS, verdict, message, "", old.weights, new.weights, ("weights",))
     names = ", ".join(f"`{one.name}`" for _, one in found)
     key = ("segments", found[0][0].index, "weights")

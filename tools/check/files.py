@@ -27,7 +27,7 @@ def agree(targets: Mapping[str, str | None], read: Collection[str | Path | None]
             continue
         place, path = f"{option} {target}", target if target == STDOUT else os.path.realpath(target)
         if path in taken:
-            raise InputError(f"the report cannot go there: {taken[path]}", place=place, hint="name another file")
+            raise InputError(f"nothing can be written there: {taken[path]}", place=place, hint="name another file")
         taken[path] = f"`{option}` goes there already"
         if target != STDOUT and (target.endswith("/") or os.path.isdir(path)):
             raise InputError("this is a folder", place=place, hint="give the name of a file to write")

@@ -19,7 +19,7 @@ COLUMNS = ("model", "verdict", ">nodes", ">weights", ">outputs moved", "what")
 def sentence(rows: Sequence[Row]) -> str:
     """How many models there are and what came of them."""
     told = [f"{number} {state}" for state in State if (number := sum(row.state is state for row in rows))]
-    return f"{terminal.count(len(rows), 'model')}: {', '.join(told)}"
+    return f"{terminal.count(len(rows), 'model')}{': ' if told else ''}{', '.join(told)}"
 
 
 def cells(row: Row) -> tuple[str, ...]:

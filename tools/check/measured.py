@@ -32,14 +32,25 @@ class Metered:
     def __init__(self, model: oir.Model, samples: Sequence[Sample], asked: Request) -> None:
         self._measure = _measure(model, samples, asked.metric)
         self._partials: list[Any] = []
+        self._refusal: InputError | None = None
 
     def add(self, outputs: Mapping[str, np.ndarray], sample: Sample) -> None:
-        """Take the outputs on a sample."""
-        if self._measure is not None:
+        """Take the outputs on a sample; that the metric cannot be told of them is not the model's fault."""
+        if self._measure is None or self._refusal is not None:
+            return
+        try:
             self._partials.append(self._measure.partial(outputs, outputs, sample))
+        except InputError as error:
+            self._refusal = error
 
     def lock(self) -> MetricLock | None:
-        """The metric on all that was taken."""
+        """The metric on all that was taken.
+
+        Raises:
+            InputError: it cannot be told of the outputs on a sample.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         if self._measure is None:
             return None
         value = self._measure.value(self._partials)

@@ -33,7 +33,8 @@ def renewed(old: Lock, new: Lock, tolerances: Tolerances | None = None) -> Lock:
         kept = msgspec.structs.replace(kept, metric=old.metric)
     if (new.latency is None and same) or (old.latency and new.latency and not list(latency(old, new, allowed))):
         kept = msgspec.structs.replace(kept, latency=old.latency)
-    if msgspec.structs.replace(kept, made_with=old.made_with) == old:
+    ordered = [list(one.inputs) + list(one.outputs) for one in (old, new)]  # equal mappings may stand in other orders
+    if msgspec.structs.replace(kept, made_with=old.made_with) == old and ordered[0] == ordered[1]:
         return old
     return kept
 

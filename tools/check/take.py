@@ -55,8 +55,33 @@ def take(model: oir.Model, request: Request | None = None, known: Lock | None = 
             the roles that it recorded, so that another spelling of the same model gets the same inputs.
 
     Raises:
-        InputError: the samples cannot be read or made, or the model cannot be run on any of them.
+        InputError: the samples cannot be read or made, the model cannot be run on any of them, or is not valid ONNX.
     """
+    try:
+        return _take(model, request, known)
+    except (InputError, MemoryError, OSError):
+        raise
+    except Exception as error:  # a graph that contradicts itself can make any rule about graphs fail
+        reason = _invalid(model)
+        if not reason:
+            raise
+        raise InputError(f"this is not valid ONNX: {reason}", hint="export it again; no runtime can load it") from error
+
+
+def _invalid(model: oir.Model) -> str:
+    """Why ONNX's own checker refuses a model; empty when it does not, or cannot say."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(oir.serde.serialize_model(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
+    return ""
+
+
+def _take(model: oir.Model, request: Request | None, known: Lock | None) -> Lock:
     from burnish import __version__
 
     asked = request if request is not None else Request()

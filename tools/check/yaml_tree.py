@@ -90,7 +90,7 @@ def _text(path: str | Path, what: str) -> str:
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise InputError("it is not text", place=place, hint=f"{what} is a YAML file in UTF-8") from None
+        raise InputError("it is not text", place=place, hint=f"give {what}: YAML in UTF-8") from None
 
 
 class _Builder:

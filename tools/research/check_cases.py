@@ -65,10 +65,10 @@ def _told(one: Difference) -> str:
 
 
 def outputs(report: Report) -> str:
-    """What became of the outputs, shortly."""
+    """What the report tells of the outputs, shortly."""
     found = [one for one in report.differences if one.field is Field.VALUES]
     if not found:
-        return "as before" if report.new.values else "not run"
+        return "–"
     moved = [re.search(r"moved by (about )?[0-9.e-]+", one.message) for one in found]
     return ", ".join(dict.fromkeys(one[0] for one in moved if one)) or "not comparable"
 
@@ -93,9 +93,9 @@ INTRODUCTION = """# What `check` says of real changes
 Made by `python -m burnish.tools.research.check_cases`. Each model is exported before and after a change, the first is
 locked with made samples, and the second is checked. The table shows the sentences of the regressions as `check run`
 prints them, at most {shown} of them; notes (what follows from a regression) are left out. *Named* says whether the
-first sentence names what was changed and where; *outputs* what became of the outputs on the samples.
-The networks are those of `check_models.py` with random weights: a BERT-like text encoder of four layers, a vision
-transformer of three, and the ResNet of `burnish demo`.
+first sentence names what was changed and where; *outputs* how far the outputs moved on the samples, as far as the
+report tells of it. The networks are those of `check_models.py` with random weights: a BERT-like text encoder of four
+layers, a vision transformer of three, and the ResNet of `burnish demo`.
 
 """
 
@@ -140,7 +140,7 @@ def _slimmed(folder: Path) -> Iterator[str]:
 
 
 def _values(report: Report) -> str:
-    return "; ".join(one.message for one in report.differences if one.field is Field.VALUES) or "as before"
+    return "; ".join(one.message for one in report.differences if one.field is Field.VALUES) or "–"
 
 
 def _timings(folder: Path) -> Iterator[str]:

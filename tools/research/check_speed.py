@@ -35,6 +35,10 @@ Written by `python -m burnish.tools.research.check_speed`.
 | model | samples | ONNX Runtime alone, s | check, s | ratio | lowest and highest ratio |
 | --- | --- | --- | --- | --- | --- |"""
 
+_FOOT = """
+What is added is a hash of all weights and Python's work for each node, so that small models with many nodes pay most in
+proportion, and little in seconds."""
+
 _MODELS = ("a1-efficientnet", "a2-minilm", "a3-smollm2-nocache", "a6-ppocr-cls")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from onnx import numpy_helper
 
 import burnish
 from burnish.ir.errors import InputError
+from burnish.tools import terminal
 from burnish.tools.check_command import check_command
 
 BODY = """
@@ -83,6 +86,15 @@ def test_the_old_model_names_the_node_where_the_numbers_part(model: Path) -> Non
     result = check("run", "new.onnx", "--lock", "m.lock.yaml", "--old", "m.onnx")
     assert "Sigmoid" in result.stdout.splitlines()[0]
     assert "second" in result.stdout
+
+
+def test_an_update_takes_over_another_order_of_outputs(model: Path) -> None:
+    text = BODY.replace("(float[N,4] y)", "(float[N,4] y, float[N,4] z)").replace("[first]", "z = Tanh (x) [first]")
+    check("lock", save(model, text), "-o", "two.lock.yaml")
+    save(model, text.replace("float[N,4] y, float[N,4] z", "float[N,4] z, float[N,4] y"))
+    assert check("run", model, "--lock", "two.lock.yaml").return_value == 1
+    assert "`two.lock.yaml` is written anew" in check("run", model, "--lock", "two.lock.yaml", "--update").output
+    assert check("run", model, "--lock", "two.lock.yaml").return_value == 0
 
 
 def test_an_update_is_accepted_once(model: Path) -> None:
@@ -163,7 +175,7 @@ def test_a_check_that_cannot_be_made_is_reported_too(model: Path, monkeypatch: p
     assert ET.parse("r.xml").getroot().get("errors") == "1"
     (run,) = json.loads(Path("r.sarif").read_text(encoding="utf-8"))["runs"]
     assert run["invocations"][0]["executionSuccessful"] is False
-    assert "could not be checked" in Path("summary.md").read_text(encoding="utf-8")
+    assert "was not checked" in Path("summary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +219,7 @@ def test_exit_codes_of_the_program(model: Path) -> None:
     assert run("run", "m.onnx").returncode == 1
     missing = run("run", "m.onnx", "--lock", "nowhere")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert "hint: write it with `burnish check lock m.onnx -o nowhere`" in missing.stderr
+    assert "hint: write it with `burnish check lock -o nowhere m.onnx`" in missing.stderr
 
 
 def test_the_same_in_python(model: Path) -> None:
@@ -265,3 +277,100 @@ def test_a_model_without_a_lock_is_left_alone_on_request(several: list[str]) -> 
 def test_options_for_one_model_are_refused_for_several(several: list[str], option: str) -> None:
     with pytest.raises(InputError, match="this is for one model"):
         check("run", *several, option, "m.onnx")
+
+
+def test_nothing_is_called_written_that_was_not(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = Path("m.lock.yaml").read_bytes()
+    save(model, scale=1.5)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 9, limit[1]))  # as a full disk
+    try:
+        with pytest.raises(SystemExit) as ended:
+            terminal.run(check_command, args=["run", "m.onnx", "--update"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = capfd.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith("error: m.lock.yaml: it cannot be written: ") and "has room" in said.err
+    assert Path("m.lock.yaml").read_bytes() == before and not list(Path().glob(".burnish*"))
+
+
+def test_a_renewed_lock_keeps_its_rights(model: Path) -> None:
+    save(model, scale=1.5)
+    os.chmod("m.lock.yaml", 0o600)
+    check("run", "m.onnx", "--update")
+    assert os.stat("m.lock.yaml").st_mode & 0o777 == 0o600
+    os.chmod("m.lock.yaml", 0o444)
+    save(model, scale=2.5)
+    if os.geteuid() != 0:  # who may write everything
+        with pytest.raises(InputError, match="read-only"):
+            check("run", "m.onnx", "--update")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("a b.onnx", "burnish check lock 'a b.onnx'"),
+        ("-x.onnx", "burnish check lock -- -x.onnx"),
+        ("$(id).onnx", "burnish check lock '$(id).onnx'"),
+    ],
+)
+def test_the_command_of_a_hint_can_be_run(model: Path, name: str, command: str) -> None:
+    save(Path(name))
+    with pytest.raises(InputError) as caught:
+        check("run", "--", name)
+    assert caught.value.hint == f"write it with `{command}`"
+    assert check(*shlex.split(command)[2:]).return_value == 0
+    assert check("run", "--", name).return_value == 0
+
+
+def test_models_of_other_names_have_locks_of_their_own(model: Path) -> None:
+    for version, scale in ((1, 1.0), (2, 2.0)):
+        save(Path(f"encoder.v{version}"), scale=scale)
+        check("lock", f"encoder.v{version}")
+    for version in (1, 2):
+        assert check("run", f"encoder.v{version}").return_value == 0
+        assert Path(f"encoder.v{version}.lock.yaml").is_file()
+    for folder in (".", "..", "/"):
+        for command in ("lock", "run"):
+            with pytest.raises(InputError):
+                check(command, folder)
+
+
+def test_a_lock_of_the_graph_alone_runs_nothing(model: Path) -> None:
+    text = BODY.replace('["": 21]', '["": 21, "own": 1]').replace("Tanh", "own.Thing")
+    save(Path("own.onnx"), text)
+    with pytest.raises(InputError, match="cannot load the model"):
+        check("lock", "own.onnx")
+    check("lock", "own.onnx", "--no-run")
+    before = Path("own.lock.yaml").read_bytes()
+    result = check("run", "own.onnx", "--update")
+    assert (result.return_value, result.stdout) == (0, "`own.lock.yaml` stays as it is\n")
+    save(Path("own.onnx"), text.replace("own.Thing", "own.Other"))
+    assert "own.Other" in check("run", "own.onnx").stdout.splitlines()[0]
+    assert Path("own.lock.yaml").read_bytes() == before
+
+
+def test_an_old_model_that_was_not_locked_is_refused(model: Path) -> None:
+    save(Path("other.onnx"), scale=3.0)
+    with pytest.raises(InputError, match="not the one that was locked") as caught:
+        check("run", "m.onnx", "--old", "other.onnx")
+    assert caught.value.place == "m.lock.yaml"
+
+
+def test_a_graph_that_contradicts_itself_is_no_defect_of_ours(model: Path) -> None:
+    graph = '<ir_version: 10, opset_import: ["": 21]> g (float[2,4] x) => (float[2,4] y, int64[R] r)'
+    save(Path("bad.onnx"), graph + " { y = Relu (x)  q = Shape (x)  r = Concat <axis = 1> (q, q) }")
+    for options in ((), ("--no-run",)):
+        with pytest.raises(InputError):
+            check("run", "bad.onnx", "--lock", "m.lock.yaml", *options)
+    with pytest.raises(InputError, match="not valid ONNX"):
+        check("lock", "bad.onnx", "--no-run")
+
+
+def test_a_metric_that_cannot_be_told_is_not_refused_by_the_model(model: Path) -> None:
+    np.savez("d.npz", x=np.ones((3, 4), np.float32), labels=np.array([0, 1, 3]))
+    with pytest.raises(InputError, match="`auc` takes two") as caught:
+        check("lock", "m.onnx", "-o", "n.lock.yaml", "--data", "d.npz", "--metric", "auc")
+    assert "refuses" not in caught.value.cause
+    assert not Path("n.lock.yaml").exists()

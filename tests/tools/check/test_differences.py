@@ -11,7 +11,7 @@ from burnish.tools.check.check import check
 from burnish.tools.check.difference import Field, Report, Verdict
 from burnish.tools.check.differences import differences
 from burnish.tools.check.take import Request, take
-from burnish.tools.check.tolerances import Tolerances
+from burnish.tools.check.tolerances import Tolerances, Word
 
 BODY = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -174,3 +174,50 @@ def test_a_folded_norm_is_one_change() -> None:
     trained = "a, mean, var = BatchNormalization <training_mode = 1> (p, b, b, b, b)  y = Relu (a)"
     text = new.replace("c = Conv (x, w, b)  y = Relu (c)", f"p = Conv (x, w)  {trained}")
     assert said(report(new, text)) == ["BatchNormalization (graph) is now in training mode"]
+
+
+def test_that_constants_alone_are_stored_otherwise_shows_when_the_model_is_run() -> None:
+    graph = "agraph (float[2,4] x) => (float[2,4] y) <float[4] k = {1,2,3,4}> { %s y = Sub (%s) }"
+    nodes = "a = Mul (x, k) b = Sigmoid (a) c = Mul (b, %s) d = Sigmoid (c)"
+    old = '<ir_version: 10, opset_import: ["": 20]> ' + graph % (nodes % "k", "d, b")
+    new = '<ir_version: 10, opset_import: ["": 20]> ' + graph % ("i = Identity (k) " + nodes % "i", "b, d")
+    (sentence,) = said(report(old, new, run=False))
+    assert sentence.startswith("constants are stored otherwise: 1 more Identity node; only a run of the model shows")
+    assert any("moved by about 3" in sentence for sentence in said(report(old, new)))
+
+
+def test_sizes_that_differ_do_not_follow_from_a_tolerated_dimension() -> None:
+    old = """<ir_version: 10, opset_import: ["": 20]>
+    g (float[N,8] x) => (float[M,8] y) <int64[3] s = {0,2,4}, int64[2] t = {0,8}>
+    { a = Reshape (x, s) b = Transpose <perm = [0,2,1]> (a) y = Reshape (b, t) }"""
+    tolerances = Tolerances({Field.INPUTS: Word.IGNORE})
+    fixed = old.replace("float[N,8]", "float[2,8]")
+    assert report(old, fixed.replace("{0,2,4}", "{-1,2,4}"), tolerances).passed
+    (sentence,) = said(report(old, fixed.replace("{0,2,4}", "{0,4,2}"), tolerances))
+    assert sentence == "the constant of Reshape (graph) is now int64[3] [0, 4, 2], was int64[3] [0, 2, 4]"
+
+
+def test_inputs_in_another_order_are_one_regression() -> None:
+    old = '<ir_version: 10, opset_import: ["": 20]> g (float[2] x, float[2] y) => (float[2] z) { z = Add (x, y) }'
+    new = old.replace("float[2] x, float[2] y", "float[2] y, float[2] x")
+    assert said(report(old, new)) == ["the inputs stand in another order: `y`, `x`"]
+
+
+def test_a_constant_of_another_type_is_told_from_the_same_number() -> None:
+    old = """
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[N] x) => (float[N] y) <float c = {1.0}> { a = Abs (x)  y = Add (a, c) }
+    """
+    new = old.replace("float", "double")
+    told = [one.message for one in report(old, new).differences if one.field is Field.STRUCTURE]
+    assert any("is now double 1.0, was float 1.0" in one for one in told), told
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "place"),
+    [("Relu (d)", "Sigmoid (d)", "act"), ("[sum] z = Add (f, b)", "[sum] h = Add (f, b) [new] z = Abs (h)", "new")],
+)
+def test_a_node_of_a_model_without_blocks_is_named(was: str, now: str, place: str) -> None:
+    old = BODY.replace("z = Add (f, x)", "z = Add (f, b)")
+    (first,) = (one for one in report(old, old.replace(was, now)).differences if one.field is Field.STRUCTURE)
+    assert first.place == place

@@ -371,3 +371,19 @@ def test_a_lock_that_cannot_be_read_is_not_replaced(project: pytest.Pytester) ->
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines([f"*{lock.name}:*"])
         assert lock.read_text().startswith("<<<<<<<")
+
+
+def test_paths_are_found_from_another_folder_and_models_need_not_run(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MODEL.replace("ACT", "own.Thing").replace('["": ', '["own": 1, "": ')
+    Path("models").mkdir()
+    onnx.save(onnx.parser.parse_model(text), "models/own.onnx")
+    file = project.makepyfile(
+        'def test_own(graph_regression): graph_regression.check("models/own.onnx", old="models/own.onnx", run=False)'
+    )
+    Path("inner").mkdir()
+    monkeypatch.chdir("inner")
+    for arguments in (["--graph-update"], []):
+        result = project.runpytest_subprocess(f"../{file.name}", f"--rootdir={project.path}", *arguments)
+        result.assert_outcomes(passed=1)

@@ -92,3 +92,12 @@ def test_accepted_tells_what_was_tolerated_as_well() -> None:
     assert report.passed
     first, second = accepted(report)
     assert first.startswith("the weights of MatMul `linear`") and second.startswith("output `y` moved by about")
+
+
+def test_another_order_of_outputs_is_taken_over() -> None:
+    graph = "g (float[2] x) => (float[2] y, float[2] z) { y = Relu (x) z = Relu (x) }"
+    text = f'<ir_version: 10, opset_import: ["": 20]> {graph}'
+    lock, other = take(model(text)), model(text.replace("float[2] y, float[2] z", "float[2] z, float[2] y"))
+    report = check(other, lock)
+    assert not report.passed
+    assert check(other, report.new).passed

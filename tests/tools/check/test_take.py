@@ -371,3 +371,11 @@ def test_weights_in_attributes_are_told_apart():
     (segment,) = lock.segments
     expected = [(i * i + 4 + 9 + 16) ** 0.5 for i in range(40)]
     assert [one.norm for one in segment.layers] == pytest.approx(expected, rel=1e-4)
+
+
+def test_functions_of_another_opset_are_an_error_of_the_model() -> None:
+    source = """<ir_version: 10, opset_import: ["": 20, "local": 1]>
+    g (float[2] x) => (float[2] y) { y = local.f (x) }
+    <domain: "local", opset_import: ["": 19]> f (a) => (b) { b = Relu (a) }"""
+    with pytest.raises(InputError, match="cannot be inlined: Opset mismatch"):
+        take(onnx_file.read_bytes(onnx.parser.parse_model(source).SerializeToString()), Request(run=False))

@@ -225,17 +225,19 @@ def test_thirty_blocks_that_all_differ_open_at_once(visit):
     shown = Section("Graph", "graph", (graphs(pair(blocks("a"), blocks("b")), "before", "after"),))
     text = render.html(Page("thirty blocks", "optimize", State.GOOD, "fine", "All differ.", (shown,)))
     assert len(text) < 2e6
-    loaded = []
-    for _ in range(2):
+    loaded, opened = [], []
+    for _ in range(3):  # the quickest of three counts: the machine may be busy with other tests
         started = time.perf_counter()
         page = visit(text)
         loaded.append(time.perf_counter() - started)
-    took = page.evaluate(
-        """() => new Promise((done) => {
-          const before = performance.now();
-          document.getElementById("expand").click();
-          requestAnimationFrame(() => setTimeout(() => done((performance.now() - before) / 1000)));
-        })"""
-    )
+        opened.append(
+            page.evaluate(
+                """() => new Promise((done) => {
+                  const before = performance.now();
+                  document.getElementById("expand").click();
+                  requestAnimationFrame(() => setTimeout(() => done((performance.now() - before) / 1000)));
+                })"""
+            )
+        )
     assert page.locator("main details[open]").count() == 30
-    assert min(loaded) < 2 and took < 2
+    assert min(loaded) < 2 and min(opened) < 2
