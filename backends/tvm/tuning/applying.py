@@ -1,0 +1,117 @@
+"""Schedules from a database, put into a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+
+from burnish.backends.tvm.target import Target
+from burnish.backends.tvm.tuning.database import Database
+from burnish.backends.tvm.tuning.kernels import Kernel, kernels
+from burnish.backends.tvm.tuning.records import Record
+
+DYNAMIC = "its sizes are known only when it runs"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A module with the best schedules.
+
+    Attributes:
+        module: kernels that have a record are scheduled, the others as they were.
+        seconds: that each scheduled function took when it was tuned, by its name.
+        missing: why each of the others has no schedule, by its name.
+        files: names of the database's files that were used.
+        notes: records that were skipped, and why.
+    """
+
+    module: Any
+    seconds: dict[str, float]
+    missing: dict[str, str]
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def apply(module: Any, database: Database, target: Target, *, threads: int = 1) -> Applied:
+    """The module with the fastest recorded schedule of each kernel.
+
+    Args:
+        module: from `compiling.fused`.
+        database: where schedules are looked up, by the kernel's structure, the target, the threads and TVM's versions.
+        target: what the module is compiled for.
+        threads: that kernels will run on.
+    """
+    seconds: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    files: list[str] = []
+    notes: list[str] = []
+    scheduled: dict[str, Any] = {}
+    for kernel in kernels(module):
+        if kernel.arguments is None:
+            missing |= dict.fromkeys(kernel.names, DYNAMIC)
+            continue
+        found = database.read(kernel, target, threads)
+        notes += found.notes
+        best = _first(kernel, found.best(), notes)
+        if best is None:
+            missing |= dict.fromkeys(kernel.names, found.end or "there is no record of it")
+            continue
+        function, taken = best
+        files.append(database.file(kernel, target, threads).name)
+        for name in kernel.names:
+            scheduled[name], seconds[name] = function, taken
+    changed = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
+    for variable, function in module.functions_items():
+        if variable.name_hint in scheduled:
+            kept = function.attrs["op_pattern"] if function.attrs and "op_pattern" in function.attrs else None
+            made = scheduled[variable.name_hint].with_attr("tirx.is_scheduled", True)
+            changed.update_func(variable, made if kept is None else made.with_attr("op_pattern", kept))
+    return Applied(changed, seconds, missing, tuple(files), tuple(notes))
+
+
+def replayed(kernel: Kernel, record: Record) -> Any:
+    """The schedule that a record describes, of the kernel that was lowered here.
+
+    Raises:
+        ValueError: it cannot be carried out on this kernel.
+    """
+    from tvm.s_tir import Schedule
+    from tvm.s_tir.schedule import Trace
+
+    assert record.trace is not None
+    if any(instruction[0] == "Tensorize" for instruction in record.trace[0]):
+        intrinsics()
+    schedule = Schedule(kernel.module)
+    try:
+        Trace.apply_json_to_schedule(record.trace, schedule)
+    except Exception as error:  # TVM's errors have many types
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(lines[-1][:200] if lines else type(error).__name__) from None
+    return schedule
+
+
+def intrinsics() -> None:
+    """Register TVM's tensor intrinsics.
+
+    That asks for the stack once for each, and `inspect.stack` reads the source of every frame: half a minute.
+    """
+    import inspect
+
+    from burnish.backends.tvm.tuning.worker import quick_stack
+
+    kept, inspect.stack = inspect.stack, quick_stack
+    try:
+        import tvm.s_tir.tensor_intrin  # noqa: F401
+    finally:
+        inspect.stack = kept
+
+
+def _first(kernel: Kernel, records: list[Record], notes: list[str]) -> tuple[Any, float] | None:
+    for record in records[:5]:
+        try:
+            return replayed(kernel, record).mod["main"], record.seconds or 0.0
+        except ValueError as reason:
+            notes.append(f"{kernel.name}: a record is skipped, it cannot be replayed: {reason}")
+    return None
