@@ -153,9 +153,8 @@ def _servers(remote: tuple[str, int, str]) -> int:
     """How many servers of the key a tracker knows."""
     place = f"{remote[0]}:{remote[1]}"
     try:
-        from tvm import rpc
-
         import tornado  # noqa: F401
+        from tvm import rpc
     except ImportError as error:
         raise MissingPackageError(
             f"measuring elsewhere needs the package `{error.name}`", hint="pip install 'burnish[tune]'"

@@ -134,7 +134,7 @@ def tune(
     parts = budgets.shares(budget, [one.cost(target.kind) for one in static])
     found = [database.read(one, target, threads) for one in static]
     jobs = [_Job(*given, budget.timed) for given in zip(static, parts, found, strict=True)]
-    if any(job.wants() for job in jobs):
+    if _open(jobs, budget):
         with Laboratory(
             target.tvm(threads=threads),
             {"llvm": "cpu"}.get(target.kind, target.kind),
@@ -143,8 +143,8 @@ def tune(
             remote=rpc,
         ) as laboratory:
             search = _Search(target, threads, workers, model, seed, laboratory)
-            while open_jobs := [job for job in jobs if job.wants()]:
-                job = min(open_jobs, key=lambda one: one.done() / one.share)
+            while open_jobs := _open(jobs, budget):
+                job = min(open_jobs, key=lambda one: (one.done() / one.share, -one.share))
                 database.append(job.kernel, target, threads, search.round(job))
                 total = sum(one.share for one in jobs)
                 done = sum(min(one.done(), one.share) if one.wants() else one.share for one in jobs)
@@ -152,6 +152,16 @@ def tune(
     rest = [Task(one, 0.0, 0, 0, None, DYNAMIC) for one in every if one.arguments is None]
     notes = [note for one in found for note in one.notes]
     return Tuned((*(job.task() for job in jobs), *rest), time.monotonic() - start, tuple(notes))
+
+
+def _open(jobs: Sequence[_Job], budget: Budget) -> list[_Job]:
+    """The kernels whose share is not spent; none when all the time is spent, as rounds may take longer than shares."""
+    rounds = [job.round() for job in jobs if job.trials]
+    if budget.timed and rounds:
+        spent = sum(min(job.spent, max(job.share, job.round())) for job in jobs)
+        if spent + sum(rounds) / len(rounds) / 2 >= budget.amount:
+            return []
+    return [job for job in jobs if job.wants()]
 
 
 def _total(tasks: Sequence[Task]) -> float | None:
@@ -185,7 +195,11 @@ class _Job:
             return False
         if not self.timed:
             return self.trials < self.share
-        return self.spent + self.spent / max(self.trials, 1) * self.batch / 2 < self.share
+        return self.spent + self.round() / 2 < self.share
+
+    def round(self) -> float:
+        """Seconds that a round takes, as far as earlier ones tell."""
+        return self.spent / max(self.trials, 1) * self.batch
 
     def add(self, record: Record) -> None:
         self.spent += record.spent
@@ -198,7 +212,7 @@ class _Job:
             self.best = record.seconds if self.best is None else min(self.best, record.seconds)
 
     def task(self) -> Task:
-        reason = self.end or ("" if self.share else "the budget is too small for all kernels")
+        reason = self.end or ("" if self.share and self.trials else "the budget is too small for all kernels")
         before = self.found.trials
         return Task(self.kernel, self.share, before, self.trials - before, self.best, reason)
 

@@ -1,4 +1,4 @@
-"""What runs in child processes: build one candidate, time one candidate. Sent by value: imports what it needs inside."""
+"""What runs in child processes: build one candidate, time one candidate. Sent by value, so imports are inside."""
 
 from __future__ import annotations
 
