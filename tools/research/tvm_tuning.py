@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as oir
 
 from burnish.backends.ort.session import executor
 from burnish.backends.ort.timing import paired
 from burnish.frontends import onnx_file
 from burnish.ir import weights
-from burnish.ir.concrete import concrete
+from burnish.ir.concrete import concrete, open_dims
 from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
 from burnish.tools.api import samples_for
@@ -57,8 +58,6 @@ def model_of(name: str) -> oir.Model:
         ROOT / "tools" / "demo" / "digits_resnet.onnx" if name == "digits" else ROOT / ".zoo" / "a1-efficientnet.onnx"
     )
     model = onnx_file.read(path)
-    from burnish.ir.concrete import open_dims
-
     return concrete(model, dict.fromkeys(open_dims(model, {}), 1))
 
 
@@ -82,7 +81,7 @@ def _bert() -> oir.Model:
     stream = io.BytesIO()
     with torch.no_grad():
         torch.onnx.export(layer, (torch.randn(1, 128, 768),), dynamo=True, opset_version=20).save(stream)  # type: ignore[union-attr]
-    return oir.from_proto(__import__("onnx").load_model_from_string(stream.getvalue()))
+    return oir.from_proto(onnx.load_model_from_string(stream.getvalue()))
 
 
 def measure(folder: Path, name: str, budget: str) -> dict[str, Any]:
@@ -159,9 +158,9 @@ def page(found: dict[str, Any]) -> str:
     rows = [
         "# Tuned kernels on a CPU",
         "",
-        "Made by `python -m burnish.tools.research.tvm_tuning`. One thread. Times are medians of rounds in pairs (A B B "
-        "A); the ratio is tuned over ONNX Runtime (all its optimizations), below 1 is faster, with the 95 % interval of "
-        "its median. Trials count every candidate in the database, failed ones too; minutes are what they took on a "
+        "Made by `python -m burnish.tools.research.tvm_tuning`. One thread. Times are medians of rounds in pairs (A B "
+        "B A); the ratio is tuned over ONNX Runtime (all its optimizations), below 1 is faster, with the 95 % interval "
+        "of its median. Trials count every candidate in the database, failed ones too; minutes are what they took on a "
         "machine that was shared with other work.",
         "",
         "| what | budget | trials | minutes | ONNX Runtime ms | tuned ms | tuned / ONNX Runtime | untuned ms | largest "

@@ -58,7 +58,7 @@ class Laboratory:
         self._pool = _pools()
         self._target, self._kind, self._remote = target, kind, remote
         self._threads = threads
-        places = 1 if remote is None else _servers(remote)
+        places = 1 if remote is None else servers(remote)
         start = partial(worker.start, threads)
         quiet = {"stdout": _NULL, "stderr": _NULL}
         self._builders = self._pool(workers, BUILD, start, maximum_process_uses=_USES, **quiet)
@@ -149,7 +149,7 @@ def _pools() -> Any:
     return PopenPoolExecutor
 
 
-def _servers(remote: tuple[str, int, str]) -> int:
+def servers(remote: tuple[str, int, str]) -> int:
     """How many servers of the key a tracker knows."""
     place = f"{remote[0]}:{remote[1]}"
     try:
