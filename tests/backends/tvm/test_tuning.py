@@ -243,7 +243,8 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 import test_tuning as here
 if __name__ == "__main__":
-    here.tuning.tune(here.fused(here.SIZE), here.TARGET, here.tuning.Budget(400), here.tuning.Database(Path(sys.argv[1])),
+    database = here.tuning.Database(Path(sys.argv[1]))
+    here.tuning.tune(here.fused(here.SIZE), here.TARGET, here.tuning.Budget(400), database,
                      lambda progress: print(progress.done, flush=True), workers=1, model="random")
 """
 
