@@ -80,7 +80,7 @@ def _bert() -> oir.Model:
     layer = torch.nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True).eval()
     stream = io.BytesIO()
     with torch.no_grad():
-        torch.onnx.export(layer, (torch.randn(1, 128, 768),), dynamo=True, opset_version=20).save(stream)  # type: ignore[union-attr]
+        torch.onnx.export(layer, (torch.randn(1, 128, 768),), dynamo=True, opset_version=20).save(stream)
     return oir.from_proto(onnx.load_model_from_string(stream.getvalue()))
 
 

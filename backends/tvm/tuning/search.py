@@ -103,6 +103,7 @@ def tune(
     threads: int = 1,
     workers: int = 2,
     model: str = "xgb",
+    space: str = "from-target",
     seed: int = 1,
 ) -> Tuned:
     """Look for fast schedules of a module's kernels and write what is found into a database.
@@ -120,6 +121,7 @@ def tune(
         threads: that kernels run on.
         workers: candidates that are built at a time.
         model: that ranks candidates: `xgb`, or `random`.
+        space: rules that candidates are made by; for GPUs `cuda` or `cuda-tensorcore` instead of what TVM chooses.
         seed: of the search.
 
     Raises:
@@ -142,7 +144,7 @@ def tune(
             workers=workers,
             remote=rpc,
         ) as laboratory:
-            search = _Search(target, threads, workers, model, seed, laboratory)
+            search = _Search(target, threads, workers, model, space, seed, laboratory)
             while open_jobs := _open(jobs, budget):
                 job = min(open_jobs, key=lambda one: (one.done() / one.share, -one.share))
                 database.append(job.kernel, target, threads, search.round(job))
@@ -219,14 +221,14 @@ class _Job:
 
 class _Search:
     def __init__(
-        self, target: Target, threads: int, workers: int, model: str, seed: int, laboratory: Laboratory
+        self, target: Target, threads: int, workers: int, model: str, space: str, seed: int, laboratory: Laboratory
     ) -> None:
         intrinsics()
         from tvm.s_tir import meta_schedule
 
         self.schedule, self.laboratory = meta_schedule, laboratory
         self.target, self.made = target, target.tvm(threads=threads)
-        self.workers, self.seed = workers, seed
+        self.workers, self.space, self.seed = workers, space, seed
         self.known = meta_schedule.database.MemoryDatabase()
         if model == "random":
             self.model = meta_schedule.cost_model.RandomModel(seed=seed)
@@ -236,10 +238,13 @@ class _Search:
     def round(self, job: _Job) -> list[Record]:
         """Try some candidates of a kernel; the records are added to the job, too."""
         began = time.monotonic()
+        first = job.context is None
+        if first:
+            self._begin(job)
         try:
             with quiet.quiet():
-                if job.context is None:
-                    self._begin(job)
+                if first:
+                    job.context.pre_tuning(_MANY, job.batch, database=self.known, cost_model=self.model)
                 candidates = list(job.context.generate_measure_candidates() or ())
         except Exception as error:  # TVM's errors have many types; a kernel without a design space keeps plain loops
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -271,7 +276,9 @@ class _Search:
         job.context = self.schedule.TuneContext(
             job.kernel.module,
             target=self.made,
-            space_generator="post-order-apply",
+            space_generator=self.schedule.space_generator.PostOrderApply(
+                sch_rules=self.space, postprocs=self.space, mutator_probs=self.space
+            ),
             search_strategy=strategy,
             task_name=job.kernel.name,
             rand_state=self.seed + job.trials,
@@ -284,7 +291,6 @@ class _Search:
             except ValueError:
                 continue
             self._know(workload, job.kernel, trace, record.seconds or 0.0)
-        job.context.pre_tuning(_MANY, job.batch, database=self.known, cost_model=self.model)
 
     def _know(self, workload: Any, kernel: Kernel, trace: Any, seconds: float) -> None:
         info = self.schedule.arg_info.ArgInfo.from_prim_func(kernel.module["main"])
