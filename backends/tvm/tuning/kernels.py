@@ -46,7 +46,7 @@ class Kernel:
     def cost(self, kind: str) -> float:
         """What all calls take, in no unit: for shares only. By operations or by bytes, whichever is more."""
         moved = sum(tvm.DataType(dtype).bits / 8 * _product(sizes) for dtype, sizes in self.arguments or ())
-        return self.calls * max(self.flops / _FLOPS_PER_BYTE[kind], moved, 1.0)
+        return float(self.calls * max(self.flops / _FLOPS_PER_BYTE[kind], moved, 1.0))
 
 
 def kernels(module: Any) -> list[Kernel]:

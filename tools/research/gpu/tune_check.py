@@ -120,7 +120,7 @@ class Device:
                 for _ in range(_CALLS):
                     function()
                 times.append((time.perf_counter() - started) / _CALLS)
-        return statistics.median(times)
+        return float(statistics.median(times))
 
     def kernel_seconds(self, module: Any, case: Case, folder: Path) -> tuple[float, float]:
         """The time of a module's only kernel, likewise, and its largest relative error against torch in float32."""
@@ -196,7 +196,7 @@ def table(rows: dict[str, dict[str, Any]], spaces: list[str], title: str) -> str
     for name, row in rows.items():
         cells = []
         for one in names:
-            value = row.get(one)
+            value: Any = row.get(one)
             is_time = isinstance(value, (tuple, list))
             cells.append(f"{value[0] / row['torch']:.2f} ({value[1]:.0e})" if is_time else str(value)[:60])
         trials = " + ".join(str(row.get(f"{one} trials", "?")) for one in spaces)
