@@ -106,8 +106,10 @@ def make_tune_context() -> None:
     from tvm import te
     from tvm.s_tir import meta_schedule
 
+    from burnish.backends.tvm import intrinsics
     from burnish.backends.tvm.target import parse
 
+    intrinsics.load()
     given = te.placeholder((8,), name="given")
     doubled = te.compute((8,), lambda i: given[i] * 2, name="doubled")
     meta_schedule.TuneContext(te.create_prim_func([given, doubled]), target=parse("llvm").tvm())

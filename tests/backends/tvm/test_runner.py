@@ -179,7 +179,6 @@ burnish.optimize("nothing.onnx", target="llvm")
     assert "compile in a process of its own" in ran.stderr and "InputError" in ran.stderr
 
 
-@pytest.mark.slow
 def test_the_installed_wheels_can_tune() -> None:
     versions.check_tuning()
 
