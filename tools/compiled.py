@@ -163,7 +163,7 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
 
 def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Request) -> Manifest:
     """Write the library, the weights and what stays on ONNX Runtime, and say what there is."""
-    from burnish.backends.tvm import artifact, compiling, processor, versions, weights_file
+    from burnish.backends.tvm import artifact, compiling, index_bounds, processor, versions, weights_file
     from burnish.backends.tvm.lowering import lower
     from burnish.backends.tvm.merging import merged
     from burnish.backends.tvm.quiet import quiet
@@ -188,6 +188,7 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         own = {str(v.name): array for v, array in zip(lowered.weights, lowered.arrays(), strict=True)}
         arrays |= own
         steps.append(msgspec.structs.replace(step, function=name, weights=tuple(own)))
+    bounded = index_bounds.bounds(model)
     kernels = 0
     if modules:
         with quiet():
@@ -201,7 +202,11 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         target=str(request.target),
         versions={"burnish": burnish.__version__, **versions.found()},
         fingerprint=request.fingerprint,
-        inputs=tuple(_port(value) for value in model.graph.inputs if value.const_value is None),
+        inputs=tuple(
+            _port(value, *bounded.get(str(value.name), ()))
+            for value in model.graph.inputs
+            if value.const_value is None
+        ),
         outputs=tuple(_port(value) for value in model.graph.outputs),
         steps=tuple(steps),
         kernels=kernels,
@@ -265,10 +270,12 @@ def _give_up(made: Compiled, request: Request) -> None:
 def _not_run(request: Request) -> str:
     import tvm
 
-    from burnish.backends.tvm import processor
+    from burnish.backends.tvm import processor, target
 
     if request.target.kind == "cuda" and not tvm.cuda(0).exist:
         return _NO_GPU
+    if request.target.kind == "cuda" and (own := target.present()) != request.target.model:
+        return f"compiled, not run: the GPU here is {own}"
     lacking = processor.lacking(processor.extensions(request.target))
     if lacking:
         return f"compiled, not run: this processor lacks {', '.join(lacking)}"
@@ -299,13 +306,13 @@ def _tell(request: Request, what: str, number: int) -> None:
         request.on_step(what, number, 3)
 
 
-def _port(value: oir.Value) -> Port:
+def _port(value: oir.Value, lowest: int | None = None, highest: int | None = None) -> Port:
     from burnish.backends.tvm.artifact import Port
 
     if value.dtype is None or value.shape is None:
         raise InputError("its rank and dtype are not known", place=f"`{value.name}`")
     sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape)
-    return Port(str(value.name), value.dtype.numpy().name, sizes)
+    return Port(str(value.name), value.dtype.numpy().name, sizes, lowest, highest)
 
 
 def as_dict(made: Compiled) -> dict[str, Any]:

@@ -31,12 +31,15 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class Port(_Part, frozen=True):
     """An input or output: `shape` has numbers, names of dynamic sizes, and None for sizes that depend on data.
 
-    `dtype` is NumPy's name.
+    `dtype` is NumPy's name. `lowest` and `highest` bound what an input of indices may hold (`index_bounds`); None where
+    nothing does.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+    lowest: int | None = None
+    highest: int | None = None
 
 
 class Evidence(_Part, frozen=True):

@@ -60,6 +60,8 @@ class ArtifactRunner:
         self.manifest, self.inputs, self.outputs = manifest, manifest.inputs, manifest.outputs
         self._parts, self._device = parts, device
         self._last = _last_uses(manifest)
+        on_host = manifest.target.startswith("llvm")
+        self._ranged = [one.name for one in manifest.inputs if on_host and one.highest is not None]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, in the order of the model's outputs, as arrays on the host.
@@ -69,6 +71,7 @@ class ArtifactRunner:
                 runner is closed.
         """
         _check(self.inputs, {name: (str(one.dtype), one.shape) for name, one in feeds.items()})
+        _check_range(self.inputs, feeds)
         if len(self._parts) == 1:
             found = self._parts[0].run(feeds)
             return {one.name: found[one.name] if one.name in found else feeds[one.name] for one in self.outputs}
@@ -81,7 +84,8 @@ class ArtifactRunner:
 
         Args:
             feeds: by name, what DLPack hands over: torch tensors, CuPy arrays. Those that are on the device, contiguous
-                and at a multiple of 64 bytes (torch's are) are not copied. They are not changed.
+                and at a multiple of 64 bytes (torch's are) are not copied. They are not changed. On a GPU nothing looks
+                at what inputs of indices hold.
 
         Raises:
             InputError: as for `run`.
@@ -90,6 +94,7 @@ class ArtifactRunner:
 
         tensors = {name: tensor_on(self._device, one) for name, one in feeds.items()}
         _check(self.inputs, {name: (str(one.dtype), tuple(one.shape)) for name, one in tensors.items()})
+        _check_range(self.inputs, {name: np.from_dlpack(tensors[name]) for name in self._ranged})
         return {name: tensor_on(self._device, one) for name, one in self._run(tensors).items()}
 
     def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,3 +200,15 @@ def _check(ports: tuple[Port, ...], given: Mapping[str, tuple[str, tuple[int, ..
         )
         if not fits:
             raise InputError(f"the input `{one.name}` has shape {list(shape)}, and has to have [{wanted}]")
+
+
+def _check_range(ports: tuple[Port, ...], feeds: Mapping[str, np.ndarray]) -> None:
+    """Refuse indices of rows that there are not: compiled code would pick others without a word."""
+    for one in ports:
+        array = feeds.get(one.name)
+        if array is None or one.lowest is None or one.highest is None or not array.size:
+            continue
+        low, high = int(array.min()), int(array.max())
+        if low < one.lowest or high > one.highest:
+            found = low if low < one.lowest else high
+            raise InputError(f"the input `{one.name}` holds {found}, outside {one.lowest} to {one.highest}")

@@ -55,7 +55,7 @@ def parse(text: str) -> Target:
         if model and model not in ARCHITECTURES:
             known = ", ".join(f"`cuda:{one}`" for one in ARCHITECTURES)
             raise InputError(f"`{model}` is no architecture that kernels are written for", place=text, hint=known)
-        return Target(kind, model or _present())
+        return Target(kind, model or present())
     if kind == "llvm":
         if model and (not _CPU.match(model) or not _knows(model)):
             hint = "give a name that LLVM knows, such as `llvm:znver4`, or `llvm` alone for this machine"
@@ -64,8 +64,12 @@ def parse(text: str) -> Target:
     raise InputError(f"there is no target `{kind}`", place=text, hint="targets are `llvm`, `llvm:CPU`, `cuda:sm_90`")
 
 
-def _present() -> str:
-    """The architecture of the GPU of this machine."""
+def present() -> str:
+    """The architecture of the GPU of this machine.
+
+    Raises:
+        InputError: there is none.
+    """
     import tvm
 
     device = tvm.cuda(0)

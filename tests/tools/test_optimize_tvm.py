@@ -260,6 +260,6 @@ def test_float16_is_held_to_its_own_rounding(optimize: Run, tmp_path: Path) -> N
 
 
 def test_the_page_to_read_tells_of_the_code(model: Path, optimize: Run, tmp_path: Path) -> None:
-    assert optimize(model, "-o", "out", "--target", "llvm", "--guard", "size", "--report", "out.html")[0] == 0
+    assert optimize(model, "-o", "out", "--target", "llvm", "--regions", "all", "--report", "out.html")[0] == 0
     page = (tmp_path / "out.html").read_text()
     assert "; its code for llvm:" in page and "agrees with it" in page and "kernel for llvm" in page

@@ -235,3 +235,18 @@ def test_two_artefacts_of_one_name_are_two_runners(tmp_path: Path) -> None:
         assert np.array_equal(runners[1].run({"x": x})["y"], np.abs(x))
     runners[0].close()
     assert np.array_equal(runners[1].run({"x": x})["y"], np.abs(x))
+
+
+def test_indices_of_rows_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    """TVM's code would pick other rows without a word; ONNX Runtime refuses."""
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    g (int64[n] i, float[5, 4] t) => (float[n, 4] y) { y = Gather(t, i) }"""
+    burnish.optimize(oir.from_onnx_text(text), tmp_path / "out", target="llvm", guard=[], regions="all")
+    runner = backend.load(tmp_path / "out")
+    t = np.arange(20, dtype=np.float32).reshape(5, 4)
+    assert np.array_equal(runner.run({"i": np.array([-5, 4]), "t": t})["y"], t[[0, 4]])
+    assert runner.run({"i": np.array([], np.int64), "t": t})["y"].shape == (0, 4)
+    for wrong in (5, -6, 2**40):
+        for run in (runner.run, runner.run_tensors):
+            with pytest.raises(InputError, match=f"`i` holds {wrong}, outside -5 to 4"):
+                run({"i": np.array([0, wrong]), "t": t})
