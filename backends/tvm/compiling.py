@@ -54,8 +54,14 @@ def scheduled(module: Any, target: Target) -> Any:
         return schedules.apply(module)
 
 
-def build(module: Any, target: Target) -> Any:
-    """Code of a module whose kernels are scheduled: a `tvm.runtime.Executable`, to be exported or run in place."""
+def build(module: Any, target: Target, *, graphs: bool = False) -> Any:
+    """Code of a module whose kernels are scheduled: a `tvm.runtime.Executable`, to be exported or run in place.
+
+    Args:
+        module: as `scheduled` gives it.
+        target: what it was scheduled for.
+        graphs: on a GPU, record what does not hang on dynamic sizes as CUDA graphs and replay them.
+    """
     dispatch = {"cuda": tvm.relax.backend.cuda, "llvm": tvm.relax.backend.cpu_generic}[target.kind].pipeline
     made = target.tvm()
 
@@ -64,7 +70,7 @@ def build(module: Any, target: Target) -> Any:
         return tvm.transform.Sequential(passes)(given)
 
     pipeline = tvm.transform.module_pass(lowered, opt_level=0)
-    with made, tvm.transform.PassContext(opt_level=3):
+    with made, tvm.transform.PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": graphs}):
         return relax.build(module, target=made, relax_pipeline=pipeline)
 
 
