@@ -89,11 +89,33 @@ def _grouped(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape 
     return [(*source[:2], dims.multiply(size, heads)), present, present]
 
 
+def _joined(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:
+    other = facts.shape(match.input_of(node, 3))
+    return None if other is None else [dims.broadcast_shapes(source, other)]
+
+
+def _averaged(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:
+    if match.attribute(node, "channels_last", 0):
+        return None
+    return [(*source[:2], *[1] * (len(source) - 2))]
+
+
+def _quantized_product(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:
+    other = facts.shape(match.input_of(node, 3))
+    if other is None or len(source) != 2 or len(other) != 2:
+        return None
+    rows = source[1 if match.attribute(node, "transA", 0) else 0]
+    return [(rows, other[0 if match.attribute(node, "transB", 0) else 1])]
+
+
 _RULES: dict[str, Rule] = {
     **dict.fromkeys("QuickGelu Gelu FastGelu BiasGelu RotaryEmbedding MoE QMoE BiasSoftmax".split(), _same),
     "SkipLayerNormalization": _skip_norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "EmbedLayerNormalization": _embedded,
+    **dict.fromkeys(["QLinearAdd", "QLinearMul"], _joined),
+    "QLinearGlobalAveragePool": _averaged,
+    "QGemm": _quantized_product,
     "FusedMatMul": _product,
     "FusedGemm": _product,
     "MatMulNBits": _blocked,

@@ -43,7 +43,7 @@ def _window(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Seq
     source = shapes[0] or ()
     kernel: Sequence[Dim] | None = match.attribute(node, "kernel_shape")
     channels = source[1]
-    if node.op_type == "Conv":
+    if node.op_type.endswith(("Conv", "ConvInteger")):
         weight = shapes[1]
         if weight is None:
             return None
@@ -178,6 +178,11 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(["ArgMax", "ArgMin"], _arg),
     "MatMul": _matmul,
+    "DynamicQuantizeLinear": lambda facts, node, shapes: [shapes[0], (), ()],
+    "MatMulInteger": _matmul,
+    "QLinearMatMul": lambda facts, node, shapes: _matmul(facts, node, shapes[::3]),
+    "ConvInteger": _window,
+    "QLinearConv": lambda facts, node, shapes: _window(facts, node, shapes[::3]),
     "Gemm": _gemm,
     "Pad": _pad,
     "Tile": _tile,

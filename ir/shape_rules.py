@@ -26,7 +26,7 @@ Exp Floor Gelu HardSigmoid HardSwish Hardmax Identity IsInf IsNaN LeakyRelu Log 
 Reciprocal Relu Round Selu
 Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu InstanceNormalization
 GroupNormalization LpNormalization LRN MeanVarianceNormalization RotaryEmbedding QuantizeLinear DequantizeLinear
-DynamicQuantizeLinear RMSNormalization SimplifiedLayerNormalization
+RMSNormalization SimplifiedLayerNormalization
 ScatterElements ScatterND Scatter TensorScatter ReverseSequence EyeLike
 RandomNormalLike RandomUniformLike Bernoulli"""
 _BROADCAST = """Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual BitShift BitwiseAnd
@@ -73,6 +73,10 @@ def _types(facts: Inference, node: oir.Node) -> list[oir.DataType | None] | None
         out, zero = match.attribute(node, "output_dtype", 0), match.input_of(node, 2)
         return [oir.DataType(out) if out else facts.dtype(zero) if zero is not None else oir.DataType.UINT8]
     second = {"TopK": _INT64, "MaxPool": _INT64, "Dropout": _BOOL if facts.opset >= 10 else first}.get(op, first)
+    if op in ("MatMulInteger", "ConvInteger"):
+        return [oir.DataType.INT32]
+    if op in ("QLinearMatMul", "QLinearConv"):
+        return [facts.dtype(match.input_of(node, 7))]
     if op == "DynamicQuantizeLinear":
         return [oir.DataType.UINT8, _FLOAT, oir.DataType.UINT8]
     if op in ("LayerNormalization",):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as oir
-from tvm import relax
+from tvm import relax, tirx
 
 from burnish.backends.tvm import operators, packing, registry
 from burnish.backends.tvm.maker import Maker, dtype_name, type_of
@@ -42,7 +42,7 @@ class Lowered:
     def arrays(self) -> Iterator[np.ndarray]:
         """What to give for each weight: its elements, packed two to a byte where they have 4 bits."""
         for value in self.weights:
-            tensor = weights.tensor_of(value)
+            tensor = _tensor(value)
             assert tensor is not None
             yield packing.array(tensor)
 
@@ -158,7 +158,7 @@ class _Lowering:
         return self.builder.get().get_global_var(name)
 
     def _is_embedded(self, value: oir.Value) -> bool:
-        return weights.tensor_of(value) is not None or _is_proven(value, self.facts)
+        return _tensor(value) is not None or _is_proven(value, self.facts)
 
     def _large(self, graph: oir.Graph) -> Iterable[oir.Value]:
         """The constants that are read as values and are too large to be written into a function."""
@@ -166,7 +166,7 @@ class _Lowering:
             if _written(node, self.facts):
                 continue
             for value in node.inputs:
-                tensor = weights.tensor_of(value)
+                tensor = _tensor(value)
                 if value is not None and tensor is not None and tensor.size > EMBEDDED:
                     yield value
             for body in bodies(node) if _is_if(node) else ():
@@ -199,7 +199,7 @@ class _Scope:
 
     def parameter(self, value: oir.Value, index: int) -> Any:
         """A parameter of the function for an input, a weight, or a value from around a branch."""
-        tensor, shape, dtype = weights.tensor_of(value), self.facts.shape(value), self.facts.dtype(value)
+        tensor, shape, dtype = _tensor(value), self.facts.shape(value), self.facts.dtype(value)
         if tensor is not None:
             found = relax.Var(f"w{index}", relax.TensorType(*packing.kind(tensor)))
         elif shape is None or dtype is None:
@@ -217,7 +217,7 @@ class _Scope:
         """The expression of a value: computed, a parameter, a constant, or sizes made into a tensor."""
         if value is None:
             return None
-        tensor = weights.tensor_of(value)
+        tensor = _tensor(value)
         if value not in self.values:
             self.values[value] = self._constant(value)
         elif tensor is not None and packing.is_packed(tensor) and value in self.whole.weights:
@@ -225,7 +225,7 @@ class _Scope:
         return self.values[value]
 
     def _constant(self, value: oir.Value) -> Any:
-        array = weights.constant(value)
+        array = _array(value)
         if array is not None:
             return packing.constant(array)
         sizes = self.facts.integers(value)
@@ -284,7 +284,11 @@ class _Scope:
             shape = [self.sizes.fresh(size) for size in proven]
             bound = self.builder.match_cast(bound, relax.TensorType(shape, str(found.dtype)))
         elif proven is not None:
+            if len(proven) != len(found.shape.values):
+                raise Unsupported(f"TVM gives it {len(found.shape.values)} axes, not {len(proven)}")
             for size, one in zip(proven, found.shape.values, strict=True):
+                if isinstance(size, int) and isinstance(one, tirx.IntImm) and int(one) != size:
+                    raise Unsupported(f"TVM gives it a size of {int(one)} where it is {size}")
                 self.sizes.learn(size, one)
         self.values[value] = bound
 
@@ -295,6 +299,19 @@ class _Scope:
         if index not in entry.sizes:
             return self.value(value)
         return [self.sizes.of(size) for size in self.facts.integers(value) or ()]
+
+
+def _tensor(value: oir.Value | None) -> oir.TensorProtocol | None:
+    """The constant of a value; an input with a default, as old files have all weights, is its default."""
+    found = weights.tensor_of(value)
+    if found is None and value is not None and value.is_graph_input():
+        return value.const_value
+    return found
+
+
+def _array(value: oir.Value) -> np.ndarray | None:
+    tensor = _tensor(value)
+    return weights.constant(value) if tensor is None else tensor.numpy()
 
 
 def _identifier(name: str) -> str:

@@ -99,7 +99,8 @@ def mod(make: Maker, a: Any, b: Any, *, fmod: int = 0) -> Any:
 
     def remainder(x: Any, y: Any) -> Any:
         found = tirx.call_pure_extern(make.dtype(a), name, x, y)
-        apart = tirx.all(found != like(x, 0), (found < like(x, 0)) != (y < like(x, 0)))
+        zero = like(y, 0)
+        apart = tirx.any(tirx.all(found < zero, y > zero), tirx.all(found > zero, y < zero))
         return found if fmod else tirx.Select(apart, found + y, found)
 
     return mapped(make, remainder, a, b)
@@ -176,6 +177,23 @@ def _integer_power(make: Maker, a: Any, b: Any) -> Any:
 @lowers("Reciprocal")
 def reciprocal(make: Maker, x: Any) -> Any:
     return op.divide(number(make, x, 1), x)
+
+
+@lowers("Dropout", since=7, several=True)
+def dropout(make: Maker, x: Any, *, ratio: float = 0.5) -> tuple[Any, ...]:
+    if any(out.name for out in make.node.outputs[1:]):
+        raise Unsupported("the mask of Dropout")
+    return (x,)
+
+
+@lowers("Dropout", since=12, several=True)
+def dropout_by_input(make: Maker, x: Any, ratio: Any = None, training: Any = None, *, seed: int = 0) -> tuple[Any, ...]:
+    array = None if training is None else make.array(training)
+    if training is not None and (array is None or bool(array.reshape(()))):
+        raise Unsupported("Dropout in training")
+    if any(out.name for out in make.node.outputs[1:]):
+        raise Unsupported("the mask of Dropout")
+    return (x,)
 
 
 @lowers("Round", since=11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from burnish.backends.tvm.maker import Maker
 from burnish.backends.tvm.registry import Unsupported, lowers
@@ -74,11 +74,12 @@ def _parts(make: Maker, x: Any, sizes: list[Any] | None, axis: int) -> tuple[Any
             raise Unsupported("the size of the split axis is not a number")
         each = -(-whole // count)
         sizes = [min(each, whole - each * index) for index in range(count)]
-    ends: list[int] = []
-    for size in plain(sizes, "the size of a part")[:-1]:
-        ends.append(size + (ends[-1] if ends else 0))
-    found = make.emit(op.split(x, ends, axis)) if ends else relax.Tuple([x])
-    return tuple(make.emit(relax.TupleGetItem(found, index)) for index in range(count)) if ends else (x,)
+    start: Any = 0
+    found = []
+    for size in sizes:
+        found.append(part(make, x, axis % make.rank(x), start, start + size))
+        start = start + size
+    return tuple(found)
 
 
 @lowers("Squeeze")
@@ -109,10 +110,17 @@ def expand(make: Maker, x: Any, shape: list[Any]) -> Any:
 
 @lowers("Tile", since=6, sizes=(1,))
 def tile(make: Maker, x: Any, repeats: list[Any]) -> Any:
-    return op.tile(x, plain(repeats, "a number of repeats"))
+    """By broadcasting: TVM 0.27 drops a remainder from the index that `topi.tile` writes and reads outside."""
+    shape, between, spread, whole = make.shape(x), [], [], []
+    for size, count in zip(shape, plain(repeats, "a number of repeats"), strict=True):
+        between += [size] if count == 1 else [1, size]
+        spread += [size] if count == 1 else [count, size]
+        whole.append(size * count)
+    apart = make.emit(op.reshape(x, between))
+    return op.reshape(make.emit(op.broadcast_to(apart, spread)), whole)
 
 
-def part(make: Maker, x: Any, axis: int, start: int, stop: int) -> Any:
+def part(make: Maker, x: Any, axis: int, start: Any, stop: Any) -> Any:
     """The elements from `start` to `stop` of an axis, both inside of it."""
     return make.emit(op.strided_slice(x, [axis], [start], [stop], [1], assume_inbound=True))
 
@@ -130,27 +138,39 @@ def sliced(make: Maker, x: Any, starts: list[Any], ends: list[Any], axes: Any = 
     axes = plain(axes, "an axis") if axes is not None else list(range(len(starts)))
     steps = plain(steps, "a step") if steps is not None else [1] * len(starts)
     axes = [axis % len(shape) for axis in axes]
-    begin, end = [], []
-    for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
-        first, last = _bounds(shape[axis], start, stop, step)
-        begin.append(first)
-        end.append(last)
-    return op.strided_slice(x, axes, begin, end, steps, assume_inbound=True)
+    ahead = [at for at, step in enumerate(steps) if step > 0]
+    for at in set(range(len(steps))) - set(ahead):
+        x = _backward(make, x, axes[at], starts[at], ends[at], steps[at])
+    bounds = [_bounds(shape[axes[at]], starts[at], ends[at]) for at in ahead]
+    if not bounds:
+        return x
+    begin, end = (list(side) for side in zip(*bounds, strict=True))
+    kept = [axes[at] for at in ahead]
+    return op.strided_slice(x, kept, begin, end, [steps[at] for at in ahead], assume_inbound=True)
 
 
 _FAR = 10**9
 """Ends from here on mean the end of the axis: exporters write 2**31 - 1, 2**63 - 1 and 10**9."""
 
 
-def _bounds(size: Any, start: Any, stop: Any, step: int) -> tuple[Any, Any]:
+def _backward(make: Maker, x: Any, axis: int, start: Any, stop: Any, step: int) -> Any:
+    """Elements of an axis from the end to the beginning; TVM gives the slice another size."""
+    size = make.shape(x)[axis]
+    if not all(isinstance(one, int) for one in (size, start, stop)):
+        raise Unsupported("a backward slice of a dynamic axis")
+    places = range(*slice(start, stop if stop >= -_FAR else None, step).indices(size))
+
+    def picked(t: Any) -> Any:
+        shape = [*t.shape[:axis], len(places), *t.shape[axis + 1 :]]
+        return te.compute(
+            shape, lambda *at: t(*at[:axis], places.start + at[axis] * step, *at[axis + 1 :]), name="backward"
+        )
+
+    return make.te(picked, x)
+
+
+def _bounds(size: Any, start: Any, stop: Any) -> tuple[Any, Any]:
     """Begin and end with the meaning of negative and of far away numbers resolved."""
-    if step < 0:
-        if not all(isinstance(one, int) for one in (size, start, stop)):
-            raise Unsupported("a backward slice of a dynamic axis")
-        first, last, _ = slice(start, stop if stop >= -_FAR else None, step).indices(size)
-        if last < 0:
-            return first, -size - 1
-        return first, last
     return _clamped(size, start), _clamped(size, stop)
 
 

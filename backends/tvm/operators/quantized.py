@@ -198,3 +198,67 @@ def qlinear_conv(
 ) -> Any:
     sums = make.emit(convolved(make, centred(make, x, x_zero, 1), centred(make, w, w_zero, 0), bias, **window))
     return _rescaled(make, sums, {"a": x_scale, "b": w_scale, "y": y_scale, "z": y_zero}, 1)
+
+
+def _enter_binary(name: str, function: Any) -> None:
+    @lowers(name, domain="com.microsoft")
+    def binary(
+        make: Maker, a: Any, a_scale: Any, a_zero: Any, b: Any, b_scale: Any, b_zero: Any, y_scale: Any, y_zero: Any
+    ) -> Any:
+        """In floating point between the two ends, as ONNX Runtime does."""
+        low, high = limits(make)
+        dtype = make.output_dtype_name()
+
+        def joined(x: Any, xs: Any, xz: Any, y: Any, ys: Any, yz: Any, s: Any, z: Any) -> Any:
+            first, second = (
+                tirx.Cast("float32", tirx.Cast("int32", one) - tirx.Cast("int32", zero)) * scale
+                for one, scale, zero in ((x, xs, xz), (y, ys, yz))
+            )
+            return saturated(function(first, second) / s, z, low, high, dtype)
+
+        if any(make.shape(one) not in ([], [1]) for one in (a_scale, a_zero, b_scale, b_zero, y_scale, y_zero)):
+            raise Unsupported("scales that are not one number")
+        return mapped(make, joined, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero)
+
+
+_enter_binary("QLinearAdd", lambda a, b: a + b)
+_enter_binary("QLinearMul", lambda a, b: a * b)
+
+
+@lowers("QGemm", domain="com.microsoft")
+def qgemm(
+    make: Maker,
+    a: Any,
+    a_scale: Any,
+    a_zero: Any,
+    b: Any,
+    b_scale: Any,
+    b_zero: Any,
+    bias: Any = None,
+    y_scale: Any = None,
+    y_zero: Any = None,
+    *,
+    transA: int = 0,  # noqa: N803
+    transB: int = 0,  # noqa: N803
+    alpha: float = 1.0,
+) -> Any:
+    if alpha != 1.0 or transA or y_scale is None:
+        raise Unsupported("a QGemm of this form")
+    right = make.emit(op.permute_dims(b, [1, 0])) if transB else b
+    sums = make.emit(product(make, centred(make, a, a_zero, 0), centred(make, right, b_zero, 1)))
+    if bias is not None:
+        sums = make.emit(op.add(sums, bias))
+    return _rescaled(make, sums, {"a": a_scale, "b": b_scale, "y": y_scale, "z": y_zero}, 1)
+
+
+@lowers("QLinearGlobalAveragePool", domain="com.microsoft")
+def qlinear_global_average(
+    make: Maker, x: Any, x_scale: Any, x_zero: Any, y_scale: Any, y_zero: Any, *, channels_last: int = 0
+) -> Any:
+    if channels_last:
+        raise Unsupported("channels at the end")
+    low, high = limits(make)
+    wide = make.emit(op.astype(centred(make, x, x_zero, 0), "float32"))
+    mean = make.emit(op.mean(wide, list(range(2, make.rank(x))), True))
+    dtype = make.output_dtype_name()
+    return mapped(make, lambda t, a, y, z: saturated(t * a / y, z, low, high, dtype), mean, x_scale, y_scale, y_zero)

@@ -117,7 +117,7 @@ def test_links_are_refused(folder: Path, name: str) -> None:
 def test_hashes_are_checked_before_code_is_loaded(folder: Path) -> None:
     """A library that would end the process when it is loaded; the manifest lists another hash."""
     source = folder.parent / "die.c"
-    source.write_text('#include <stdlib.h>\n__attribute__((constructor)) void die(void) { _Exit(7); }\n')
+    source.write_text("#include <stdlib.h>\n__attribute__((constructor)) void die(void) { _Exit(7); }\n")
     subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", folder / "code.so"], check=True)
     size = (folder / "code.so").stat().st_size
     artefacts.change(folder, lambda m: m["files"][0].update(bytes=size))
