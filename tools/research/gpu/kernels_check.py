@@ -26,7 +26,8 @@ _ROUNDS = 60
 class Bench:
     """Runs and times on one device, on a stream that is not the default one."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
         self.cuda = device == "cuda"
         self.device = device
         self.stream = torch.cuda.Stream() if self.cuda else None
@@ -157,7 +158,7 @@ def _measure(
         replay = attempt(row, "graph", lambda: bench.captured(lambda: bound(*inputs)))
         if replay is not None:
             row["kernels_graph_us"] = bench.microseconds(replay)
-    if module is not None:
+    if module is not None and time.monotonic() < bench.until:
         row |= attempt(row, "torch", lambda: _torch(module, inputs, wanted, bench)) or {}
 
 
@@ -192,8 +193,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--seconds", type=float, default=420, help="No comparison with torch is begun after these.")
     options = parser.parse_args()
-    bench = Bench(options.device)
+    bench = Bench(options.device, options.seconds)
     rows: list[dict[str, Any]] = []
     for folder in sorted(one.parent for one in options.folder.glob("*/about.json")):
         if options.only and folder.name not in options.only:
