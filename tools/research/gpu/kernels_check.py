@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -123,12 +124,25 @@ def twin(folder: Path, device: str) -> Any:
     return to_graph_module(onnx_file.read(folder / "model.onnx"), fallback=False).to(device).eval()
 
 
+def library(folder: Path) -> Path:
+    """The library, compiled here where only its source came along."""
+    found = folder / "model.so"
+    if not found.exists():
+        major, minor = torch.cuda.get_device_capability()
+        include = [f"-I{one}" for one in tvm_ffi.libinfo.include_paths()]
+        link = [f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi"]
+        code = ["-gencode", f"arch=compute_{major}{minor},code=sm_{major}{minor}"]
+        command = ["nvcc", "-shared", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *code, *include]
+        subprocess.run([*command, str(folder / "model.cu"), "-o", str(found), *link], check=True)
+    return found
+
+
 def check(folder: Path, bench: Bench) -> list[dict[str, Any]]:
     """One row for each sample of a model."""
     about = json.loads((folder / "about.json").read_text())
     arrays = np.load(folder / "samples.npz")
     weights = tensors(folder / "kernels", bench.device)
-    module = tvm_ffi.load_module(str(folder / "kernels" / "model.so"))
+    module = tvm_ffi.load_module(str(library(folder / "kernels")))
     given = [tvm_ffi.from_dlpack(weights[f"w{index}"]) for index in range(about["weights"])]
     bound = module.bind(*given)
     blank: dict[str, Any] = {}
@@ -136,8 +150,11 @@ def check(folder: Path, bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for number, sample in enumerate(about["samples"]):
         row = {"model": about["name"], "half": about["half"], **sample, **blank}
-        inputs = [torch.from_numpy(array.copy()).to(bench.device) for array in _raw(arrays, f"{number}.in.")]
-        _measure(row, bound, torch_twin, inputs, _raw(arrays, f"{number}.out."), bench)
+        given, wanted = (_raw(arrays, f"{sample.get('of', number)}.{kind}.") for kind in ("in", "out"))
+        if "repeat" in sample:
+            given, wanted = ([np.repeat(one[:1], sample["repeat"], axis=0) for one in part] for part in (given, wanted))
+        inputs = [torch.from_numpy(array.copy()).to(bench.device) for array in given]
+        _measure(row, bound, torch_twin, inputs, wanted, bench)
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows

@@ -6,6 +6,7 @@ python -m burnish.tools.research.gpu.kernels_prepare FOLDER [--target cuda:sm_90
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from burnish.tools.research.gpu.kernels_check import error
 
 ROOT = Path(__file__).resolve().parents[3]
 WHEELS = ("apache-tvm-ffi==0.1.14.post1", "msgspec==0.22.0", "onnx_ir==1.1.0")
+_BATCH = 32
 _LARGE = 1 << 20
 """Bytes of inputs of which one sample is enough."""
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -69,20 +71,18 @@ def models() -> dict[str, tuple[Callable[[], onnx.ModelProto], bool]]:
     }
 
 
-def samples(model: onnx.ModelProto, proto: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Inputs by name: those that the model is verified with, and 32 rows where the first dimension is a batch."""
+def samples(proto: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Inputs by name: those that the model is verified with."""
     given: list[Sample] = list(samples_for(onnx_file.read(proto)))
     small = sum(value.nbytes for value in given[0].feeds.values()) < _LARGE
-    given = given[: 2 if small else 1]
-    for one in given:
+    for one in given[: 2 if small else 1]:
         yield one.name, {name: np.ascontiguousarray(value) for name, value in one.feeds.items()}
-    first = {value.name: value.type.tensor_type.shape.dim[:1] for value in model.graph.input}
-    if (
-        all(dim and dim[0].dim_param for dim in first.values())
-        and len({dim[0].dim_param for dim in first.values()}) == 1
-    ):
-        feeds = given[0].feeds
-        yield "batch 32", {name: np.repeat(value[:1], 32, axis=0) for name, value in feeds.items()}
+
+
+def has_batch(model: onnx.ModelProto) -> bool:
+    """Whether the first dimension of every input and output is one symbol, the same for all."""
+    first = [value.type.tensor_type.shape.dim[:1] for value in (*model.graph.input, *model.graph.output)]
+    return all(dim and dim[0].dim_param for dim in first) and len({dim[0].dim_param for dim in first}) == 1
 
 
 def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target: Any, folder: Path) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target:
         for file in ("model.onnx", "original.onnx")
     ]
     arrays: dict[str, np.ndarray] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     outputs = [one.name for one in sessions[0].get_outputs()]
-    for number, (row, feeds) in enumerate(samples(model, folder / "model.onnx")):
+    for number, (row, feeds) in enumerate(samples(folder / "model.onnx")):
         wide = {one.name: feeds[one.name] for one in sessions[1].get_inputs()}
         if half:
             wide = {
@@ -120,6 +120,8 @@ def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target:
             arrays[f"{number}.out.{index}"] = want
             worst = max(worst, error(own, want))
         rows.append({"sample": row, "error of ONNX Runtime in this dtype": worst})
+    if has_batch(model):
+        rows.append(rows[0] | {"sample": f"{_BATCH} times the first", "of": 0, "repeat": _BATCH})
     (folder / "original.onnx").unlink()
     np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
     about = {"name": name, "half": half, "samples": rows, "weights": len(emitted.weights), "seconds": round(seconds, 1)}
@@ -128,6 +130,10 @@ def prepare(name: str, maker: Callable[[], onnx.ModelProto], half: bool, target:
     for left in ("kernels.o", "model.cu", "model.cc"):
         (folder / "kernels" / left).unlink(missing_ok=True)
     return about
+
+
+def _not_python(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if Path(folder, name).is_file() and not name.endswith(".py")]
 
 
 @click.command()
@@ -147,6 +153,8 @@ def main(folder: Path, target: str, only: tuple[str, ...], wheels: bool) -> None
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", "3.12", "--implementation", "cp", *platforms]
         subprocess.run([*command, "-d", str(folder / "wheels"), *WHEELS], check=True)
+    if not (folder / "src").exists():
+        shutil.copytree(ROOT / ".src" / "burnish", folder / "src" / "burnish", ignore=_not_python)
     size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
     print(f"{size / 1e6:.1f} MB in {folder}")
 
