@@ -23,7 +23,7 @@ from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import choosing, compiled, crash
+from burnish.tools import choosing, compiled, crash, emitted
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def optimize(
     workers: str | int | None = None,
     pairs: bool = False,
     regions: Literal["measured", "all"] = "measured",
+    emit: Literal["kernels"] | None = None,
     crash_folder: str | Path = "burnish-crash",
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -213,6 +214,7 @@ def optimize(
         pairs: score edits beside each other together, too, and choose with what they do to each other.
         regions: for `llvm` and `cuda`: compile the parts of the model that are `measured` to be faster than in ONNX
             Runtime, or `all` that can be; where nothing can be run, `all`.
+        emit: `kernels` for the whole model as one library, with its source, that needs no TVM.
         crash_folder: where the reproducer goes when a rewrite proves wrong.
         on_step: progress: (pass, number, total).
 
@@ -242,6 +244,7 @@ def optimize(
     everything = choosing.everything(regions, compiles=todo.compiled)
     file = Path(source) if isinstance(source, (str, Path)) else None
     machine = compiled.target_of(todo.target) if todo.compiled else None
+    emitted.check(emit, machine)
     if path is not None:
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
         compiled.check_output(path, read, folder=todo.compiled)
@@ -316,9 +319,8 @@ def optimize(
             timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
             judge = ort_judge(todo.target) if judged else None
             strict = timed and guard is not None
-            asked = compiled.Request(
-                machine, samples, judge, timed, strict, fingerprint, recipe_text, on_step, everything
-            )
+            rest = (fingerprint, recipe_text, on_step, everything, emit)
+            asked = compiled.Request(machine, samples, judge, timed, strict, *rest)
             result.compiled = compiled.make(proof.run.model, start, path, asked)
             result.files, path = result.compiled.files, None
         if path is not None and not stage:

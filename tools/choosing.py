@@ -23,7 +23,8 @@ REGIONS = ("measured", "all")
 """What is compiled of a model."""
 
 _SHOWN = 5
-_WHY = {"tvm": "it computes the same", "ort": ""}
+_WHERE = {"tvm": "TVM", "ort": "ONNX Runtime", "kernels": "a library of its own"}
+_WHY = {"tvm": "it computes the same", "ort": "", "kernels": "it was asked for"}
 
 
 def everything(asked: str, *, compiles: bool) -> bool:
@@ -80,6 +81,5 @@ def table(manifest: Manifest | None, console: Console) -> None:
         known = step.evidence
         error = "" if known.error is None else f"{known.error:.1e}"
         ratio = "" if known.ratio is None else f"{known.ratio:.3g}x"
-        where = "TVM" if step.kind == "tvm" else "ONNX Runtime"
-        found.add_row(str(index), where, str(step.nodes), error, ratio, known.note or _WHY[step.kind])
+        found.add_row(str(index), _WHERE[step.kind], str(step.nodes), error, ratio, known.note or _WHY[step.kind])
     terminal.show(found, console)

@@ -21,10 +21,10 @@ from burnish.ir.samples import Sample
 from burnish.passes import prove
 from burnish.passes.protocols import Judge, Verdict
 from burnish.passes.verify import Verification
-from burnish.tools import choosing, terminal
+from burnish.tools import choosing, emitted, terminal
 
 if TYPE_CHECKING:
-    from burnish.backends.tvm.artifact import Evidence, Manifest, Port
+    from burnish.backends.tvm.artifact import Evidence, Manifest, Port, Staged
     from burnish.backends.tvm.choose import Chosen
     from burnish.backends.tvm.target import Target
 
@@ -74,6 +74,7 @@ class Request:
         recipe: the passes that it went through.
         on_step: progress.
         everything: compile every region that can be, not only those that are measured to be faster.
+        emit: `kernels` for one library that needs no TVM.
     """
 
     target: Target
@@ -85,6 +86,7 @@ class Request:
     recipe: Sequence[str] = ()
     on_step: Callable[[str, int, int], None] | None = None
     everything: bool = False
+    emit: str | None = None
 
 
 def target_of(text: str) -> Target:
@@ -138,6 +140,12 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
         target = path or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burnish-"))) / "out"
         staged = stack.enter_context(artifact.staged(target))
         started = time.perf_counter()
+        if request.emit is not None:
+            made = _emitted(optimized, original, staged, request)
+            staged.seal(made.manifest)
+            if path is not None:
+                made.files = staged.commit()
+            return made
         _tell(request, "choosing regions", 0)
         chooser = choosing.chooser(optimized, request, measurable=not _not_run(request))
         chosen: list[Chosen] | None = chooser.choose()
@@ -161,9 +169,28 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
     return made
 
 
+def _emitted(optimized: oir.Model, original: oir.Model, staged: Staged, request: Request) -> Compiled:
+    """The whole model as one library, compared; it is not held to a speed."""
+    from burnish.backends.tvm import artifact
+
+    started = time.perf_counter()
+    _tell(request, "compiling", 1)
+    try:
+        manifest = emitted.write(
+            optimized, staged.path, request.target, fingerprint=request.fingerprint, recipe=tuple(request.recipe)
+        )
+        manifest = msgspec.structs.replace(manifest, inputs=_inputs(optimized), outputs=_outputs(optimized))
+    except OSError as error:
+        raise artifact.write_error(error, staged.target) from error
+    made = Compiled(staged.seal(manifest), time.perf_counter() - started)
+    if _judge(made, original, staged.path, request):
+        _give_up(made, request)
+    return made
+
+
 def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Request) -> Manifest:
     """Write the library, the weights and what stays on ONNX Runtime, and say what there is."""
-    from burnish.backends.tvm import artifact, compiling, index_bounds, processor, versions, weights_file
+    from burnish.backends.tvm import artifact, compiling, processor, versions, weights_file
     from burnish.backends.tvm.lowering import lower
     from burnish.backends.tvm.merging import merged
     from burnish.backends.tvm.quiet import quiet
@@ -188,7 +215,6 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         own = {str(v.name): array for v, array in zip(lowered.weights, lowered.arrays(), strict=True)}
         arrays |= own
         steps.append(msgspec.structs.replace(step, function=name, weights=tuple(own)))
-    bounded = index_bounds.bounds(model)
     kernels = 0
     if modules:
         with quiet():
@@ -202,12 +228,8 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         target=str(request.target),
         versions={"burnish": burnish.__version__, **versions.found()},
         fingerprint=request.fingerprint,
-        inputs=tuple(
-            _port(value, *bounded.get(str(value.name), ()))
-            for value in model.graph.inputs
-            if value.const_value is None
-        ),
-        outputs=tuple(_port(value) for value in model.graph.outputs),
+        inputs=_inputs(model),
+        outputs=_outputs(model),
         steps=tuple(steps),
         kernels=kernels,
         extensions=processor.extensions(request.target),
@@ -238,7 +260,7 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
         code.close()
     evidence = _evidence(made)
     steps = made.manifest.steps
-    if len(steps) == 1 and steps[0].kind == "tvm":
+    if len(steps) == 1 and steps[0].kind != "ort":
         steps = (msgspec.structs.replace(steps[0], evidence=evidence),)
     made.manifest = msgspec.structs.replace(
         made.manifest, verified=made.verification.holds, whole=evidence, steps=steps
@@ -304,6 +326,18 @@ def _evidence(made: Compiled) -> Evidence:
 def _tell(request: Request, what: str, number: int) -> None:
     if request.on_step is not None:
         request.on_step(what, number, 3)
+
+
+def _inputs(model: oir.Model) -> tuple[Port, ...]:
+    from burnish.backends.tvm import index_bounds
+
+    bounded = index_bounds.bounds(model)
+    given = [value for value in model.graph.inputs if value.const_value is None]
+    return tuple(_port(value, *bounded.get(str(value.name), ())) for value in given)
+
+
+def _outputs(model: oir.Model) -> tuple[Port, ...]:
+    return tuple(map(_port, model.graph.outputs))
 
 
 def _port(value: oir.Value, lowest: int | None = None, highest: int | None = None) -> Port:

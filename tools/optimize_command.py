@@ -13,7 +13,7 @@ _VERIFY = ("ends", "each", "off")
 _GUARD = ("latency", "size", "off")
 _REGIONS = ("measured", "all")
 _BUDGET = ("max_drop", "max_size", "max_latency", "objective", "metric", "heal", "workers", "pairs")
-_PASSED = ("recipe", "data", "target", "opset", "verify", "regions", *_BUDGET)
+_PASSED = ("recipe", "data", "target", "opset", "verify", "regions", "emit", *_BUDGET)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +59,11 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", "regions", *_BUDGET)
 @click.option("--heal", is_flag=True, default=None, help="Train what the lossy passes left, against the original.")
 @click.option("--workers", metavar="N|ray://...", help="Score edits on so many processes, or on a Ray cluster.")
 @click.option("--pairs", is_flag=True, default=None, help="Score neighbouring edits together, too.")
+@click.option(
+    "--emit",
+    type=click.Choice(("kernels",)),
+    help="One library and its source that other programs call without TVM, in place of code for `burnish run` alone.",
+)
 @click.option(
     "--regions",
     type=click.Choice(_REGIONS),
@@ -123,9 +128,7 @@ def _source(model: str) -> str:
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {
-        key: given[key] for key in _PASSED if given[key] is not None
-    }
+    chosen: dict[str, Any] = {key: given[key] for key in _PASSED if given[key] is not None}
     if given["passes"]:
         chosen["passes"] = list(given["passes"])
     if given["without"]:

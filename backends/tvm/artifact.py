@@ -74,15 +74,15 @@ class Step(_Part, frozen=True):
     """One part of the model, run after those before it.
 
     Attributes:
-        kind: `tvm`: a function of the library; `ort`: a model for ONNX Runtime.
+        kind: `tvm`: a function of the library; `ort`: a model for ONNX Runtime; `kernels`: a library that needs no TVM.
         inputs, outputs: names of values: of the model's inputs, or of outputs of earlier steps.
         function: the name of the function.
         weights: the names of its weights, which it takes behind its inputs.
-        file: the model.
+        file: the model, or the library.
         nodes: how many nodes of the optimized model it stands for.
     """
 
-    kind: Literal["tvm", "ort"]
+    kind: Literal["tvm", "ort", "kernels"]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     function: str = ""
@@ -278,7 +278,7 @@ def read(path: str | os.PathLike[str], versions: dict[str, str]) -> Manifest:
             )
     listed = {one.path: one for one in manifest.files}
     needed = [CODE] * any(one.kind == "tvm" for one in manifest.steps)
-    needed += [one.file for one in manifest.steps if one.kind == "ort"]
+    needed += [one.file for one in manifest.steps if one.kind != "tvm"]
     needed += [WEIGHTS] * any(one.weights for one in manifest.steps)
     for name in needed:
         if name not in listed:

@@ -16,6 +16,7 @@ from burnish.backends.tvm.artifact import Manifest, Port, Step
 from burnish.ir.errors import InputError
 
 if TYPE_CHECKING:
+    from burnish.backends.tvm.kernels.running import KernelsRunner
     from burnish.backends.tvm.runner import TvmRunner
     from burnish.backends.tvm.steps import OrtPart
 
@@ -56,7 +57,7 @@ class ArtifactRunner:
         inputs, outputs: names, dtypes and sizes, in order.
     """
 
-    def __init__(self, manifest: Manifest, parts: list[TvmRunner | OrtPart], device: Any) -> None:
+    def __init__(self, manifest: Manifest, parts: list[TvmRunner | OrtPart | KernelsRunner], device: Any) -> None:
         self.manifest, self.inputs, self.outputs = manifest, manifest.inputs, manifest.outputs
         self._parts, self._device = parts, device
         self._last = _last_uses(manifest)
@@ -117,7 +118,7 @@ class ArtifactRunner:
 
 def _part(
     folder: Path, step: Step, code: Any, device: Any, weights: Mapping[str, np.ndarray], threads: int | None
-) -> TvmRunner | OrtPart:
+) -> TvmRunner | OrtPart | KernelsRunner:
     if step.kind == "ort":
         from burnish.backends.ort import session
         from burnish.backends.tvm.steps import OrtPart
@@ -129,6 +130,10 @@ def _part(
     if missing:
         raise artifact.damaged(folder / artifact.WEIGHTS, f"the weight `{missing[0]}` is not in it")
     tensors = [shared(weights[name], device) for name in step.weights]
+    if step.kind == "kernels":
+        from burnish.backends.tvm.kernels.running import KernelsRunner
+
+        return KernelsRunner(folder / step.file, device, step.inputs, step.outputs, tensors)
     return TvmRunner(code, device, step.inputs, step.outputs, tensors, step.function)
 
 

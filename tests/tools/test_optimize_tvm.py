@@ -117,9 +117,7 @@ def test_a_dry_run_compiles_and_writes_nothing(model: Path, optimize: Run, tmp_p
     assert code == 0 and "code      largest relative error" in out and sorted(tmp_path.iterdir()) == before
 
 
-def test_code_that_is_slower_is_refused_when_latency_is_guarded_by_name(
-    optimize: Run, tmp_path: Path
-) -> None:
+def test_code_that_is_slower_is_refused_when_latency_is_guarded_by_name(optimize: Run, tmp_path: Path) -> None:
     resnet = ROOT / "tools" / "demo" / "digits_resnet.onnx"
     code, _, err = optimize(resnet, "-o", "out", "--target", "llvm", "--regions", "all", "--guard", "latency")
     assert code == 1 and "times as long as ONNX Runtime" in err and not (tmp_path / "out").exists()
@@ -263,3 +261,31 @@ def test_the_page_to_read_tells_of_the_code(model: Path, optimize: Run, tmp_path
     assert optimize(model, "-o", "out", "--target", "llvm", "--regions", "all", "--report", "out.html")[0] == 0
     page = (tmp_path / "out.html").read_text()
     assert "; its code for llvm:" in page and "agrees with it" in page and "kernel for llvm" in page
+
+
+def test_emitted_kernels_are_compared_and_run_like_any_compiled_model(
+    model: Path, optimize: Run, tmp_path: Path
+) -> None:
+    code, out, err = optimize(model, "-o", "out/", "--target", "llvm", "--emit", "kernels")
+    assert (code, err) == (0, "") and "(allowed 1e-04)" in out
+    files = {one.name for one in (tmp_path / "out").iterdir()}
+    assert files >= {"model.cc", "model.h", "model.so", "weights.safetensors", "example.py", "example.cc"}
+    runner = backend.load(tmp_path / "out")
+    assert [one.kind for one in runner.manifest.steps] == ["kernels"] and runner.inputs[0].shape == ("N", 6)
+    assert runner.run({"x": np.ones((3, 6), np.float32)})["y"].shape == (3, 40)
+    with pytest.raises(InputError, match="`x` has shape"):
+        runner.run({"x": np.ones((3, 5), np.float32)})
+    runner.close()
+
+
+def test_kernels_are_emitted_for_a_target_with_its_compiler_or_not_at_all(
+    model: Path, optimize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = optimize(model, "-o", "out/", "--emit", "kernels")
+    assert code == 2 and "add `--target llvm`" in err
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = optimize(model, "-o", "out/", "--target", "cuda:sm_90", "--emit", "kernels")
+    assert code == 2 and "compiled by nvcc, which is not here" in err
+    assert not (tmp_path / "out").exists()

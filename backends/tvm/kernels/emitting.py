@@ -19,6 +19,8 @@ from burnish.backends.tvm.registry import Unsupported
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
 
+LIBRARY = "model.so"
+
 
 @dataclass(frozen=True)
 class Emitted:
@@ -30,7 +32,6 @@ class Emitted:
         weights: names in `weights.safetensors`, in the order in which the functions take them.
         calls: how many kernels one run calls.
         kernels: names of the kernels in the library.
-        compiler: the line in which the compiler tells its version.
     """
 
     files: tuple[str, ...]
@@ -39,7 +40,6 @@ class Emitted:
     weights: tuple[str, ...]
     calls: int
     kernels: tuple[str, ...]
-    compiler: str
 
 
 def emit(
@@ -96,7 +96,7 @@ def _emit(model: oir.Model, target: Target, folder: Path, title: str, dims: Mapp
         source, objects = folder / "model.cc", [folder / "kernels.o"]
         source.write_text(entry.source(planned, target, offsets), encoding="utf-8")
         code.write_to_file(str(objects[0]))
-    compilers.library(source, folder / "model.so", target, objects=objects)
+    compilers.library(source, folder / LIBRARY, target, objects=objects)
     examples.write(folder, planned, target)
     return Emitted(
         tuple(sorted(one.name for one in folder.iterdir())),
@@ -105,7 +105,6 @@ def _emit(model: oir.Model, target: Target, folder: Path, title: str, dims: Mapp
         names,
         len(planned.steps),
         planned.kernels,
-        compilers.version(target),
     )
 
 

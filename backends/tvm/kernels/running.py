@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ class KernelsRunner:
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._device = device
-        self._library: Any = tvm_ffi.load_module(str(library.resolve()))
+        try:
+            self._library: Any = tvm_ffi.load_module(str(library.resolve()))
+        except Exception as error:
+            raise InputError(f"it cannot be loaded: {error}", place=str(library)) from error
         self._bound: Any = self._library.bind(*(tensor_on(device, one) for one in weights))
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, as arrays on the host; raises as `run_tensors`."""
         found = self.run_tensors([feeds[name] for name in self.inputs])
         return {name: one.numpy() for name, one in zip(self.outputs, found, strict=True)}

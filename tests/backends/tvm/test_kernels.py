@@ -241,6 +241,38 @@ def test_a_compiler_that_does_not_know_the_architecture_or_fails_is_told_of(
     assert "No space left on device" in caught.value.cause and "free space" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "sums", "arch", "size", "on_tensor_cores"),
+    [
+        ("bfloat16", "float32", "sm_90", 256, True),
+        ("bfloat16", "float32", "sm_80", 240, True),
+        ("int8", "int32", "sm_80", 256, True),
+        ("bfloat16", "float32", "sm_75", 256, False),
+        ("bfloat16", "float32", "sm_90", 32, False),
+        ("float32", "float32", "sm_90", 256, False),
+    ],
+)
+def test_products_of_short_numbers_are_on_tensor_cores_where_there_are_some(
+    dtype: str, sums: str, arch: str, size: int, on_tensor_cores: bool
+) -> None:
+    from tvm import te
+    from tvm.backend.cuda import export_cuda_host
+
+    a, b = (te.placeholder((size, size), dtype, name=name) for name in "ab")
+    k = te.reduce_axis((0, size), "k")
+    product = te.compute(
+        (size, size), lambda i, j: te.sum(a[i, k].astype(sums) * b[k, j].astype(sums), axis=k), name="product"
+    )
+    function = te.create_prim_func([a, b, product]).with_attr("global_symbol", "product")
+    target = Target("cuda", arch)
+    with target.tvm(host="cuda_host"):
+        code = tvm.compile(
+            compiling.scheduled(tvm.IRModule({"product": function}), target), target.tvm(host="cuda_host")
+        )
+    source = export_cuda_host(code.mod)
+    assert ("mma_sync(" in source) == on_tensor_cores and "product_kernel" in source
+
+
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_a_library_for_a_gpu_has_the_kernels_and_half_matrices_run_on_tensor_cores(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["": 20]> g (float16[256, 256] x) => (float16[256, 256] y)

@@ -1,0 +1,75 @@
+"""`optimize --emit kernels`: a model as one library that other programs call without TVM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+import burnish
+from burnish.ir.errors import InputError
+
+if TYPE_CHECKING:
+    from burnish.backends.tvm.artifact import Manifest
+    from burnish.backends.tvm.target import Target
+
+KERNELS = "kernels"
+
+
+def check(emit: str | None, target: Target | None) -> None:
+    """See, before any work is done, that what is asked for can be emitted.
+
+    Raises:
+        InputError: there is no such thing, no target for it, or no compiler.
+    """
+    if emit is None:
+        return
+    if emit != KERNELS:
+        raise InputError(f"`{emit}` is nothing that can be emitted", place="--emit", hint=f"there is `{KERNELS}`")
+    if target is None:
+        raise InputError(
+            "kernels are emitted for a target that they are compiled for",
+            place="--emit kernels",
+            hint="add `--target llvm` or `--target cuda:sm_90`",
+        )
+    from burnish.backends.tvm.kernels import compilers
+
+    compilers.check(target)
+
+
+def write(
+    model: oir.Model, folder: Path, target: Target, *, fingerprint: str = "", recipe: tuple[str, ...] = ()
+) -> Manifest:
+    """Write the library and what lies beside it, and say what there is, but for the inputs and outputs.
+
+    Raises:
+        InputError: a part of the model cannot be compiled, or the compiler fails.
+        OSError: the folder cannot be written.
+    """
+    from burnish.backends.tvm import artifact, processor, versions
+    from burnish.backends.tvm.kernels import compilers, emitting
+    from burnish.backends.tvm.quiet import quiet
+
+    title = str(model.graph.name or "a model")
+    with quiet():
+        emitted = emitting.emit(model, target, folder, title=title)
+    step = artifact.Step(
+        "kernels",
+        tuple(one[0] for one in emitted.inputs),
+        tuple(one[0] for one in emitted.outputs),
+        file=emitting.LIBRARY,
+        weights=emitted.weights,
+        nodes=len(model.graph),
+    )
+    return artifact.Manifest(
+        target=str(target),
+        versions={"burnish": burnish.__version__, **versions.found(), "compiler": compilers.version(target)},
+        fingerprint=fingerprint,
+        inputs=(),
+        outputs=(),
+        steps=(step,),
+        kernels=len(emitted.kernels),
+        extensions=processor.extensions(target),
+        recipe=recipe,
+    )
