@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = ".burnish-"
-BEFORE = "before"
-"""In a temporary folder: what had the name of something beside it, until that takes its place."""
+BEFORE = ".before"
+"""In a temporary folder: the folder for what had the name of something beside it, until that has taken its place."""
 
 
 @contextlib.contextmanager
@@ -31,21 +31,25 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def left_behind(parent: Path) -> Iterator[Path]:
-    """The temporary folders of processes that are no more, whose locks the system gave back; each is then removed.
+def put_right(parent: Path) -> None:
+    """Remove the temporary folders of processes that are no more, whose locks the system gave back.
 
-    What a process had moved into `BEFORE`, and died before it put something in its place, is put back first.
+    One that still holds what was to be given its name died before that was done: what it had moved into `BEFORE` is put
+    back first.
+
+    Raises:
+        OSError: that cannot be done.
     """
     for folder in sorted(parent.glob(f"{_PREFIX}*")):
         lock = _locked(folder)
         if lock is None:
             continue
         try:
-            if any(folder.iterdir()):  # one that was just made is empty, and its owner is about to lock it
+            names = {one.name for one in folder.iterdir()}
+            if names - {BEFORE}:
                 for older in (folder / BEFORE).glob("*"):
-                    if not (parent / older.name).exists():
-                        os.rename(older, parent / older.name)
-                yield folder
+                    os.replace(older, parent / older.name)
+            if names:  # one that was just made is empty, and its owner is about to lock it
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)

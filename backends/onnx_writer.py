@@ -14,7 +14,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as oir
 
-from burnish.backends.aside import left_behind, temporary_folder
+from burnish.backends.aside import BEFORE, put_right, temporary_folder
 from burnish.ir import origin
 from burnish.ir.errors import InputError
 from burnish.ir.walk import graphs, walk
@@ -22,9 +22,6 @@ from burnish.ir.wire import encode_varint
 
 LARGEST_INLINE = (1 << 31) - 1
 """The largest protobuf message, in bytes."""
-
-_BEFORE = "before.data"
-"""Where the weights of an older model are while it is replaced."""
 
 _SMALL = 1024
 _PAGE = 4096
@@ -59,10 +56,11 @@ class Staged:
         """
         folder = self.target.parent
         final_data = folder / self.data.name if self.data is not None else None
-        before = self.path.parent / _BEFORE
+        before = self.path.parent / BEFORE / (final_data or self.target).name
         try:
             if self.data is not None and final_data is not None:
                 if final_data.exists():
+                    before.parent.mkdir()
                     os.replace(final_data, before)
                 os.replace(self.data, final_data)
             os.replace(self.path, self.target)
@@ -119,21 +117,13 @@ def staged(
             check_target(target.with_name(name) if target.name else target, *origin.files(model))
     with contextlib.ExitStack() as stack:
         try:
-            for dead in left_behind(target.parent):
-                _roll_back(dead)
+            put_right(target.parent)
             folder = stack.enter_context(temporary_folder(target.parent))
             stage = Staged(folder / target.name, folder / data_name if data_name else None, target)
             _write_files(model, stage.path, stage.data, limit)
         except OSError as error:
             raise _write_error(error, target) from error
         yield stage
-
-
-def _roll_back(folder: Path) -> None:
-    """Put back the older weights that a process left there which was killed between the two files of a model."""
-    left = sorted((one.name for one in folder.iterdir() if one.name != _BEFORE), key=len)
-    if left and (folder / _BEFORE).exists():
-        os.replace(folder / _BEFORE, folder.parent / f"{left[0]}.data")
 
 
 def _wants_data_file(model: oir.Model, external: bool | None, limit: int, target: Path) -> bool:

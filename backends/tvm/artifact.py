@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from burnish.backends.aside import BEFORE, left_behind, temporary_folder
+from burnish.backends.aside import BEFORE, put_right, temporary_folder
 from burnish.ir.errors import InputError
 
 FORMAT = "burnish-artefact"
@@ -205,8 +205,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Staged]:
     check_target(target)
     with contextlib.ExitStack() as stack:
         try:
-            for _ in left_behind(target.parent):
-                pass
+            put_right(target.parent)
             folder = stack.enter_context(temporary_folder(target.parent)) / target.name
             folder.mkdir()
         except OSError as error:
