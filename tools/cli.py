@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "Find the worst difference of two models and the first node where they part.",
     "check": "Lock what a model is, and say what changed since.",
     "bench": "Time a model, or two in turns.",
+    "tune": "Look for fast schedules of a model's kernels.",
     "run": "Run a model, compiled or not, and show what it computes.",
     "passes": "List the passes and their options.",
     "demo": "Optimize the embedded models and show what was gained.",
