@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +16,13 @@ from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.frontends.measures import Metric
 from burnish.ir import cost, origin
-from burnish.ir.errors import InputError, MissingPackageError, UnchangedError
+from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import choosing, compiled, crash, emitted
+from burnish.tools import choosing, compiled, crash, demands, emitted, tuned
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -183,6 +182,10 @@ def optimize(
     pairs: bool = False,
     regions: Literal["measured", "all"] = "measured",
     emit: Literal["kernels"] | None = None,
+    tune: str | None = None,
+    tuning_db: str | Path | None = None,
+    rpc: str | None = None,
+    dims: str = "",
     crash_folder: str | Path = "burnish-crash",
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -215,6 +218,10 @@ def optimize(
         regions: for `llvm` and `cuda`: compile the parts of the model that are `measured` to be faster than in ONNX
             Runtime, or `all` that can be; where nothing can be run, `all`.
         emit: `kernels` for the whole model as one library, with its source, that needs no TVM.
+        tune: look for fast schedules of kernels: `200` trials or `5m`, what the folder holds included.
+        tuning_db: the folder of tuning records; without `tune` they are used as they are.
+        rpc: `HOST:PORT` of a TVM tracker whose servers time kernels.
+        dims: numbers that dynamic dimensions get for good, `batch=1,seq=128`.
         crash_folder: where the reproducer goes when a rewrite proves wrong.
         on_step: progress: (pass, number, total).
 
@@ -240,15 +247,16 @@ def optimize(
         metric=metric,
         heal=None if heal is None else bool(heal),
     )
-    _check_use(todo, metric=metric, heal=heal, objective=objective, workers=workers, pairs=pairs)
+    demands.check_use(todo, metric=metric, heal=heal, objective=objective, workers=workers, pairs=pairs)
     everything = choosing.everything(regions, compiles=todo.compiled)
     file = Path(source) if isinstance(source, (str, Path)) else None
     machine = compiled.target_of(todo.target) if todo.compiled else None
     emitted.check(emit, machine)
+    tuning = tuned.asked(machine, tune, tuning_db, rpc, emit)
     if path is not None:
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
         compiled.check_output(path, read, folder=todo.compiled)
-    model = load(source, inputs)
+    model = demands.specialised(load(source, inputs), dims)
     if todo.opset is not None and (_opset(model) or 0) > todo.opset:
         raise InputError(
             f"the model has opset {_opset(model)} and cannot be written for the older opset {todo.opset}",
@@ -319,7 +327,7 @@ def optimize(
             timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
             judge = ort_judge(todo.target) if judged else None
             strict = timed and guard is not None
-            rest = (fingerprint, recipe_text, on_step, everything, emit)
+            rest = (fingerprint, recipe_text, on_step, everything, emit, tuning)
             asked = compiled.Request(machine, samples, judge, timed, strict, *rest)
             result.compiled = compiled.make(proof.run.model, start, path, asked)
             result.files, path = result.compiled.files, None
@@ -346,19 +354,6 @@ def optimize(
     sizes = {one.name: one.feeds for one in reversed(samples)}
     result.dims = cost.dims_of(model, sizes.get(result.timing[1]) or next(reversed(sizes.values()), {}))
     return result
-
-
-def _check_use(todo: plan.Plan, **given: Any) -> None:
-    """Refuse options of a lossy stage or a search where there is none, and healing where torch is missing."""
-    if todo.heal and todo.lossy and find_spec("torch") is None:
-        raise MissingPackageError("healing needs PyTorch, which is not installed", hint="pip install 'burnish[torch]'")
-    for name in (name for name, value in given.items() if value):
-        lossy = name in ("metric", "heal")
-        if not (todo.lossy if lossy else todo.budget):
-            raise InputError(
-                f"`{name}` is for {'lossy passes' if lossy else 'a search within a budget'}, and there is none",
-                hint="give a budget, such as `--max-drop 1%`" + (", or lossy passes with `-p`" if lossy else ""),
-            )
 
 
 def _open(path: Path, target: str, lean: bool) -> Runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
@@ -42,7 +42,6 @@ def everything(asked: str, *, compiles: bool) -> bool:
 
 def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
     """What chooses the regions of a model; all are compiled where nothing can be measured."""
-    from burnish.backends.tvm import compiling
     from burnish.backends.tvm.choose import Chooser
 
     target = request.target
@@ -51,9 +50,18 @@ def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
         target,
         request.samples,
         request.judge if measurable else None,
-        lambda fused: (compiling.scheduled(fused, target), 0),
+        lambda fused: scheduled(fused, request),
         everything=request.everything,
     )
+
+
+def scheduled(fused: Any, request: Request) -> tuple[Any, int]:
+    """The fused module with a schedule for each kernel, and how many have a tuned one."""
+    from burnish.backends.tvm import compiling
+
+    if request.tuning is None:
+        return compiling.scheduled(fused, request.target), 0
+    return request.tuning.schedule(fused, request.target)
 
 
 def refuse_nothing(chosen: Sequence[Chosen], nodes: int) -> None:

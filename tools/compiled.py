@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from burnish.backends.tvm.artifact import Evidence, Manifest, Port, Staged
     from burnish.backends.tvm.choose import Chosen
     from burnish.backends.tvm.target import Target
+    from burnish.tools.tuned import Tuning
 
 _SLOWER = 0.03
 """How much slower than ONNX Runtime alone the whole may be."""
@@ -75,6 +76,7 @@ class Request:
         on_step: progress.
         everything: compile every region that can be, not only those that are measured to be faster.
         emit: `kernels` for one library that needs no TVM.
+        tuning: where schedules of kernels come from, and whether they are looked for; None for plain ones.
     """
 
     target: Target
@@ -87,6 +89,7 @@ class Request:
     on_step: Callable[[str, int, int], None] | None = None
     everything: bool = False
     emit: str | None = None
+    tuning: Tuning | None = None
 
 
 def target_of(text: str) -> Target:
@@ -146,6 +149,8 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
             if path is not None:
                 made.files = staged.commit()
             return made
+        if request.tuning is not None and request.tuning.budget:
+            request.tuning.run(optimized, request.target, request.on_step)
         _tell(request, "choosing regions", 0)
         chooser = choosing.chooser(optimized, request, measurable=not _not_run(request))
         chosen: list[Chosen] | None = chooser.choose()
@@ -163,6 +168,8 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
             chosen = chooser.fewer(wrong) if wrong and chooser.measures else None
             if wrong and chosen is None:
                 _give_up(made, request)
+        if request.tuning is not None:
+            request.tuning.write(staged.path / artifact.RECORDS, request.target)
         staged.seal(made.manifest)
         if path is not None:
             made.files = staged.commit()
@@ -215,11 +222,14 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         own = {str(v.name): array for v, array in zip(lowered.weights, lowered.arrays(), strict=True)}
         arrays |= own
         steps.append(msgspec.structs.replace(step, function=name, weights=tuple(own)))
-    kernels = 0
+    kernels = tuned = 0
     if modules:
         with quiet():
             fused = compiling.fused(merged(modules), request.target)
-            code = compiling.build(compiling.scheduled(fused, request.target), request.target)
+            if request.tuning is not None:
+                request.tuning.used.clear()
+            scheduled, tuned = choosing.scheduled(fused, request)
+            code = compiling.build(scheduled, request.target)
         compiling.export(code, folder / artifact.CODE)
         kernels = compiling.kernels(fused)
     if arrays:
@@ -231,6 +241,7 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         inputs=_inputs(model),
         outputs=_outputs(model),
         steps=tuple(steps),
+        tuned=tuned,
         kernels=kernels,
         extensions=processor.extensions(request.target),
         recipe=tuple(request.recipe),

@@ -13,7 +13,8 @@ _VERIFY = ("ends", "each", "off")
 _GUARD = ("latency", "size", "off")
 _REGIONS = ("measured", "all")
 _BUDGET = ("max_drop", "max_size", "max_latency", "objective", "metric", "heal", "workers", "pairs")
-_PASSED = ("recipe", "data", "target", "opset", "verify", "regions", "emit", *_BUDGET)
+_TUNING = ("tune", "tuning_db", "rpc", "dims")
+_PASSED = ("recipe", "data", "target", "opset", "verify", "regions", "emit", *_TUNING, *_BUDGET)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +60,10 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", "regions", "emit", *_B
 @click.option("--heal", is_flag=True, default=None, help="Train what the lossy passes left, against the original.")
 @click.option("--workers", metavar="N|ray://...", help="Score edits on so many processes, or on a Ray cluster.")
 @click.option("--pairs", is_flag=True, default=None, help="Score neighbouring edits together, too.")
+@click.option("--dims", metavar="NAME=N,...", help="Give dynamic dimensions a number for good: `batch=1,seq=128`.")
+@click.option("--tune", metavar="TRIALS|MINUTES", help="Look for fast schedules of kernels: `200`, or `5m`.")
+@click.option("--tuning-db", metavar="DIR", help="Tuning records; without --tune they are used as they are.")
+@click.option("--rpc", metavar="HOST:PORT", help="Time kernels on the servers of a TVM tracker.")
 @click.option(
     "--emit",
     type=click.Choice(("kernels",)),

@@ -14,8 +14,6 @@ from burnish.tools.tuned import DEFAULT
 if TYPE_CHECKING:
     import onnx_ir as oir
 
-    from burnish.backends.tvm.tuning import Progress
-
 _SHOWN = 12
 
 
@@ -98,11 +96,7 @@ def tune(
     rival = _rival(read, threads)
     ready = Pipeline(plan.resolve(target=target).passes).rewrite(read).model
     with terminal.progress("tune") as show:
-
-        def told(progress: Progress) -> None:
-            show(_said(progress, rival), round(progress.done), round(progress.total))
-
-        done = tuning.run(ready, machine, told)
+        done = tuning.run(ready, machine, show, "" if rival is None else f", ONNX Runtime {_ms(rival)}")
     tasks = sorted(done.tasks, key=lambda one: -(one.seconds or 0.0) * one.kernel.calls)
     return {
         "model": model,
@@ -145,12 +139,6 @@ def _rival(model: oir.Model, threads: int) -> float | None:
         return timing.single(partial(runner.run, feeds), rounds=10, seconds=2).median
     except InputError:
         return None
-
-
-def _said(progress: Progress, rival: float | None) -> str:
-    best = "?" if progress.seconds is None else _ms(progress.seconds)
-    beside = "" if rival is None else f", ONNX Runtime {_ms(rival)}"
-    return f"{terminal.short(progress.kernel, longest=30)}  all kernels {best}{beside}"
 
 
 def _show(found: dict[str, Any]) -> None:

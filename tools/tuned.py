@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.tools import terminal
 
 if TYPE_CHECKING:
     from burnish.backends.tvm.target import Target
     from burnish.backends.tvm.tuning import Progress, Tuned
+    from burnish.backends.tvm.tuning.kernels import Kernel
+    from burnish.backends.tvm.tuning.records import Record
 
 DEFAULT = "~/.cache/burnish/tuning"
 """Where records are kept unless a folder is named."""
@@ -29,7 +32,7 @@ class Tuning:
         rpc: `HOST:PORT` or `HOST:PORT/KEY` of a tracker whose servers time kernels; empty to time here.
         threads: that kernels run on.
         workers: kernels that are compiled at a time.
-        files: names of the folder's files that schedules came from; filled by `schedule`.
+        used: kernels, by their hash, and the records that schedules came from; filled by `schedule`.
     """
 
     budget: str = ""
@@ -37,7 +40,7 @@ class Tuning:
     rpc: str = ""
     threads: int = 1
     workers: int = 2
-    files: set[str] = field(default_factory=set, compare=False)
+    used: dict[str, tuple[Kernel, Record]] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, target: Target) -> None:
         """Raise InputError for an option that cannot be used, before any work is done."""
@@ -67,14 +70,15 @@ class Tuning:
                 raise InputError(cause, place=str(target), hint="tune on such a machine, or with `--rpc HOST:PORT`")
 
     def run(
-        self, model: oir.Model, target: Target, on_progress: Callable[[Progress], None] = lambda progress: None
+        self, model: oir.Model, target: Target, on_step: Callable[[str, int, int], None] | None = None, rival: str = ""
     ) -> Tuned:
         """Tune the kernels of all that can be compiled of a model, as far as the budget is not spent already.
 
         Args:
             model: after the passes.
             target: what it is compiled for.
-            on_progress: called after each round.
+            on_step: told the kernel and the best times so far, the part of the budget that is spent, and the budget.
+            rival: what the best is shown beside.
 
         Raises:
             InputError: the records cannot be written, or there is no tracker.
@@ -82,12 +86,18 @@ class Tuning:
         """
         from burnish.backends.tvm.tuning import Database, budget, laboratory, tune
 
+        def told(progress: Progress) -> None:
+            if on_step is not None:
+                best = "?" if progress.seconds is None else f"{progress.seconds * 1e3:.3g} ms"
+                name = terminal.short(progress.kernel, longest=30)
+                on_step(f"{name}  all kernels {best}{rival}", round(progress.done), round(progress.total))
+
         return tune(
             fused(model, target),
             target,
             budget.parse(self.budget),
             Database(Path(self.folder).expanduser()),
-            on_progress,
+            told,
             rpc=laboratory.tracker(self.rpc) if self.rpc else None,
             threads=self.threads,
             workers=self.workers,
@@ -99,8 +109,49 @@ class Tuning:
         from burnish.backends.tvm.tuning import Database, apply
 
         applied = apply(module, Database(Path(self.folder).expanduser()), target, threads=self.threads)
-        self.files.update(applied.files)
+        self.used.update({kernel.hash: (kernel, record) for kernel, record in applied.used})
         return compiling.scheduled(applied.module, target), len(applied.seconds)
+
+    def write(self, folder: Path, target: Target) -> None:
+        """Write the records that were used into a folder, itself one for `--tuning-db`."""
+        from burnish.backends.tvm.tuning import Database
+
+        for kernel, record in self.used.values():
+            Database(folder).append(kernel, target, self.threads, [record])
+
+
+def asked(
+    target: Target | None, tune: str | None, folder: str | Path | None, rpc: str | None, emit: str | None
+) -> Tuning | None:
+    """What the options of `optimize` ask for; None when they ask for nothing.
+
+    Args:
+        target: what is compiled for; None when nothing is.
+        tune: the budget; None to use records only.
+        folder: of the records.
+        rpc: of a tracker.
+        emit: of the library that is written in place of an artefact.
+
+    Raises:
+        InputError: an option cannot be used.
+    """
+    if tune is None and folder is None and rpc is None:
+        return None
+    if target is None:
+        raise InputError("tuning is for kernels, and none are compiled", hint="add `--target llvm` or `cuda:sm_90`")
+    if emit is not None:
+        raise InputError(
+            "a library for other programs has default schedules",
+            place="--emit",
+            hint="leave `--tune` and `--tuning-db` out",
+        )
+    if rpc is not None and tune is None:
+        raise InputError("servers time kernels while they are tuned", place="--rpc", hint="add `--tune 5m`")
+    found = Tuning(tune or "", str(folder or DEFAULT), rpc or "")
+    found.check(target)
+    if tune is None and not Path(found.folder).expanduser().is_dir():
+        raise InputError("there is no such folder", place=found.folder, hint="`burnish tune` or `--tune 5m` makes it")
+    return found
 
 
 def fused(model: oir.Model, target: Target) -> Any:

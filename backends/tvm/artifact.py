@@ -19,7 +19,7 @@ from burnish.ir.errors import InputError
 
 FORMAT = "burnish-artefact"
 VERSION = 1
-MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.safetensors"
+MANIFEST, CODE, WEIGHTS, RECORDS = "manifest.json", "code.so", "weights.safetensors", "records"
 _AGAIN = "write the artefact again with `optimize`"
 _LARGEST_MANIFEST = 1 << 28
 

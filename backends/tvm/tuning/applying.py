@@ -23,14 +23,14 @@ class Applied:
         module: kernels that have a record are scheduled, the others as they were.
         seconds: that each scheduled function took when it was tuned, by its name.
         missing: why each of the others has no schedule, by its name.
-        files: names of the database's files that were used.
+        used: kernels and the records that their schedules came from.
         notes: records that were skipped, and why.
     """
 
     module: Any
     seconds: dict[str, float]
     missing: dict[str, str]
-    files: tuple[str, ...]
+    used: tuple[tuple[Kernel, Record], ...]
     notes: tuple[str, ...]
 
 
@@ -45,7 +45,7 @@ def apply(module: Any, database: Database, target: Target, *, threads: int = 1) 
     """
     seconds: dict[str, float] = {}
     missing: dict[str, str] = {}
-    files: list[str] = []
+    used: list[tuple[Kernel, Record]] = []
     notes: list[str] = []
     scheduled: dict[str, Any] = {}
     for kernel in kernels(module):
@@ -58,17 +58,17 @@ def apply(module: Any, database: Database, target: Target, *, threads: int = 1) 
         if best is None:
             missing |= dict.fromkeys(kernel.names, found.end or "there is no record of it")
             continue
-        function, taken = best
-        files.append(database.file(kernel, target, threads).name)
+        function, record = best
+        used.append((kernel, record))
         for name in kernel.names:
-            scheduled[name], seconds[name] = function, taken
+            scheduled[name], seconds[name] = function, record.seconds or 0.0
     changed = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
     for variable, function in module.functions_items():
         if variable.name_hint in scheduled:
             kept = function.attrs["op_pattern"] if function.attrs and "op_pattern" in function.attrs else None
             made = scheduled[variable.name_hint].with_attr("tirx.is_scheduled", True)
             changed.update_func(variable, made if kept is None else made.with_attr("op_pattern", kept))
-    return Applied(changed, seconds, missing, tuple(files), tuple(notes))
+    return Applied(changed, seconds, missing, tuple(used), tuple(notes))
 
 
 def replayed(kernel: Kernel, record: Record) -> Any:
@@ -108,10 +108,10 @@ def intrinsics() -> None:
         inspect.stack = kept
 
 
-def _first(kernel: Kernel, records: list[Record], notes: list[str]) -> tuple[Any, float] | None:
+def _first(kernel: Kernel, records: list[Record], notes: list[str]) -> tuple[Any, Record] | None:
     for record in records[:5]:
         try:
-            return replayed(kernel, record).mod["main"], record.seconds or 0.0
+            return replayed(kernel, record).mod["main"], record
         except ValueError as reason:
             notes.append(f"{kernel.name}: a record is skipped, it cannot be replayed: {reason}")
     return None

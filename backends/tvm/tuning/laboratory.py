@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -159,6 +160,11 @@ def servers(remote: tuple[str, int, str]) -> int:
         raise MissingPackageError(
             f"measuring elsewhere needs the package `{error.name}`", hint="pip install 'burnish[tune]'"
         ) from error
+    hint = "start it: `python -m tvm.exec.rpc_tracker --host HOST`"
+    try:
+        socket.create_connection(remote[:2], timeout=5).close()  # TVM would try for a minute
+    except OSError as error:
+        raise InputError(f"there is no RPC tracker: {error.strerror or error}", place=place, hint=hint) from None
     found: list[Any] = []
 
     def ask() -> None:
@@ -171,9 +177,7 @@ def servers(remote: tuple[str, int, str]) -> int:
     asking.start()
     asking.join(10)
     if not found:
-        raise InputError(
-            "there is no RPC tracker", place=place, hint="start it: `python -m tvm.exec.rpc_tracker --host HOST`"
-        )
+        raise InputError("what answers there is no RPC tracker", place=place, hint=hint)
     count = sum(str(one["key"]) == f"server:{remote[2]}" for one in found[0])
     if not count:
         hint = f"start them: `python -m tvm.exec.rpc_server --tracker {place} --key {remote[2]}`"
