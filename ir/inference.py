@@ -97,11 +97,9 @@ class Inference:
             return
         sizes: list[Dim] = []
         for axis, size in enumerate(value.shape):
-            name = size.value if isinstance(size, oir.SymbolicDim) else None
-            if isinstance(size, int) and size >= 0:  # ONNX Runtime reads a negative size as any size
-                sizes.append(size)
-            else:
-                sizes.append(dims.symbol(name) if name and name != dims.UNKNOWN else self.unknown(value, axis))
+            sizes.append(size if isinstance(size, int) and is_told(size) else self.unknown(value, axis))
+            if isinstance(size, oir.SymbolicDim) and is_told(size):
+                sizes[-1] = dims.symbol(str(size.value))
         self._shapes[value] = tuple(sizes)
 
     def _graph(self, graph: oir.Graph) -> None:
@@ -178,6 +176,13 @@ class Inference:
         if first is None or second is None or len(first) != len(second):
             return None
         return tuple(a if a == b else self.unknown(out, i) for i, (a, b) in enumerate(zip(first, second, strict=True)))
+
+
+def is_told(size: int | oir.SymbolicDim) -> bool:
+    """Whether a declared size says something: Paddle writes -1 and `?`, of which two are not the same size."""
+    if isinstance(size, int):
+        return size >= 0
+    return size.value is not None and not size.value.startswith(dims.UNKNOWN)
 
 
 def reshape_target(source: Shape | None, result: Shape | None) -> list[int] | None:

@@ -15,7 +15,7 @@ from burnish.tools import terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from burnish.backends.tvm.artifact import Manifest
+    from burnish.backends.tvm.artifact import Manifest, Step
     from burnish.backends.tvm.choose import Chooser, Chosen
     from burnish.tools.compiled import Request
 
@@ -89,5 +89,10 @@ def table(manifest: Manifest | None, console: Console) -> None:
         known = step.evidence
         error = "" if known.error is None else f"{known.error:.1e}"
         ratio = "" if known.ratio is None else f"{known.ratio:.3g}x"
-        found.add_row(str(index), _WHERE[step.kind], str(step.nodes), error, ratio, known.note or _WHY[step.kind])
+        found.add_row(str(index), _WHERE[step.kind], str(step.nodes), error, ratio, known.note or _why(step))
     terminal.show(found, console)
+
+
+def _why(step: Step) -> str:
+    faster = step.kind == "tvm" and step.evidence.ratio is not None and step.evidence.ratio < 1
+    return "it is faster and computes the same" if faster else _WHY[step.kind]

@@ -17,6 +17,7 @@ import onnx_ir as oir
 import burnish
 from burnish.backends import onnx_metadata, onnx_writer
 from burnish.ir.errors import BudgetError, InputError, VerificationError
+from burnish.ir.inference import is_told
 from burnish.ir.samples import Sample
 from burnish.passes import prove
 from burnish.passes.protocols import Judge, Verdict
@@ -356,7 +357,8 @@ def _port(value: oir.Value, lowest: int | None = None, highest: int | None = Non
 
     if value.dtype is None or value.shape is None:
         raise InputError("its rank and dtype are not known", place=f"`{value.name}`")
-    sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape)
+    told = [size if is_told(size) else None for size in value.shape]
+    sizes = tuple(size.value if isinstance(size, oir.SymbolicDim) else size for size in told)
     return Port(str(value.name), value.dtype.numpy().name, sizes, lowest, highest)
 
 

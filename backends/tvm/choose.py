@@ -201,14 +201,20 @@ class Chooser:
         key = frozenset(region.nodes)
         tried = self._known[key]
         reasons = dict.fromkeys(region.nodes, tried.evidence.note)
-        if key not in self._split and (tried.tuned or self._target.kind != "llvm"):
+        if key not in self._split:
             self._split.add(key)
+            tuned = tried.tuned or self._target.kind != "llvm"
+            pieces = self._pieces.of(key) if tuned else self._pieces.light(key)
             losing: dict[oir.Node, str] = {}
-            for piece in self._pieces.of(frozenset(region.nodes)):
+            winning: set[oir.Node] = set()
+            for piece in pieces:
                 note = self._piece(frozenset(piece))
-                if note is not None:
+                if note is None:
+                    winning.update(piece)
+                else:
                     losing |= dict.fromkeys(piece, note)
-            reasons = losing or reasons
+            if winning != key:
+                reasons = {node: losing.get(node, reason) for node, reason in reasons.items() if node not in winning}
         self._stay |= reasons
 
     def _piece(self, nodes: frozenset[oir.Node]) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Set
 
 import onnx_ir as oir
 
+from burnish.backends.tvm.regions import LEAST, computes, multiplies
 from burnish.ir import dims
 from burnish.ir.dims import Dim
 from burnish.ir.inference import Inference
@@ -36,6 +37,22 @@ class Pieces:
         if len(found) < 2:
             found = self._stages([node for node in self._model.graph if node in nodes])
         return found if len(found) > 1 else []
+
+    def light(self, nodes: Set[oir.Node]) -> list[list[oir.Node]]:
+        """Chains of nodes that multiply no matrices, long enough that one loop in place of many may be worth something.
+
+        Such loops need no tuning: they are bound by the memory that is read and written once.
+        """
+        import networkx as nx
+
+        kept = [node for node in self._model.graph if node in nodes and not multiplies(node)]
+        chains = nx.Graph()
+        chains.add_nodes_from(kept)
+        for node in kept:
+            producers = (value.producer() for value in node.inputs if value is not None)
+            chains.add_edges_from((one, node) for one in producers if one in chains)
+        found = [[node for node in kept if node in chain] for chain in nx.connected_components(chains)]
+        return [chain for chain in found if sum(computes(node, self._facts) for node in chain) >= LEAST]
 
     def _stages(self, nodes: list[oir.Node]) -> list[list[oir.Node]]:
         found: list[list[oir.Node]] = []

@@ -27,7 +27,7 @@ Refuses = Callable[[oir.Node, Inference], "str | None"]
 """Why a node cannot be compiled; None when it can. It is asked with what is proven of the model that it stands in."""
 
 SMALL = "too little to compute to be worth handing over"
-_LEAST = 6
+LEAST = 6
 """A piece beside ONNX Runtime that multiplies no matrices is compiled if it has so many nodes that compute."""
 
 _MOVES = frozenset(
@@ -230,13 +230,9 @@ class _Cutter:
             if not any(self._side(one) for one in around - piece):
                 continue
             nodes = [node for group in piece for node in self.groups.nodes[group]["members"]]
-            if not any(map(_multiplies, nodes)) and sum(map(self._computes, nodes)) < _LEAST:
+            if not any(map(multiplies, nodes)) and sum(computes(node, self.facts) for node in nodes) < LEAST:
                 small += nodes
         return small
-
-    def _computes(self, node: oir.Node) -> bool:
-        shape = self.facts.shape(node.outputs[0])
-        return not is_op(node, *_MOVES) and (shape is None or dims.product(shape) != 1)
 
     def _region(self, own: list[oir.Node]) -> Region:
         copies = frozenset(one for node in own for one in self.behind[node])
@@ -346,9 +342,16 @@ def _gives_sizes(node: oir.Node, facts: Inference) -> bool:
     return all(sizes is not None and all(map(dims.is_named, sizes)) for sizes in found)
 
 
-def _multiplies(node: oir.Node) -> bool:
+def multiplies(node: oir.Node) -> bool:
+    """Whether a node multiplies matrices or convolves."""
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     return (domain, node.op_type) in MULTIPLY_ADDS
+
+
+def computes(node: oir.Node, facts: Inference) -> bool:
+    """Whether a node does more than move elements, with more than one of them."""
+    shape = facts.shape(node.outputs[0])
+    return not is_op(node, *_MOVES) and (shape is None or dims.product(shape) != 1)
 
 
 def summary(region: Region, most: int = 2) -> str:

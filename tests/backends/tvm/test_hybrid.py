@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from burnish.backends.tvm.choose import Chooser  # noqa: E402
 from burnish.backends.tvm.steps import OrtPart, array, ort_value  # noqa: E402
 from burnish.backends.tvm.target import parse  # noqa: E402
 from burnish.ir.samples import Sample  # noqa: E402
+from burnish.passes.protocols import Verdict  # noqa: E402
 from burnish.tools.api import ort_judge  # noqa: E402
 
 MIXED = """g (float[n, 4] x) => (float[k, 4] z, float[2, k] places, float[n, 4] x, float[4, 4] w)
@@ -138,21 +140,32 @@ BLOCKS = (
 )
 
 
-def test_blocks_are_tried_alone_where_the_whole_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    def verdict(a: Any, b: Any, **options: Any) -> Any:
-        wins = seen[-1] is not None and "Gelu" not in seen[-1]
-        return choose.Verdict(ratio=0.5 if wins else 2.0, low=0.4, high=2.1, slower=not wins, faster=wins, rounds=9)
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets a region win when it has no node of an operator, in place of its time."""
 
-    seen: list[set[str] | None] = [None]
-    measured = Chooser._measured
+    def decide(loses: str) -> None:
+        seen: list[set[str]] = []
+        measured = Chooser._measured
 
-    def watched(self: Chooser, region: Any) -> Any:
-        seen.append({node.op_type for node in region.nodes})
-        return measured(self, region)
+        def watched(self: Chooser, region: Any) -> Any:
+            seen.append({node.op_type for node in region.nodes})
+            return measured(self, region)
 
-    monkeypatch.setattr(Chooser, "_measured", watched)
-    monkeypatch.setattr(choose.timing, "slower", verdict)
-    monkeypatch.setattr(choose, "_once", lambda part, given: 1.0)
+        def verdict(a: Any, b: Any, **options: Any) -> Verdict:
+            wins = loses not in seen[-1]
+            ratio = 0.5 if wins else 2.0
+            return Verdict(ratio=ratio, low=0.4, high=2.1, slower=not wins, faster=wins, rounds=9)
+
+        monkeypatch.setattr(Chooser, "_measured", watched)
+        monkeypatch.setattr(choose.timing, "slower", verdict)
+        monkeypatch.setattr(choose, "_once", lambda part, given: 1.0)
+
+    return decide
+
+
+def test_blocks_are_tried_alone_where_the_whole_is_not_faster(decided: Callable[[str], None]) -> None:
+    decided("Gelu")
     target = parse("llvm")
     one = chooser(graph(BLOCKS), schedule=lambda fused: (compiling.scheduled(fused, target), 1))
     found = one.choose()
@@ -163,6 +176,27 @@ def test_blocks_are_tried_alone_where_the_whole_is_not_faster(monkeypatch: pytes
     assert fewer is not None and sum(part.region.kind == "tvm" for part in fewer) == 1
     last = one.fewer("the whole is slower")
     assert last is not None and [part.region.kind for part in last] == ["ort"] and one.fewer("again") is None
+
+
+CHAIN = "  ".join(
+    f"a{i} = Mul({f'c{i - 1}' if i else 'm'}, s)  b{i} = Sub(a{i}, t)  c{i} = Abs(b{i})" for i in range(9)
+)
+
+
+def test_without_tuning_chains_that_multiply_no_matrices_are_tried_alone(decided: Callable[[str], None]) -> None:
+    decided("MatMul")
+    text = f"g (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w, float[4] s, float[4] t> {{ m = MatMul(x, w)  {CHAIN}"
+    found = chooser(graph(text + "  y = MatMul(c8, w) }")).choose()
+    assert [part.region.kind for part in found] == ["ort", "tvm", "ort"] and len(found[1].region.nodes) == 27
+
+
+@pytest.mark.slow
+def test_a_chain_of_many_loops_in_one_is_measured_to_be_faster(tmp_path: Path) -> None:
+    text = f"g (float[512, 1024] m) => (float[512, 1024] c8) <float[1024] s, float[1024] t> {{ {CHAIN} }}"
+    result = burnish.optimize(graph(text), tmp_path / "out", target="llvm")
+    assert result.compiled is not None
+    (step,) = result.compiled.manifest.steps
+    assert step.kind == "tvm" and step.evidence.ratio is not None and step.evidence.ratio < 0.9
 
 
 def test_values_are_handed_over_on_the_same_memory_and_live_as_long_as_they_are_read() -> None:
