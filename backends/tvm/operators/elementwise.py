@@ -34,7 +34,9 @@ def mapped(make: Maker, function: Any, *given: Any) -> Any:
         shape = [
             _joined([one.shape[at - rank] for one in tensors if len(one.shape) >= rank - at]) for at in range(rank)
         ]
-        return te.compute(shape, lambda *at: function(*[one(*_within(one, at)) for one in tensors]), name="elements")
+        return te.compute(
+            shape, lambda *at: function(*[one(*_within(one, at, shape)) for one in tensors]), name="elements"
+        )
 
     return make.te(elements, *(make.alike(*given) if len(given) > 1 else given))
 
@@ -43,9 +45,11 @@ def _joined(sizes: list[Any]) -> Any:
     return next((size for size in sizes if not _is_single(size)), sizes[0])
 
 
-def _within(tensor: Any, at: tuple[Any, ...]) -> list[Any]:
-    places = at[len(at) - len(tensor.shape) :]
-    return [0 if _is_single(size) else place for size, place in zip(tensor.shape, places, strict=True)]
+def _within(tensor: Any, at: tuple[Any, ...], shape: list[Any]) -> list[Any]:
+    """Indices into a tensor; 0 is written only where the result is larger, else TVM fuses it with nothing before it."""
+    start = len(at) - len(tensor.shape)
+    places = zip(tensor.shape, at[start:], shape[start:], strict=True)
+    return [0 if _is_single(size) and not _is_single(whole) else place for size, place, whole in places]
 
 
 def _is_single(size: Any) -> bool:

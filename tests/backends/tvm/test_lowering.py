@@ -93,3 +93,13 @@ def test_an_unknown_target_is_an_error_that_names_known_ones(text: str) -> None:
 
 def test_targets_print_as_they_are_written() -> None:
     assert parse("cuda:sm_90") == Target("cuda", "sm_90") and str(parse("llvm:znver3")) == "llvm:znver3"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_acts_on_single_elements_joins_the_kernel_before_it(batch: int) -> None:
+    model = graph(
+        f"""g (float[{batch}, 4, 6, 6] x, float[4, 4, 1, 1] w) => (float[{batch}, 4, 6, 6] y) {{
+        t = Conv(x, w)  y = Relu(t) }}"""
+    )
+    target = parse("llvm")
+    assert compiling.kernels(compiling.fused(lower(model).module, target)) == 1
