@@ -14,7 +14,7 @@ COMMANDS = {
     "inspect": "Show what a model consists of and what it costs.",
     "compare": "Find the worst difference of two models and the first node where they part.",
     "check": "Lock what a model is, and say what changed since.",
-    "bench": "Time a model, or two in turns.",
+    "bench": "Time models in turns, in one backend or several side by side.",
     "tune": "Look for fast schedules of a model's kernels.",
     "run": "Run a model, compiled or not, and show what it computes.",
     "passes": "List the passes and their options.",

@@ -72,7 +72,7 @@ def run(
         loaded = tvm.load(model, threads=threads)
         runner: Runner = loaded
         manifest: artifact.Manifest | None = loaded.manifest
-        samples = samples_for(_contract(loaded.manifest), data)
+        samples = samples_for(contract(loaded.manifest), data)
     else:
         runner, samples, manifest = *_opened(model, data, threads), None
     seen: dict[str, _Statistics] = {}
@@ -93,7 +93,7 @@ def run(
         runner.close()
     return {
         "model": model,
-        "runtime": f"ONNX Runtime, {_threads(threads)}" if manifest is None else _runtime(manifest, threads),
+        "runtime": f"ONNX Runtime, {_threads(threads)}" if manifest is None else runtime(manifest, threads),
         "verified": None if manifest is None else manifest.verified,
         "samples": len(samples),
         "outputs": {name: one.as_dict() for name, one in seen.items()},
@@ -114,7 +114,7 @@ def _opened(model: str, data: Any, threads: int) -> tuple[Any, list[Any]]:
     return session.from_path(model, threads=threads), samples
 
 
-def _contract(manifest: Manifest) -> oir.Model:
+def contract(manifest: Manifest) -> oir.Model:
     """A model that has the inputs of the compiled one, and nothing else: what samples are held to."""
     import onnx_ir as oir
     from ml_dtypes import bfloat16
@@ -166,7 +166,8 @@ def _threads(count: int) -> str:
     return terminal.count(count, "thread")
 
 
-def _runtime(manifest: Manifest, threads: int) -> str:
+def runtime(manifest: Manifest, threads: int) -> str:
+    """What runs a compiled model, in words."""
     untuned = "" if manifest.tuned == manifest.kernels else f", {manifest.kernels - manifest.tuned} kernels untuned"
     return f"TVM {manifest.versions['apache-tvm']}, {manifest.target}, {_threads(threads)}{untuned}"
 

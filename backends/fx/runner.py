@@ -23,16 +23,25 @@ class FxRunner:
     Attributes:
         module: the GraphModule; None after `close`.
         options: what runs it, for reports.
+
+    Args:
+        module: from `to_graph_module`.
+        device: a torch device.
+        compiled: run it through `torch.compile`, which compiles it for the shapes of the first run and again for
+            others.
     """
 
-    def __init__(self, module: fx.GraphModule, device: str = "cpu") -> None:
+    def __init__(self, module: fx.GraphModule, device: str = "cpu", *, compiled: bool = False) -> None:
         self._bridge = bridge.bridge_of(module)
         try:
             self._device = torch.device(device)
             self.module: fx.GraphModule | None = module.to(self._device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"torch cannot use the device `{device}`: {str(error).splitlines()[0]}") from error
-        self.options = f"torch {torch.__version__}, {device}"
+        self._call: Callable[..., Any] | None = torch.compile(module, dynamic=False) if compiled else module
+        self._refusal = "torch.compile fails" if compiled else "torch refuses the inputs"
+        opaque = f", {', '.join(self._bridge.opaque)} in ONNX Runtime" if self._bridge.opaque else ""
+        self.options = f"torch {torch.__version__}, {device}{', inductor' * compiled}{opaque}"
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, in the order of the model's outputs.
@@ -40,8 +49,29 @@ class FxRunner:
         Raises:
             InputError: the module refuses these inputs, or the runner is closed.
         """
-        module = self._open()
-        return self._arrays(self._guarded(lambda arguments: module(*arguments), feeds))
+        call = self._callable()
+        return self._arrays(self._guarded(lambda arguments: call(*arguments), feeds))
+
+    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Run the module on `feeds`, and give a call that does so again on the same tensors and waits, for timing.
+
+        Raises:
+            InputError: as for `run`.
+        """
+        call, gpu = self._callable(), self._device.type == "cuda"
+
+        def first(arguments: list[Any]) -> Callable[[], object]:
+            def again() -> None:
+                with torch.no_grad():
+                    call(*arguments)
+                if gpu:
+                    torch.cuda.synchronize(self._device)
+
+            again()
+            return again
+
+        found: Callable[[], object] = self._guarded(first, feeds)
+        return found
 
     def watch(self, feeds: Mapping[str, np.ndarray], watchers: Mapping[str, Watcher]) -> dict[str, np.ndarray]:
         """`run`, with every watcher called on the value of its name when that has been computed.
@@ -63,7 +93,12 @@ class FxRunner:
 
     def close(self) -> None:
         """Free the module."""
-        self.module = None
+        self.module = self._call = None
+
+    def _callable(self) -> Callable[..., Any]:
+        self._open()
+        assert self._call is not None
+        return self._call
 
     def _open(self) -> fx.GraphModule:
         if self.module is None:
@@ -84,8 +119,7 @@ class FxRunner:
         except BurnishError:
             raise
         except Exception as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"torch refuses the inputs: {text}") from error
+            raise InputError(f"{self._refusal}: {_reason(error)}") from error
 
     def _tensor(self, array: Any) -> Any:
         if isinstance(array, list | tuple):
@@ -124,18 +158,31 @@ class _Interpreter(fx.Interpreter):
         return found
 
 
-def executor(*, device: str = "cpu", fallback: bool = True) -> Callable[[oir.Model], FxRunner]:
+def _reason(error: Exception) -> str:
+    """The first line that says what happened: of the compiler's errors that is one about the compiler's own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("backend=")]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def executor(
+    *, device: str = "cpu", fallback: bool = True, compiled: bool = False, threads: int | None = None
+) -> Callable[[oir.Model], FxRunner]:
     """A function that makes a runner for an in-memory model.
 
     Args:
         device: a torch device, `cpu` or `cuda`.
         fallback: let ONNX Runtime run the nodes that torch cannot.
+        compiled: as for `FxRunner`.
+        threads: threads inside an operator, for all of torch in this process; None leaves torch's setting.
 
     Returns:
         `f(model) -> FxRunner`, which raises InputError when the model cannot be expressed. The weights are copied.
     """
 
     def load(model: oir.Model) -> FxRunner:
-        return FxRunner(to_graph_module(model, fallback=fallback), device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return FxRunner(to_graph_module(model, fallback=fallback), device, compiled=compiled)
 
     return load

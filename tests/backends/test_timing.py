@@ -69,3 +69,14 @@ def test_fast_actions_are_repeated_within_a_measurement(monkeypatch: pytest.Monk
 
     timing.single(counted, rounds=3)
     assert calls > 3 * 150
+
+
+def test_several_in_turns_are_each_held_against_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(monkeypatch)
+    actions = [work.lasting(0.01 * factor) for factor in (1, 2, 0.5)]
+    found = timing.in_turns(actions, rounds=10, seconds=100.0)
+    for (spread, against), factor in zip(found, (1, 2, 0.5), strict=True):
+        assert against.ratio == pytest.approx(factor, rel=0.05)
+        assert against.low <= against.ratio <= against.high
+        assert spread.median == pytest.approx(0.01 * factor, rel=0.05)
+        assert spread.rounds == 10
