@@ -182,6 +182,9 @@ def page(found: dict[str, Any]) -> str:
     for name, one in found.items():
         most = ", ".join(f"`{kernel}` {seconds * 1e3:.3f} ms ({calls} x)" for kernel, calls, seconds in one["slow"])
         rows.append(f"- {TITLES[name]}: {most}")
+    notes = [f"- {TITLES[name]}: {one['note']}" for name, one in found.items() if "note" in one]
+    if notes:
+        rows += ["", "## To be measured again", "", *notes]
     stated = sorted({f"{one['date']}: {one['versions']}; {one['runtime']}" for one in found.values()})
     return "\n".join([*rows, "", *stated, ""])
 
