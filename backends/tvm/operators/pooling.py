@@ -40,7 +40,9 @@ class _Pool:
     def _count(self, at: int, size: Any, up: int) -> Any:
         room = size + self.pads[at] + self.pads[at + self.rank] - self.wide[at] * (self.kernel[at] - 1) - 1
         if not up:
-            return room // self.steps[at] + 1
+            count = room // self.steps[at] + 1
+            # An image that is smaller than the window has one place in ONNX Runtime, which rounds towards zero.
+            return count if isinstance(size, int) else tirx.max(count, tirx.const(1, "int64"))
         if not isinstance(size, int):
             raise Unsupported("a pool that rounds up the size of a dynamic axis")
         count = -(-room // self.steps[at]) + 1

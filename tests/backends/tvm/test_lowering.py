@@ -103,3 +103,15 @@ def test_what_acts_on_single_elements_joins_the_kernel_before_it(batch: int) -> 
     )
     target = parse("llvm")
     assert compiling.kernels(compiling.fused(lower(model).module, target)) == 1
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_an_image_smaller_than_the_window_has_one_place_as_in_onnx_runtime(op: str) -> None:
+    model = graph(
+        f"g (float[n, 2, h, w] x) => (float[n, 2, c, d] y) {{ y = {op}<kernel_shape = [2, 2], strides = [2, 2]>(x) }}"
+    )
+    compiled, original = runner(model), executor(level="basic")(model)
+    for height, width in ((1, 4), (1, 1), (5, 4)):
+        x = np.random.default_rng(0).normal(size=(2, 2, height, width)).astype(np.float32)
+        expected = original.run({"x": x})["y"]
+        np.testing.assert_allclose(compiled.run({"x": x})["y"], expected, rtol=1e-6)
