@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> None:
         found[name] = measure(Path(arguments[0]), name, budget)
         found = {key: found[key] for key in TITLES if key in found}
         store.write_text(json.dumps(found, indent=1) + "\n")
-        PAGE.write_text(page(found))
+    PAGE.write_text(page(found))
 
 
 if __name__ == "__main__":
