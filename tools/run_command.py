@@ -168,8 +168,9 @@ def _threads(count: int) -> str:
 
 def runtime(manifest: Manifest, threads: int) -> str:
     """What runs a compiled model, in words."""
-    untuned = "" if manifest.tuned == manifest.kernels else f", {manifest.kernels - manifest.tuned} kernels untuned"
-    return f"TVM {manifest.versions['apache-tvm']}, {manifest.target}, {_threads(threads)}{untuned}"
+    plain = manifest.kernels - manifest.tuned
+    tuned = f"{terminal.count(plain or manifest.kernels, 'kernel')} {'untuned' if plain else 'tuned'}"
+    return f"TVM {manifest.versions['apache-tvm']}, {manifest.target}, {_threads(threads)}, {tuned}"
 
 
 def _show(found: dict[str, Any]) -> None:
