@@ -46,10 +46,10 @@ MODELS = {
 HALF = ("BERT (dynamic)", "A1 EfficientNet")
 _HEAD = """# Kernels as a deliverable, compiled without a GPU
 
-What `optimize MODEL --target cuda:sm_80|sm_90 --emit kernels` writes: one CUDA C++ source and one library for each
-model that needs `libtvm_ffi.so` and no TVM. Made by `tools/research/tvm_kernels.py`; the first table was made on a machine without one.
+What `optimize MODEL --target cuda:sm_90 --emit kernels` writes: one CUDA C++ source and one library for each model
+that needs `libtvm_ffi.so` and no TVM. Made by `tools/research/tvm_kernels.py` on a machine without a GPU.
 
-- **calls**: kernels launched by one run; **kernels**: different ones, each found in the code object of the library.
+- **calls**: of launchers in one run; **kernels**: different launchers, each of one kernel or more in the code object.
 - **matrix**: tensor-core instructions in the SASS of all kernels, and in how many kernels. float32 products are not put
   on tensor cores.
 - **TVM**, **nvcc**: seconds of lowering and code generation, and of the compiler, on a shared machine of two cores.
@@ -122,12 +122,14 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         if "refused" in one:
             lines.append(f"{start} | | | | | | {re.sub(r'[|]', '/', one['refused'])} |")
             continue
-        if "nvcc" in one:
+        if "library" in one:
             matrix = f"{one['matrix']} in {one['matrix_kernels']}"
-            built = f"{one['nvcc']:.0f} | {one['library'] / 1e6:.1f}"
+            seconds = f"{one['nvcc']:.0f}" if "nvcc" in one else f"{one['seconds']:.0f} with TVM"
+            built = f"{seconds} | {one['library'] / 1e6:.1f}"
         else:
             matrix, built = f"source: {one['source_mma']}", "- | -"
-        lines.append(f"{start} {one['calls']} | {one['kernels']} | {matrix} | {one['tvm']:.0f} | {built} | |")
+        tvm = f"{one['tvm']:.0f}" if "tvm" in one else "-"
+        lines.append(f"{start} {one['calls']} | {one['kernels']} | {matrix} | {tvm} | {built} | |")
     return _HEAD + "\n".join(lines) + "\n"
 
 

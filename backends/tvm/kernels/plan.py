@@ -46,6 +46,11 @@ class Tensor:
     dtype: str
 
     @property
+    def fixed(self) -> bool:
+        """Whether no size hangs on those of the inputs."""
+        return not any(True for size in self.shape for _ in expressions.variables(size))
+
+    @property
     def likely_bytes(self) -> int:
         """Its size in bytes if every symbol were 64."""
         return expressions.count(self.shape, _LIKELY) * expressions.bytes_of(self.dtype)
@@ -206,6 +211,7 @@ class _Walk:
         several = isinstance(result, relax.TupleType)
         writes = [_typed(Place("", 0), kind) for kind in (result.fields if several else (result,))]
         known = not sizes and reads and all(isinstance(one, Tensor) and one.place in self.constants for one in reads)
+        known = known and all(one.fixed for one in (*reads, *writes))
         once = known and sum(one.likely_bytes for one in writes) <= sum(one.likely_bytes for one in reads)
         for index, one in enumerate(writes):
             self._known(one.shape)

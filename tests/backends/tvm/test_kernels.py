@@ -178,6 +178,17 @@ def test_kernels_that_read_weights_alone_are_run_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.from_dlpack(found), x @ own, rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_in_a_size_of_the_inputs_is_made_in_each_run(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[n, 8] x) => (float[n, 8] y) <float[8, 1] w> {
+      s = Shape (x)
+      t = Transpose<perm = [1, 0]> (w)
+      y = Expand (t, s)
+    }"""
+    emitting.emit(model(text), parse("llvm"), tmp_path / "out")
+    (found,) = bound(tmp_path / "out")(tensor(np.ones((3, 8), np.float32)))
+    assert tuple(found.shape) == (3, 8) and (np.from_dlpack(found) == np.from_dlpack(found)[:1]).all()
+
+
 def test_kernels_with_threads_run_without_the_library_of_tvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_parallel(module: Any, target: Target) -> Any:
         schedule = tvm.s_tir.Schedule(module)
