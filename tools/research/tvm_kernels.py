@@ -120,7 +120,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     for one in sorted(rows, key=lambda row: (list(MODELS).index(row["model"]), row["half"], row["target"])):
         start = f"| {one['model']} | {'float16' if one['half'] else 'as it is'} | {one['target'].partition(':')[2]} |"
         if "refused" in one:
-            lines.append(f"{start} | | | | | | {re.sub(r'[|]', '/', one['refused'])} |")
+            lines.append(f"{start} | | | | | | {re.sub(r'[|`]', '', one['refused'])[:90]} |")
             continue
         if "library" in one:
             matrix = f"{one['matrix']} in {one['matrix_kernels']}"
