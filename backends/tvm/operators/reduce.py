@@ -45,7 +45,9 @@ _REDUCTIONS: dict[str, tuple[Reduction, int]] = {
 
 def _reduced(make: Maker, reduction: Reduction, x: Any, axes: list[int] | None, keep: bool) -> Any:
     """Halves are reduced in float32; integers only where the result is exact; NaN makes a maximum NaN."""
-    kind, dtype = make.node.op_type, make.dtype(x)
+    kind, dtype, shape = make.node.op_type, make.dtype(x), make.shape(x)
+    if any(shape[axis] == 0 for axis in (axes or range(len(shape))) if isinstance(shape[axis], int)):
+        raise Unsupported("a reduction over nothing, which TVM leaves unwritten")
     if "float" not in dtype:
         if kind not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceSumSquare"):
             raise Unsupported(f"{kind} of {dtype}")
