@@ -13,7 +13,7 @@ from burnish.tools.research import node_tests, tvm_nodes  # noqa: E402
 RIGHT = {
     "test_attention_4d_diff_heads_with_past_and_present", "test_averagepool_2d_ceil", "test_clip_default_inbounds",
     "test_convtranspose_pads", "test_flatten_negative_axis2", "test_hardmax_axis_1",
-    "test_mod_mixed_sign_int32", "test_qlinearconv", "test_round", "test_softmax_axis_0",
+    "test_mod_mixed_sign_int32", "test_round", "test_softmax_axis_0",
     "test_slice_neg_steps", "test_tile", "test_rms_normalization_2d_axis0",
 }  # fmt: skip
 REFUSED = {
