@@ -1,10 +1,9 @@
 """What `--emit kernels` makes of models for GPUs, without a GPU: docs/results/tvm-kernels.md.
 
     python -m burnish.tools.research.tvm_kernels build ROWS.jsonl [--only NAME] [--target cuda:sm_90] [--source]
-    python -m burnish.tools.research.tvm_kernels page ROWS.jsonl [--gpu TABLE.json]
+    python -m burnish.tools.research.tvm_kernels page ROWS.jsonl
 
-A row is added to the file for each model and target; rows that are there are not made again. TABLE.json is what
-`burnish.tools.research.gpu.kernels_check` wrote on a machine with a GPU.
+A row is added to the file for each model and target; rows that are there are not made again.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ HALF = ("BERT (dynamic)", "A1 EfficientNet")
 _HEAD = """# Kernels as a deliverable, compiled without a GPU
 
 What `optimize MODEL --target cuda:sm_90 --emit kernels` writes: one CUDA C++ source and one library for each model
-that needs `libtvm_ffi.so` and no TVM. Made by `tools/research/tvm_kernels.py` on a machine without a GPU.
+that needs `libtvm_ffi.so` and no TVM. Made by `tools/research/tvm_kernels.py` on a machine without a GPU;
+[what a GPU measured](tvm-gpu.md) of such libraries is a page of its own.
 
 - **calls**: of launchers in one run; **kernels**: different launchers, each of one kernel or more in the code object.
 - **matrix**: tensor-core instructions in the SASS of all kernels, and in how many kernels. float32 products are not put
@@ -133,36 +133,6 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     return _HEAD + "\n".join(lines) + "\n"
 
 
-_TIMES = ("kernels_us", "kernels_graph_us", "torch_us", "compiled_us", "compiled_graph_us")
-_GPU = """
-## On a GPU
-
-{machine}, {date}, torch {torch}. Libraries compiled on the machine without a GPU, loaded with tvm-ffi, given torch's
-tensors on a stream that is not the default one, compared with ONNX Runtime's float32 outputs on a CPU. Times in
-microseconds, medians of 60 calls by CUDA events; *graph*: the same calls captured as a CUDA graph and replayed. torch
-is the same ONNX model as a `torch.fx` module: eager, and by `torch.compile`. "-": not measured; capturing
-`torch.compile` fails where the module holds tensors of the CPU.
-
-No kernel was tuned: these are the rules' schedules.
-
-| model | dtype | sample | error | error of ONNX Runtime in float16 | kernels | graph | torch | compiled | graph |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
-
-
-def gpu_page(found: dict[str, Any]) -> str:
-    """What was measured on a GPU, as a section."""
-    lines = []
-    for row in found["rows"]:
-        if "error" not in row:
-            continue
-        own = f"{row['error of ONNX Runtime in this dtype']:.1e}" if row["half"] else ""
-        times = " | ".join(f"{row[one]:.0f}" if one in row else "-" for one in _TIMES)
-        dtype = "float16" if row["half"] else "float32"
-        lines.append(f"| {row['model']} | {dtype} | {row['sample']} | {row['error']:.1e} | {own} | {times} |")
-    return _GPU.format(**found) + "\n".join(lines) + "\n"
-
-
 @click.group()
 def main() -> None:
     """Build rows, or write the page of them."""
@@ -189,11 +159,9 @@ def build(rows: Path, only: tuple[str, ...], chosen: tuple[str, ...], source: bo
 
 @main.command("page")
 @click.argument("rows", type=click.Path(path_type=Path))
-@click.option("--gpu", type=click.Path(path_type=Path), help="What `kernels_check` wrote.")
-def write_page(rows: Path, gpu: Path | None) -> None:
+def write_page(rows: Path) -> None:
     """Write the page."""
-    text = page(json.loads(line) for line in rows.read_text().splitlines())
-    PAGE.write_text(text + (gpu_page(json.loads(gpu.read_text())) if gpu is not None else ""))
+    PAGE.write_text(page(json.loads(line) for line in rows.read_text().splitlines()))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import tvm
 
+from burnish.backends.tvm import intrinsics
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning.database import Database
 from burnish.backends.tvm.tuning.kernels import Kernel, kernels
@@ -82,7 +83,7 @@ def replayed(kernel: Kernel, record: Record) -> Any:
 
     assert record.trace is not None
     if any(instruction[0] == "Tensorize" for instruction in record.trace[0]):
-        intrinsics()
+        intrinsics.load()
     schedule = Schedule(kernel.module)
     try:
         Trace.apply_json_to_schedule(record.trace, schedule)
@@ -90,22 +91,6 @@ def replayed(kernel: Kernel, record: Record) -> Any:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(lines[-1][:200] if lines else type(error).__name__) from None
     return schedule
-
-
-def intrinsics() -> None:
-    """Register TVM's tensor intrinsics.
-
-    That asks for the stack once for each, and `inspect.stack` reads the source of every frame: half a minute.
-    """
-    import inspect
-
-    from burnish.backends.tvm.tuning.worker import quick_stack
-
-    kept, inspect.stack = inspect.stack, quick_stack
-    try:
-        import tvm.s_tir.tensor_intrin  # noqa: F401
-    finally:
-        inspect.stack = kept
 
 
 def _first(kernel: Kernel, records: list[Record], notes: list[str]) -> tuple[Any, Record] | None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from burnish.backends.tvm import quiet
+from burnish.backends.tvm import intrinsics, quiet
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning import budget as budgets
-from burnish.backends.tvm.tuning.applying import DYNAMIC, intrinsics, replayed
+from burnish.backends.tvm.tuning.applying import DYNAMIC, replayed
 from burnish.backends.tvm.tuning.budget import Budget
 from burnish.backends.tvm.tuning.database import Database, Found
 from burnish.backends.tvm.tuning.kernels import Kernel, kernels
@@ -223,7 +223,7 @@ class _Search:
     def __init__(
         self, target: Target, threads: int, workers: int, model: str, space: str, seed: int, laboratory: Laboratory
     ) -> None:
-        intrinsics()
+        intrinsics.load()
         from tvm.s_tir import meta_schedule
 
         self.schedule, self.laboratory = meta_schedule, laboratory
