@@ -94,8 +94,9 @@ def _tvm(asked: Request) -> tuple[Timeable, str]:
         except BurnishError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"TVM cannot compile it: {lines[-1].strip()}") from error
+            from burnish.backends.tvm.reasons import last_line
+
+            raise InputError(f"TVM cannot compile it: {last_line(error)}") from error
         return artefact(str(folder), asked.threads)
 
 

@@ -20,6 +20,7 @@ from burnish.backends.tvm.artifact import Evidence
 from burnish.backends.tvm.lowering import lower, refusal
 from burnish.backends.tvm.pieces import Pieces
 from burnish.backends.tvm.quiet import quiet
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.regions import Region
 from burnish.backends.tvm.runner import TvmRunner
 from burnish.backends.tvm.steps import OrtPart
@@ -244,8 +245,7 @@ class Chooser:
         try:
             code, kernels, tuned = self._compiled(region.model)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return Tried(count, Evidence(note=f"TVM cannot compile it: {lines[-1].strip()}"), False)
+            return Tried(count, Evidence(note=f"TVM cannot compile it: {last_line(error)}"), False)
         samples = self._samples(region)
         original = self._judge.execute(region.model)
         assert isinstance(original, OrtRunner)

@@ -13,6 +13,7 @@ import numpy as np
 
 from burnish.backends.tvm import artifact, processor, versions, weights_file
 from burnish.backends.tvm.artifact import Manifest, Port, Step
+from burnish.backends.tvm.reasons import last_line
 from burnish.ir.errors import InputError
 
 if TYPE_CHECKING:
@@ -191,8 +192,7 @@ def _code(tvm: Any, folder: Path, manifest: Manifest) -> Any:
         hint = "free some space, or set `TMPDIR`"
         raise InputError(f"the code cannot be copied: {error.strerror}", place=str(file), hint=hint) from error
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"TVM cannot load the code: {lines[-1].strip()}", place=str(file)) from error
+        raise InputError(f"TVM cannot load the code: {last_line(error)}", place=str(file)) from error
 
 
 def _last_uses(manifest: Manifest) -> list[list[str]]:

@@ -12,6 +12,7 @@ from tvm import relax, tirx
 
 from burnish.backends.tvm import operators, packing, registry
 from burnish.backends.tvm.maker import Maker, dtype_name, type_of
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.registry import Entry, Unsupported
 from burnish.backends.tvm.sizes import Sizes
 from burnish.ir import dims, match, weights
@@ -255,8 +256,7 @@ class _Scope:
         except (InputError, MemoryError):
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"TVM does not take this node: {lines[-1]}", place=match.describe(node)) from error
+            raise InputError(f"TVM does not take this node: {last_line(error)}", place=match.describe(node)) from error
 
     def _lowered(self, node: oir.Node) -> tuple[Any, ...]:
         entry = _entry(node, self.facts, self.whole.opsets)

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm.runtime import vm
 
+from burnish.backends.tvm.reasons import last_line
 from burnish.ir.errors import InputError
 
 
@@ -64,7 +65,7 @@ class TvmRunner:
             try:
                 return list(self._function(*tensors, *self._weights))
             except Exception as error:
-                raise InputError(f"the compiled code refuses the inputs: {_reason(error)}") from error
+                raise InputError(f"the compiled code refuses the inputs: {last_line(error)}") from error
 
     def close(self) -> None:
         """Free the code and the weights."""
@@ -94,7 +95,7 @@ def tensor_on(device: Any, given: Any) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"TVM cannot take this input: {_reason(error)}") from error
+        raise InputError(f"TVM cannot take this input: {last_line(error)}") from error
 
 
 def shared(array: np.ndarray, device: Any) -> Any:
@@ -105,8 +106,3 @@ def shared(array: np.ndarray, device: Any) -> Any:
 
 
 _CPU = 1
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.runner import tensor_on
 from burnish.ir.errors import InputError
 
@@ -28,7 +29,7 @@ class KernelsRunner:
         try:
             self._library: Any = tvm_ffi.load_module(str(library.resolve()))
         except Exception as error:
-            raise InputError(f"it cannot be loaded: {error}", place=str(library)) from error
+            raise InputError(f"it cannot be loaded: {last_line(error)}", place=str(library)) from error
         self._bound: Any = self._library.bind(*(tensor_on(device, one) for one in weights))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -49,7 +50,7 @@ class KernelsRunner:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"the library refuses the inputs: {error}") from error
+            raise InputError(f"the library refuses the inputs: {last_line(error)}") from error
 
     def close(self) -> None:
         """Free the weights; it cannot run afterwards."""

@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 
 from burnish.backends.tvm import intrinsics
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning.database import Database
 from burnish.backends.tvm.tuning.kernels import Kernel, kernels
@@ -88,8 +89,7 @@ def replayed(kernel: Kernel, record: Record) -> Any:
     try:
         Trace.apply_json_to_schedule(record.trace, schedule)
     except Exception as error:  # TVM's errors have many types
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(lines[-1][:200] if lines else type(error).__name__) from None
+        raise ValueError(last_line(error, 200)) from None
     return schedule
 
 

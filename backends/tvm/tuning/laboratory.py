@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.tuning import worker
 from burnish.ir.errors import InputError, MissingPackageError
 
@@ -129,8 +130,7 @@ def _failure(done: Any) -> str | None:
         return "it took too long"
     if isinstance(done.value, ChildProcessError):
         return "the process died"
-    lines = [line.strip() for line in str(done.value).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(done.value).__name__
+    return last_line(done.value)
 
 
 def _pools() -> Any:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from burnish.backends.tvm import intrinsics, quiet
+from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning import budget as budgets
 from burnish.backends.tvm.tuning.applying import DYNAMIC, replayed
@@ -247,8 +248,7 @@ class _Search:
                     job.context.pre_tuning(_MANY, job.batch, database=self.known, cost_model=self.model)
                 candidates = list(job.context.generate_measure_candidates() or ())
         except Exception as error:  # TVM's errors have many types; a kernel without a design space keeps plain loops
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return self._kept(job, [Record(end=f"it cannot be tuned: {(lines or ['?'])[-1][:200]}")])
+            return self._kept(job, [Record(end=f"it cannot be tuned: {last_line(error, 200)}")])
         if not candidates:
             return self._kept(job, [Record(end="every schedule was tried")])
         results = self.laboratory.measure(candidates, _SLOW * (job.best or 0.25))
