@@ -10,6 +10,7 @@ from burnish.ir.errors import InputError
 from burnish.passes import catalog
 from burnish.passes.base import Pass
 from burnish.passes.budget import OBJECTIVES, amount
+from burnish.passes.yaml_document import Document
 
 TARGETS = ("onnx", "ort-cpu", "ort-cuda", "llvm", "cuda")
 COMPILED = ("llvm", "cuda")
@@ -60,29 +61,11 @@ def kind(setting: str, value: str) -> str:
     return first if setting == "target" and first in COMPILED and model else value
 
 
-class _Reader:
-    def __init__(self, path: str, text: str) -> None:
-        self.path, self.lines = path, text.splitlines()
-        self.text = text
-
-    def fail(self, node: Any, cause: str, hint: str) -> InputError:
-        line = node.start_mark.line if hasattr(node, "start_mark") else int(node)
-        shown = self.lines[line].rstrip() if line < len(self.lines) else ""
-        return InputError(f"{cause}\n    {shown}", place=f"{self.path}:{line + 1}", hint=hint)
-
+class _Reader(Document):
     def recipe(self) -> RecipeFile:
         import yaml
 
-        try:
-            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise self.fail(
-                mark.line if mark else 0, f"this is not YAML: {error.problem}", "mind indentation and colons"
-            ) from None
-        except (yaml.YAMLError, RecursionError) as error:
-            cause = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise InputError(f"this is not YAML: {cause}", place=self.path, hint="a recipe is a YAML file") from None
+        root = self.root("a recipe is a YAML file")
         if not isinstance(root, yaml.MappingNode):
             raise self.fail(root or 0, "a recipe is a mapping", "begin with `passes:` and a list of passes")
         known = ["passes", "opset", "require", "heal", *SETTINGS, *TEXTS]

@@ -14,6 +14,7 @@ from burnish.ir.errors import InputError
 from burnish.passes.budget import Amount
 from burnish.passes.catalog import nearest
 from burnish.passes.verify import ROUNDING
+from burnish.passes.yaml_document import Document
 from burnish.tools.check.difference import Field, Verdict
 
 LATENCY = Amount(0.15, relative=True)
@@ -147,27 +148,11 @@ def read(path: str | Path) -> Tolerances:
     return _Reader(str(path), text).tolerances()
 
 
-class _Reader:
-    def __init__(self, path: str, text: str) -> None:
-        self.path, self.text, self.lines = path, text, text.splitlines()
-
-    def fail(self, node: Any, cause: str, hint: str) -> InputError:
-        line = node.start_mark.line if hasattr(node, "start_mark") else int(node)
-        shown = self.lines[line].rstrip() if line < len(self.lines) else ""
-        return InputError(f"{cause}\n    {shown}", place=f"{self.path}:{line + 1}", hint=hint)
-
+class _Reader(Document):
     def tolerances(self) -> Tolerances:
         import yaml
 
-        try:
-            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            cause = f"this is not YAML: {error.problem}"
-            raise self.fail(mark.line if mark else 0, cause, "mind indentation and colons") from None
-        except (yaml.YAMLError, RecursionError) as error:
-            cause = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise InputError(f"this is not YAML: {cause}", place=self.path, hint="write `values: 1e-3`") from None
+        root = self.root("write `values: 1e-3`")
         if root is None:
             return Tolerances()
         fields: dict[Field, Allowed] = {}
