@@ -46,7 +46,7 @@ class TvmRunner:
             InputError: the function refuses these inputs, or the runner is closed.
         """
         given = [tensor_on(self._device, feeds[name]) for name in self.inputs]
-        return {name: one.numpy() for name, one in zip(self.outputs, self.run_tensors(given), strict=True)}
+        return {name: host_array(one) for name, one in zip(self.outputs, self.run_tensors(given), strict=True)}
 
     def run_tensors(self, given: Sequence[Any]) -> list[Any]:
         """The outputs as TVM tensors on the device, in order.
@@ -84,11 +84,11 @@ def tensor_on(device: Any, given: Any) -> Any:
         if isinstance(given, tvm.runtime.Tensor):
             return given if given.device == device else given.copyto(device)
         if isinstance(given, np.ndarray | np.generic):
-            return tvm.runtime.tensor(np.asarray(given, order="C"), device)
+            return _copied(np.asarray(given), device)
         try:
             found = tvm.runtime.from_dlpack(given)
         except Exception:  # not contiguous, not at a multiple of 64 bytes, or no DLPack at all, which NumPy then says
-            found = tvm.runtime.tensor(np.array(np.from_dlpack(given), order="C"), device)
+            found = _copied(np.from_dlpack(given), device)
         if 0 in found.shape:  # the strides that others give to no elements are none of TVM's
             return tvm.runtime.empty(found.shape, found.dtype, device)
         return found if found.device == device else found.copyto(device)
@@ -100,9 +100,32 @@ def tensor_on(device: Any, given: Any) -> Any:
 
 def shared(array: np.ndarray, device: Any) -> Any:
     """A tensor on the memory of an array that is at a multiple of 64 bytes, where the device and dtype allow it."""
-    if device.dlpack_device_type() != _CPU or array.dtype.kind not in "biuf" or not array.size:
+    if device.dlpack_device_type() != _CPU or array.dtype.kind not in _PASSED or not array.size:
         return tvm.runtime.tensor(array, device)
     return tvm.runtime.from_dlpack(array)
 
 
+def host_array(tensor: Any) -> np.ndarray:
+    """A copy of a tensor as an array on the host."""
+    if tensor.device.dlpack_device_type() != _CPU or str(tensor.dtype) not in _NAMES or 0 in tensor.shape:
+        return np.asarray(tensor.numpy())
+    return np.from_dlpack(tensor).copy()
+
+
+def _copied(array: np.ndarray, device: Any) -> Any:
+    """A copy of an array as a tensor on a device."""
+    if device.dlpack_device_type() != _CPU or array.dtype.kind not in _PASSED or not array.size:
+        return tvm.runtime.tensor(np.asarray(array, order="C"), device)
+    memory = np.empty(array.nbytes + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    placed = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    placed[...] = array
+    return tvm.runtime.from_dlpack(placed)
+
+
 _CPU = 1
+_ALIGNED = 64
+"""Bytes that TVM's code takes the memory of its arguments to be at a multiple of."""
+_PASSED = "biuf"
+"""Kinds of dtypes that NumPy hands over by DLPack, within a microsecond; copies of TVM take 10 to 100."""
+_NAMES = frozenset({"bool", *(np.dtype(code).name for code in "bBhHiIlLefd")})

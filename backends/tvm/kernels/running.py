@@ -10,7 +10,7 @@ import numpy as np
 import tvm_ffi
 
 from burnish.backends.tvm.reasons import last_line
-from burnish.backends.tvm.runner import tensor_on
+from burnish.backends.tvm.runner import host_array, tensor_on
 from burnish.ir.errors import InputError
 
 
@@ -35,7 +35,7 @@ class KernelsRunner:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, as arrays on the host; raises as `run_tensors`."""
         found = self.run_tensors([feeds[name] for name in self.inputs])
-        return {name: one.numpy() for name, one in zip(self.outputs, found, strict=True)}
+        return {name: host_array(one) for name, one in zip(self.outputs, found, strict=True)}
 
     def run_tensors(self, given: Sequence[Any]) -> list[Any]:
         """The outputs as tensors on the device, in order.
