@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match, weights
+from burnish.ir.packing import unpack
 
 
 def matmul_nbits_weight(node: oir.Node) -> np.ndarray:
@@ -25,14 +26,7 @@ def matmul_nbits_weight(node: oir.Node) -> np.ndarray:
         offset = np.full((out, blocks, 1), 2.0 ** (bits - 1))
     else:
         points = np.asarray(weights.constant(zero))
-        flat = points if points.dtype.kind == "f" else _unpack(points.reshape(out, -1), bits)[:, :blocks]
+        flat = points if points.dtype.kind == "f" else unpack(points.reshape(out, -1), bits)[:, :blocks]
         offset = flat.astype(np.float64).reshape(out, blocks, 1)
-    levels = _unpack(packed, bits).astype(np.float64)
+    levels = unpack(packed, bits).astype(np.float64)
     return np.asarray(((levels - offset) * scales).reshape(out, -1)[:, :features])
-
-
-def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes [..., n] to their unsigned numbers of `bits` bits [..., n * 8 / bits], low bits first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    levels = (packed[..., None].astype(np.uint8) >> shifts) & np.uint8(2**bits - 1)
-    return np.asarray(levels.reshape(*packed.shape[:-1], -1))
