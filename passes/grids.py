@@ -134,7 +134,7 @@ def quantize(values: np.ndarray, scales: Scales) -> np.ndarray:
     scale = scales.spread(scales.scale.astype(np.float64), values.shape)
     zero = scales.spread(scales.zero_point.astype(np.float64), values.shape)
     levels = np.rint(values / scale) + zero
-    return np.clip(levels, scales.grid.low, scales.grid.high).astype(scales.grid.dtype)
+    return np.asarray(np.clip(levels, scales.grid.low, scales.grid.high), scales.grid.dtype)
 
 
 def dequantize(levels: np.ndarray, scales: Scales) -> np.ndarray:
@@ -240,13 +240,14 @@ class _Search:
         """The integers less the zero point, float64."""
         zero = fit[1].astype(np.float64)[:, None]
         found = np.rint(self.rows / fit[0].astype(np.float64)[:, None])
-        return np.clip(found, self.grid.low - zero, self.grid.high - zero, out=found)
+        return np.asarray(np.clip(found, self.grid.low - zero, self.grid.high - zero, out=found))
 
     def _error(self, fit: Fit) -> np.ndarray:
         apart = self._levels(fit)
         apart *= fit[0].astype(np.float64)[:, None]
         apart -= self.rows
-        return np.einsum("ij,ij->i", apart, apart if self.weights is None else apart * self.weights)
+        weighted = apart if self.weights is None else apart * self.weights
+        return np.asarray(np.einsum("ij,ij->i", apart, weighted))
 
     def _better(self, best: Fit, error: np.ndarray, other: Fit) -> tuple[Fit, np.ndarray]:
         found = self._error(other)

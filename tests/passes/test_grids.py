@@ -1,4 +1,4 @@
-"""The laws of grids: errors stay within half a step, clipping never makes them larger, and what is packed is read back."""
+"""The laws of grids: errors stay within half a step, clipping makes them no larger, what is packed is read back."""
 
 from __future__ import annotations
 
