@@ -22,7 +22,7 @@ from burnish.backends.tvm.pieces import Pieces
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.regions import Region
-from burnish.backends.tvm.runner import TvmRunner
+from burnish.backends.tvm.runner import TvmRunner, use_threads
 from burnish.backends.tvm.steps import OrtPart
 from burnish.backends.tvm.target import Target
 from burnish.ir import edit, match, text, weights
@@ -251,6 +251,7 @@ class Chooser:
         assert isinstance(original, OrtRunner)
         names = [[str(value.name) for value in ends] for ends in (region.inputs, region.outputs)]
         part = OrtPart(original, *names)
+        use_threads(1)  # as ONNX Runtime does here
         try:
             quickest = int(np.argmin(self._kept.seconds))
             found = prove.compare_code(region.model, [samples[quickest]], self._judge, code, timed=False)[0]

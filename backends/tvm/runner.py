@@ -74,6 +74,11 @@ class TvmRunner:
             self._weights = []
 
 
+def use_threads(count: int) -> None:
+    """Run kernels on so many threads, in all of this process."""
+    tvm.get_global_func("runtime.config_threadpool")(1, count)
+
+
 def tensor_on(device: Any, given: Any) -> Any:
     """A TVM tensor on a device: the same memory where that can be, else a copy.
 

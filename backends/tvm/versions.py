@@ -45,6 +45,7 @@ def _found() -> tuple[tuple[str, str], ...]:
     own, other = versions["apache-tvm"], versions["apache-tvm-ffi"]
     if other not in WORKING.get(own, ()):
         raise MissingPackageError(f"apache-tvm {own} and apache-tvm-ffi {other} are not known to work", hint=_HINT)
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # else the caller's thread, and all it starts, stay on one core
     return tuple(versions.items())
 
 

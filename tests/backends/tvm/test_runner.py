@@ -169,6 +169,18 @@ print(y.shape, heavy, "libtvm_compiler" in maps, used.user + used.system < 2, "T
     assert (ran.stdout, ran.stderr) == ("(1, 2, 32) [] False True False\n", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say where threads may run")
+def test_loading_for_several_threads_leaves_the_callers_thread_free_to_run_on_any_core(folder: Path) -> None:
+    ran = fresh(f"""
+import os
+before = os.sched_getaffinity(0)
+from burnish.backends import tvm
+tvm.load({str(folder)!r}, threads=2)
+print(os.sched_getaffinity(0) == before)
+""")
+    assert (ran.stdout, ran.stderr) == ("True\n", "")
+
+
 def test_a_process_that_runs_models_says_that_it_cannot_compile(folder: Path) -> None:
     ran = fresh(f"""
 from burnish.backends import tvm
