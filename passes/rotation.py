@@ -58,9 +58,9 @@ def _block(size: int) -> np.ndarray:
         found = np.ones((1, 1))
         while len(found) < size:
             found = np.block([[found, found], [found, -found]])
-        return found / np.sqrt(size)
+        return np.asarray(found / np.sqrt(size))
     if _paley_prime(size):
-        return _paley(size) / np.sqrt(size)
+        return np.asarray(_paley(size) / np.sqrt(size))
     turns = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
     return np.asarray((np.cos(turns) + np.sin(turns)) / np.sqrt(size))
 
