@@ -83,6 +83,20 @@ def insert_before(anchor: oir.Node, nodes: Iterable[oir.Node]) -> None:
     anchor.graph.insert_before(anchor, list(nodes))  # type: ignore[union-attr]
 
 
+def insert_behind(value: oir.Value, nodes: Iterable[oir.Node]) -> None:
+    """Put new nodes into the graph of `value`, in order, right behind what computes it; at the start for an input."""
+    producer = value.producer()
+    graph = value.graph if producer is None else producer.graph
+    if graph is None:
+        raise ValueError(f"value `{value.name}` is in no graph")
+    if producer is not None:
+        graph.insert_after(producer, list(nodes))
+    elif len(graph):
+        graph.insert_before(graph[0], list(nodes))
+    else:
+        graph.extend(nodes)
+
+
 def replace_value(old: oir.Value, new: oir.Value) -> None:
     """Let every reader of `old` read `new`; when `old` is a graph output, `new` becomes it under the same name,
     with its notes.
