@@ -252,7 +252,7 @@ def optimize(
     file = Path(source) if isinstance(source, (str, Path)) else None
     machine = compiled.target_of(todo.target) if todo.compiled else None
     emitted.check(emit, machine)
-    tuning = tuned.asked(machine, tune, tuning_db, rpc, emit)
+    tuning = tuned.asked(machine, tune, tuning_db, rpc)
     if path is not None:
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
         compiled.check_output(path, read, folder=todo.compiled)

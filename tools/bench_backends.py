@@ -62,7 +62,7 @@ def _ort(target: str, asked: Request) -> tuple[Timeable, str]:
     return loaded, loaded.options
 
 
-def _torch(compiled: bool, asked: Request) -> tuple[Timeable, str]:
+def _torch(device: str, compiled: bool, asked: Request) -> tuple[Timeable, str]:
     from burnish.ir.errors import MissingPackageError
 
     if find_spec("torch") is None:
@@ -70,7 +70,7 @@ def _torch(compiled: bool, asked: Request) -> tuple[Timeable, str]:
     from burnish.backends.fx.runner import executor
     from burnish.frontends import onnx_file
 
-    loaded = executor(compiled=compiled, threads=asked.threads)(onnx_file.read(asked.path))
+    loaded = executor(device=device, compiled=compiled, threads=asked.threads)(onnx_file.read(asked.path))
     return loaded, f"{loaded.options}, {terminal.count(asked.threads, 'thread')}"
 
 
@@ -103,8 +103,10 @@ def _tvm(asked: Request) -> tuple[Timeable, str]:
 BACKENDS: dict[str, Loader] = {
     "ort-cpu": partial(_ort, "ort-cpu"),
     "ort-cuda": partial(_ort, "ort-cuda"),
-    "torch": partial(_torch, False),
-    "torch-compile": partial(_torch, True),
+    "torch": partial(_torch, "cpu", False),
+    "torch-compile": partial(_torch, "cpu", True),
+    "torch-cuda": partial(_torch, "cuda", False),
+    "torch-compile-cuda": partial(_torch, "cuda", True),
     "tvm": _tvm,
 }
 

@@ -20,7 +20,7 @@ from burnish.tools.subject import parse_counts
     default="ort-cpu",
     show_default=True,
     metavar="NAME,...",
-    help="Of ort-cpu, ort-cuda, torch, torch-compile, tvm.",
+    help="Of ort-cpu, ort-cuda, torch, torch-compile, torch-cuda, torch-compile-cuda, tvm.",
 )
 @click.option("--threads", default="1", show_default=True, metavar="N,...", help="Threads inside an operator.")
 @click.option("--rounds", default=30, show_default=True, type=click.IntRange(min=3), help="Rounds of A B B A at most.")

@@ -22,13 +22,12 @@ from burnish.ir.samples import Sample
 from burnish.passes import prove
 from burnish.passes.protocols import Judge, Verdict
 from burnish.passes.verify import Verification
-from burnish.tools import choosing, emitted, terminal
+from burnish.tools import choosing, emitted, terminal, tuned
 
 if TYPE_CHECKING:
     from burnish.backends.tvm.artifact import Evidence, Manifest, Port, Staged
     from burnish.backends.tvm.choose import Chosen
     from burnish.backends.tvm.target import Target
-    from burnish.tools.tuned import Tuning
 
 _SLOWER = 0.03
 """How much slower than ONNX Runtime alone the whole may be."""
@@ -90,7 +89,7 @@ class Request:
     on_step: Callable[[str, int, int], None] | None = None
     everything: bool = False
     emit: str | None = None
-    tuning: Tuning | None = None
+    tuning: tuned.Tuning | None = None
 
 
 def target_of(text: str) -> Target:
@@ -151,7 +150,7 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
                 made.files = staged.commit()
             return made
         if request.tuning is not None and request.tuning.budget:
-            request.tuning.run(optimized, request.target, request.on_step)
+            request.tuning.run(tuned.fused(optimized, request.target), request.target, request.on_step)
         _tell(request, "choosing regions", 0)
         chooser = choosing.chooser(optimized, request, measurable=not _not_run(request))
         chosen: list[Chosen] | None = chooser.choose()
@@ -184,9 +183,7 @@ def _emitted(optimized: oir.Model, original: oir.Model, staged: Staged, request:
     started = time.perf_counter()
     _tell(request, "compiling", 1)
     try:
-        manifest = emitted.write(
-            optimized, staged.path, request.target, fingerprint=request.fingerprint, recipe=tuple(request.recipe)
-        )
+        manifest = emitted.write(optimized, staged.path, request)
         manifest = msgspec.structs.replace(manifest, inputs=_inputs(optimized), outputs=_outputs(optimized))
     except OSError as error:
         raise artifact.write_error(error, staged.target) from error

@@ -9,10 +9,12 @@ import onnx_ir as oir
 
 import burnish
 from burnish.ir.errors import InputError
+from burnish.tools import choosing
 
 if TYPE_CHECKING:
     from burnish.backends.tvm.artifact import Manifest
     from burnish.backends.tvm.target import Target
+    from burnish.tools.compiled import Request
 
 KERNELS = "kernels"
 
@@ -38,22 +40,29 @@ def check(emit: str | None, target: Target | None) -> None:
     compilers.check(target)
 
 
-def write(
-    model: oir.Model, folder: Path, target: Target, *, fingerprint: str = "", recipe: tuple[str, ...] = ()
-) -> Manifest:
+def write(model: oir.Model, folder: Path, request: Request) -> Manifest:
     """Write the library and what lies beside it, and say what there is, but for the inputs and outputs.
 
     Raises:
         InputError: a part of the model cannot be compiled, or the compiler fails.
+        MissingPackageError: a package that tuning needs is absent.
         OSError: the folder cannot be written.
     """
     from burnish.backends.tvm import artifact, processor, versions
     from burnish.backends.tvm.kernels import compilers, emitting
     from burnish.backends.tvm.quiet import quiet
 
+    target, tuning = request.target, request.tuning
     title = str(model.graph.name or "a model")
     with quiet():
-        emitted = emitting.emit(model, target, folder, title=title)
+        prepared = emitting.prepare(model, target, title=title)
+    if tuning is not None and tuning.budget:
+        tuning.run(prepared.module, target, request.on_step)
+    with quiet():
+        scheduled, tuned = choosing.scheduled(prepared.module, request)
+        emitted = emitting.write(prepared, scheduled, target, folder, title=title)
+    if tuning is not None:
+        tuning.write(folder / artifact.RECORDS, target)
     step = artifact.Step(
         "kernels",
         tuple(one[0] for one in emitted.inputs),
@@ -65,11 +74,12 @@ def write(
     return artifact.Manifest(
         target=str(target),
         versions={"burnish": burnish.__version__, **versions.found(), "compiler": compilers.version(target)},
-        fingerprint=fingerprint,
+        fingerprint=request.fingerprint,
         inputs=(),
         outputs=(),
         steps=(step,),
+        tuned=tuned,
         kernels=len(emitted.kernels),
         extensions=processor.extensions(target),
-        recipe=recipe,
+        recipe=tuple(request.recipe),
     )

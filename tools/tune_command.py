@@ -80,7 +80,7 @@ def tune(
     from burnish.passes.pipeline import Pipeline
     from burnish.tools import compiled
     from burnish.tools.subject import parse_dims
-    from burnish.tools.tuned import Tuning
+    from burnish.tools.tuned import Tuning, fused
 
     if not Path(model).is_file():
         raise InputError("there is no such file", place=model, hint="check the path")
@@ -96,7 +96,7 @@ def tune(
     rival = _rival(read, threads)
     ready = Pipeline(plan.resolve(target=target).passes).rewrite(read).model
     with terminal.progress("tune") as show:
-        done = tuning.run(ready, machine, show, "" if rival is None else f", ONNX Runtime {_ms(rival)}")
+        done = tuning.run(fused(ready, machine), machine, show, "" if rival is None else f", ONNX Runtime {_ms(rival)}")
     tasks = sorted(done.tasks, key=lambda one: -(one.seconds or 0.0) * one.kernel.calls)
     return {
         "model": model,

@@ -70,12 +70,12 @@ class Tuning:
                 raise InputError(cause, place=str(target), hint="tune on such a machine, or with `--rpc HOST:PORT`")
 
     def run(
-        self, model: oir.Model, target: Target, on_step: Callable[[str, int, int], None] | None = None, rival: str = ""
+        self, module: Any, target: Target, on_step: Callable[[str, int, int], None] | None = None, rival: str = ""
     ) -> Tuned:
-        """Tune the kernels of all that can be compiled of a model, as far as the budget is not spent already.
+        """Tune the kernels of a fused module, as far as the budget is not spent already.
 
         Args:
-            model: after the passes.
+            module: as `fused` gives it.
             target: what it is compiled for.
             on_step: told the kernel and the best times so far, the part of the budget that is spent, and the budget.
             rival: what the best is shown beside.
@@ -93,7 +93,7 @@ class Tuning:
                 on_step(f"{name}  all kernels {best}{rival}", round(progress.done), round(progress.total))
 
         return tune(
-            fused(model, target),
+            module,
             target,
             budget.parse(self.budget),
             Database(Path(self.folder).expanduser()),
@@ -120,9 +120,7 @@ class Tuning:
             Database(folder).append(kernel, target, self.threads, [record])
 
 
-def asked(
-    target: Target | None, tune: str | None, folder: str | Path | None, rpc: str | None, emit: str | None
-) -> Tuning | None:
+def asked(target: Target | None, tune: str | None, folder: str | Path | None, rpc: str | None) -> Tuning | None:
     """What the options of `optimize` ask for; None when they ask for nothing.
 
     Args:
@@ -130,7 +128,6 @@ def asked(
         tune: the budget; None to use records only.
         folder: of the records.
         rpc: of a tracker.
-        emit: of the library that is written in place of an artefact.
 
     Raises:
         InputError: an option cannot be used.
@@ -139,12 +136,6 @@ def asked(
         return None
     if target is None:
         raise InputError("tuning is for kernels, and none are compiled", hint="add `--target llvm` or `cuda:sm_90`")
-    if emit is not None:
-        raise InputError(
-            "a library for other programs has default schedules",
-            place="--emit",
-            hint="leave `--tune` and `--tuning-db` out",
-        )
     if rpc is not None and tune is None:
         raise InputError("servers time kernels while they are tuned", place="--rpc", hint="add `--tune 5m`")
     found = Tuning(tune or "", str(folder or DEFAULT), rpc or "")

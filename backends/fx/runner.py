@@ -35,9 +35,13 @@ class FxRunner:
         self._bridge = bridge.bridge_of(module)
         try:
             self._device = torch.device(device)
+            torch.empty(0, device=self._device)  # a module without weights would be moved anywhere
             self.module: fx.GraphModule | None = module.to(self._device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"torch cannot use the device `{device}`: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"torch cannot use the device `{device}`: {str(error).splitlines()[0]}",
+                hint="a GPU needs its driver, and a build of torch for it" if device.startswith("cuda") else None,
+            ) from error
         self._call: Callable[..., Any] | None = torch.compile(module, dynamic=False) if compiled else module
         self._refusal = "torch.compile fails" if compiled else "torch refuses the inputs"
         opaque = f", {', '.join(self._bridge.opaque)} in ONNX Runtime" if self._bridge.opaque else ""

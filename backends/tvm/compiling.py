@@ -51,7 +51,12 @@ def scheduled(module: Any, target: Target) -> Any:
     from burnish.backends.tvm import schedules
 
     with target.tvm():
-        return schedules.apply(module)
+        return schedules.apply(copied(module))  # dlight puts schedules into the module that it is given
+
+
+def copied(module: Any) -> Any:
+    """Another module with the same functions."""
+    return tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
 
 
 def build(module: Any, target: Target, *, graphs: bool = False) -> Any:

@@ -127,6 +127,18 @@ def test_a_backend_that_is_not_there_is_a_row_beside_others_and_an_error_alone(m
         bench(model, "--backend", "ort-cuda")
 
 
+@pytest.mark.parametrize("backend", ["torch-cuda", "torch-compile-cuda"])
+def test_torch_without_a_gpu_is_a_row_beside_others_and_an_error_alone(model: str, backend: str) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    _, row = report(model, "--backend", f"ort-cpu,{backend}")["latency"]
+    assert row["status"] == "not run" and "torch cannot use the device `cuda`" in row["reason"]
+    with pytest.raises(InputError, match="torch cannot use the device `cuda`") as raised:
+        bench(model, "--backend", backend)
+    assert raised.value.exit_code == 2 and "GPU" in str(raised.value.hint)
+
+
 def test_a_compiler_that_fails_is_a_row_that_says_why(model: str) -> None:
     pytest.importorskip("torch")
     from torch._inductor import config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,17 @@ from pathlib import Path
 import onnx_ir as oir
 import pytest
 
-from burnish.tools import cli
-
-pytest.importorskip("tvm")
+tvm = pytest.importorskip("tvm")
 pytest.importorskip("xgboost")
+
+from burnish.backends.tvm import target as targets  # noqa: E402
+from burnish.backends.tvm.kernels import emitting  # noqa: E402
+from burnish.backends.tvm.tuning import Database, kernels, records, search  # noqa: E402
+from burnish.frontends import onnx_file  # noqa: E402
+from burnish.tools import cli, demands  # noqa: E402
+
 Run = Callable[..., tuple[int, str, str]]
+GPU = ("optimize", "m.onnx", "-o", "o", "--target", "cuda:sm_90", "--emit", "kernels")
 
 
 @pytest.fixture
@@ -54,6 +61,36 @@ def test_what_was_tuned_is_compiled(burnish: Run, tmp_path: Path) -> None:
     )
 
 
+def test_a_library_of_kernels_has_the_schedules_that_were_found(burnish: Run) -> None:
+    words = ["optimize", "m.onnx", "--target", "llvm", "--emit", "kernels", "--tuning-db", "db", "--dims", "n=16"]
+    code, out, err = burnish(*words, "--tune", "8", "-o", "out")
+    assert code == 0 and "untuned" not in out and "(allowed 1e-04)" in out, err
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert (manifest["tuned"], manifest["kernels"], manifest["inputs"][0]["shape"]) == (1, 1, [16, 16])
+    [record] = Path("out/records").iterdir()
+    assert record.name in [path.name for path in Path("db").iterdir()]
+    assert "0 trials in" in burnish("tune", "m.onnx", *words[6:], "--tune", "8")[1], "records of one are the other's"
+    code, out, err = burnish(*words, "-o", "again")
+    assert code == 0 and json.loads(Path("again/manifest.json").read_text())["tuned"] == 1, err
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_records_of_a_gpu_are_used_where_there_is_none(burnish: Run) -> None:
+    target = targets.parse("cuda:sm_90")
+    [kernel] = kernels.kernels(emitting.prepare(demands.specialised(onnx_file.read("m.onnx"), "n=16"), target).module)
+    schedule = tvm.s_tir.Schedule(kernel.module)
+    rows, columns, _ = schedule.get_loops(schedule.get_sblock("matmul"))
+    schedule.bind(rows, "blockIdx.x")
+    schedule.bind(columns, "threadIdx.x")
+    record = records.Record(seconds=1e-5, trace=search._plain(schedule.trace.as_json()))
+    Database(Path("db")).append(kernel, target, 1, [record])
+    words = ["optimize", "m.onnx", "--target", "cuda:sm_90", "--emit", "kernels", "--tuning-db", "db", "-o", "out"]
+    code, out, err = burnish(*words, "--dims", "n=16")
+    assert code == 0 and "compiled, not run" in out, err
+    assert json.loads(Path("out/manifest.json").read_text())["tuned"] == 1
+    assert "__launch_bounds__(16)" in Path("out/model.cu").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -66,6 +103,9 @@ def test_what_was_tuned_is_compiled(burnish: Run, tmp_path: Path) -> None:
         (("tune", "m.onnx", "--dims", "m=1"), "no input has a dimension"),
         (("optimize", "m.onnx", "-o", "o.onnx", "--tune", "8"), "tuning is for kernels"),
         (("optimize", "m.onnx", "-o", "o", "--target", "llvm", "--rpc", "a:1"), "--rpc"),
+        ((*GPU, "--tune", "8"), "there is no GPU here"),
+        ((*GPU, "--tune", "8"), "--rpc HOST:PORT"),
+        ((*GPU, "--dims", "m=1"), "no input has a dimension"),
         (("optimize", "m.onnx", "-o", "o", "--target", "llvm", "--tuning-db", "none"), "no such folder"),
     ],
 )

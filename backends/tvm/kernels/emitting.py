@@ -42,62 +42,100 @@ class Emitted:
     kernels: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model before its kernels have schedules.
+
+    Attributes:
+        plan: the calls of kernels.
+        module: the fused module, with the kernels alone that the library will have.
+    """
+
+    plan: plan.Plan
+    module: Any
+
+
 def emit(
     model: oir.Model, target: Target, folder: Path, *, title: str = "a model", dims: Mapping[str, int] | None = None
 ) -> Emitted:
-    """Write the kernels of a model into a folder, which is there and empty.
-
-    On a GPU everything is in `model.cu` and `model.so`; on a CPU the kernels are in `kernels.o`, linked into `model.so`
-    behind `model.cc`. Beside them: `model.h`, `weights.safetensors`, `example.py` and `example.cc`.
+    """Write the kernels of a model with their default schedules into a folder: `prepare`, then `write`; raises as both.
 
     Args:
         model: in the normal form, sorted, functions inlined.
         title: named in the header.
         dims: sizes for symbols of the inputs; the others stay symbolic.
+    """
+    prepared = prepare(model, target, title=title, dims=dims)
+    return write(prepared, compiling.scheduled(prepared.module, target), target, folder, title=title)
+
+
+def prepare(
+    model: oir.Model, target: Target, *, title: str = "a model", dims: Mapping[str, int] | None = None
+) -> Prepared:
+    """The calls and kernels of a model; arguments as for `emit`.
 
     Raises:
-        InputError: a node that TVM is not given, a size that depends on data, no compiler, or a disk that is full.
+        InputError: a node that TVM is not given, a size that depends on data, or no compiler.
     """
     compilers.check(target)
-    folder.mkdir(exist_ok=True)
     try:
-        return _emit(model, target, folder, title, dims or {})
+        lowered = lower(model)
+        if not lowered.inputs:
+            raise Unsupported("it has no inputs")
+        fused = compiling.fused(_sized(lowered.module, dims or {}), target)
+        fused = relax.transform.RewriteDataflowReshape()(fused)
+        planned = plan.of(
+            fused[MAIN],
+            lowered.inputs,
+            lowered.outputs,
+            [*lowered.arrays()],
+            lambda steps, arrays: _once(steps, arrays, fused),
+        )
     except Unsupported as reason:
         raise InputError(f"the model cannot be one library of kernels: {reason}", place=title) from None
+    called = (MAIN, *planned.kernels)
+    functions = {variable: one for variable, one in fused.functions.items() if variable.name_hint in called}
+    return Prepared(planned, tvm.IRModule(functions))
+
+
+def write(prepared: Prepared, scheduled: Any, target: Target, folder: Path, *, title: str = "a model") -> Emitted:
+    """Write the library of a model and its source into a folder, which is empty or is made.
+
+    On a GPU everything is in `model.cu` and `model.so`; on a CPU the kernels are in `kernels.o`, linked into `model.so`
+    behind `model.cc`. Beside them: `model.h`, `weights.safetensors`, `example.py` and `example.cc`.
+
+    Args:
+        prepared: the calls.
+        scheduled: its module with a schedule for each kernel.
+        target: what it was scheduled for.
+        folder: where.
+        title: named in the header.
+
+    Raises:
+        InputError: the compiler fails, or the disk is full.
+    """
+    planned = prepared.plan
+    try:
+        folder.mkdir(exist_ok=True)
+        code = _compiled(_only(scheduled, planned.kernels), target)
+        (folder / "model.h").write_text(entry.header(planned, target, title), encoding="utf-8")
+        names, offsets = _store(folder / "weights.safetensors", planned.arrays)
+        objects = []
+        if target.kind == "cuda":
+            from tvm.backend.cuda import export_cuda_host
+
+            source = folder / "model.cu"
+            source.write_text(f"{export_cuda_host(code)}\n{entry.source(planned, target, offsets)}", encoding="utf-8")
+        else:
+            source, objects = folder / "model.cc", [folder / "kernels.o"]
+            source.write_text(entry.source(planned, target, offsets), encoding="utf-8")
+            code.write_to_file(str(objects[0]))
+        compilers.library(source, folder / LIBRARY, target, objects=objects)
+        examples.write(folder, planned, target)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}", place=str(error.filename or folder)
         ) from error
-
-
-def _emit(model: oir.Model, target: Target, folder: Path, title: str, dims: Mapping[str, int]) -> Emitted:
-    lowered = lower(model)
-    if not lowered.inputs:
-        raise Unsupported("it has no inputs")
-    module = _sized(lowered.module, dims)
-    fused = relax.transform.RewriteDataflowReshape()(compiling.fused(module, target))
-    planned = plan.of(
-        fused[MAIN],
-        lowered.inputs,
-        lowered.outputs,
-        [*lowered.arrays()],
-        lambda steps, arrays: _once(steps, arrays, fused),
-    )
-    code = _compiled(compiling.scheduled(_only(fused, planned.kernels), target), target)
-    (folder / "model.h").write_text(entry.header(planned, target, title), encoding="utf-8")
-    names, offsets = _store(folder / "weights.safetensors", planned.arrays)
-    objects = []
-    if target.kind == "cuda":
-        from tvm.backend.cuda import export_cuda_host
-
-        source = folder / "model.cu"
-        source.write_text(f"{export_cuda_host(code)}\n{entry.source(planned, target, offsets)}", encoding="utf-8")
-    else:
-        source, objects = folder / "model.cc", [folder / "kernels.o"]
-        source.write_text(entry.source(planned, target, offsets), encoding="utf-8")
-        code.write_to_file(str(objects[0]))
-    compilers.library(source, folder / LIBRARY, target, objects=objects)
-    examples.write(folder, planned, target)
     return Emitted(
         tuple(sorted(one.name for one in folder.iterdir())),
         tuple(_described(planned.names[0], planned.inputs)),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
-
-from burnish.backends.tvm import intrinsics
+from burnish.backends.tvm import compiling, intrinsics
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning.database import Database
@@ -64,7 +62,7 @@ def apply(module: Any, database: Database, target: Target, *, threads: int = 1) 
         used.append((kernel, record))
         for name in kernel.names:
             scheduled[name], seconds[name] = function, record.seconds or 0.0
-    changed = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
+    changed = compiling.copied(module)
     for variable, function in module.functions_items():
         if variable.name_hint in scheduled:
             kept = function.attrs["op_pattern"] if function.attrs and "op_pattern" in function.attrs else None

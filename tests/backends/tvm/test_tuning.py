@@ -105,6 +105,13 @@ def test_kernels_of_the_same_structure_are_one() -> None:
     assert (same.calls, other.calls) == (2, 1) or (same.calls, other.calls) == (1, 2)
 
 
+def test_a_module_that_was_scheduled_by_rules_can_be_tuned_all_the_same() -> None:
+    target = parse("cuda:sm_90")
+    module = fused(SIZE)
+    compiling.scheduled(module, target)
+    assert len(kernels.kernels(module)) == 1
+
+
 def test_kernels_with_symbolic_sizes_are_left_as_they_are(tuned: Any) -> None:
     database, _, _ = tuned
     module = fused(SIZE, rows="n")

@@ -162,7 +162,7 @@ def check(
             try:
                 budget = tuning.Budget(max(seconds, 8.0), True)
                 done = tuning.tune(fused, device.target, budget, database, workers=workers, space=rules)
-                task = done.tasks[0]
+                [task] = done.tasks
                 row[f"{space} trials"], row[f"{space} wall"] = task.trials + task.before, done.wall
                 row[f"{space} failed"] = failures(database, kernel, device.target)
                 applied = tuning.apply(fused, database, device.target)
