@@ -17,7 +17,7 @@ read one value are one layer whose outputs are stacked: they share the first fac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -288,8 +288,19 @@ def write_alike(model: oir.Model, layers: Sequence[Layer], write: Callable[[Sequ
     before = set(model.graph.initializers)
     for one in (layers, *twins.values()):
         write(one)
+    if twins:
+        join_equal(model, before)
+
+
+def join_equal(model: oir.Model, before: Container[str]) -> None:
+    """Let constants of the main graph that are equal and new be one.
+
+    Args:
+        model: the model.
+        before: the names of the initializers that are not new.
+    """
     first: dict[object, oir.Value] = {}
-    for name, value in list(model.graph.initializers.items()) if twins else ():
+    for name, value in list(model.graph.initializers.items()):
         tensor = weights.tensor_of(value)
         if tensor is None or name in before:
             continue

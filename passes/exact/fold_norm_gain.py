@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
+from burnish.ir import match
 from burnish.ir.views.affine import Affine
-from burnish.ir.views.norm import Norm, norms
-from burnish.passes import absorb
+from burnish.ir.views.norm import norms
+from burnish.passes import absorb, norm_gains
 from burnish.passes.base import ExactPass, Outcome
 
 
 @dataclass(frozen=True)
 class FoldNormGain(ExactPass):
-    """Fold the gain and bias of a one-node LayerNormalization or RMSNormalization into the linear layers that read it.
+    """Fold the gain and bias of a layer norm or RMS norm into the linear layers that read it.
 
-    The normalization keeps a gain of ones, since the operator demands one: nothing gets faster by itself. Rotations and
-    scalings of the weights need it. It is in no default recipe.
+    An operator keeps a gain of ones, since it demands one: nothing gets faster by itself. Rotations and scalings of the
+    weights need it. It is in no default recipe.
 
     Attributes:
         largest_copy: bytes of a shared weight up to which it is copied.
@@ -36,14 +35,17 @@ class FoldNormGain(ExactPass):
                 continue
             node, size = norm.nodes[0], norm.scale.shape[-1] if norm.scale.shape else 1
             rank = match.rank(norm.input)
-            if not norm.is_one_node or norm.read_only or norm.axes != (-1,) or rank is None:
-                outcome.skip(node, norm.read_only or "it is no one-node normalization of the last axis", matched=False)
+            if reason := norm_gains.stays(norm):
+                outcome.skip(node, reason)
+                continue
+            if norm.axes != (-1,) or rank is None:
+                outcome.skip(node, "it is no normalization of the last axis", matched=False)
                 continue
             scale, shift = norm.gain(size), norm.offset(size)
             if (scale == 1).all() and not shift.any():
                 continue
             plan = absorb.into_layers_after(
-                Affine((node,), norm.input, scale, shift, rank - 1), self.largest_copy, allow_new_bias=True
+                Affine(norm.nodes, norm.input, scale, shift, rank - 1), self.largest_copy, allow_new_bias=True
             )
             if isinstance(plan, str):
                 outcome.skip(node, plan)
@@ -52,14 +54,4 @@ class FoldNormGain(ExactPass):
                 return
             for layer, weight, bias in plan.layers:
                 layer.write(model, weight, bias)
-            _neutralize(model, norm, size)
-
-
-def _neutralize(model: oir.Model, norm: Norm, size: int) -> None:
-    node = norm.nodes[0]
-    if norm.scale is not None and norm.scale.dtype is not None:
-        name = norm.scale.source.name or "gain"
-        edit.set_input(node, 1, edit.add_rounded(model, f"{name}_ones", np.ones(size), norm.scale.dtype))
-    if norm.bias is not None:
-        edit.set_input(node, 2, None)
-        node.resize_inputs(2)
+            norm_gains.take_out(model, norm, size)

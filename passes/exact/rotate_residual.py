@@ -1,0 +1,99 @@
+"""Rotate the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
+from burnish.ir.views.stream import Stream, streams
+from burnish.passes import turning
+from burnish.passes.base import ExactPass, Outcome
+from burnish.passes.rotation import flattening, keeping_ones, random_hadamard, random_orthogonal
+
+_DONE = "burnish.rotated"
+
+
+@dataclass(frozen=True)
+class RotateResidual(ExactPass):
+    """Rotate the residual stream, and the values of each head, so that no channel stands out and fewer bits suffice.
+
+    The model computes what it did: the rotation is merged into the weights, in float64 (QuaRot, Ashkboos et al. 2024,
+    arXiv:2404.00456; OSTQuant, Hu et al. 2025, arXiv:2501.13987). Gains of norms move into the layers behind them. A
+    model is rotated once.
+
+    Attributes:
+        init: `klt` turns the principal axes of the weights that read the stream onto those of a random Hadamard matrix,
+            which gives all channels the same variance; `hadamard` takes the matrix alone, `random` any rotation.
+        head: of a head that is tied to the table of tokens. `keep` leaves them tied, and puts a matrix of the width of
+            the stream before the head; `untie` gives the head a weight of its own, as large as the table; `refuse`
+            leaves such a stream alone.
+        matrices: how many norms may be given a matrix of the width of the stream behind them, because their result is
+            added to the stream, gain and all: one behind the embedding is such a norm, those of sandwiches are.
+        values: also rotate the values of each head of an attention.
+        seed: of the random matrices.
+    """
+
+    init: Literal["klt", "hadamard", "random"] = "klt"
+    head: Literal["keep", "untie", "refuse"] = "keep"
+    matrices: int = 1
+    values: bool = True
+    seed: int = 0
+    needs: ClassVar[tuple[str, ...]] = ("inlined",)
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        """See the class."""
+        if _DONE in model.metadata_props:
+            outcome.skip(model.graph[0], f"the model is rotated already: {model.metadata_props[_DONE]}", matched=False)
+            return
+        number = 0
+        while (found := next(islice(streams(model), number, None), None)) is not None:
+            number += 1
+            if not isinstance(found, Stream):
+                outcome.skip(found.anchor, found.reason)
+            elif reason := self._refusal(found):
+                outcome.skip(*reason)
+            elif not outcome.take(found.readers[0].linear.node):
+                return
+            else:
+                turn = self._turn(turning.covariance(found) if self.init == "klt" else np.eye(found.width))
+                turn = keeping_ones(turn) if found.keeps_ones else turn
+                turning.rotate(model, found, turn, untie=self.head == "untie")
+                model.metadata_props[_DONE] = f"{self.init}, seed {self.seed}"
+        if self.values and _DONE in model.metadata_props:
+            self._turn_values(model, outcome)
+
+    def _refusal(self, stream: Stream) -> tuple[oir.Node, str] | None:
+        if not stream.readers:
+            return next(iter(stream.values)).producer() or stream.writers[0].node, "no linear layer reads the stream"
+        if self.head == "refuse" and (tied := next(turning.ties(stream), None)) is not None:
+            size = tied[1].parameter.source.const_value
+            cost = f"{size.nbytes:,} bytes" if size is not None else "as much as the table"
+            return tied[0].linear.node, f"the head is tied to the table of the stream, and untying it costs {cost}"
+        if len(stream.sources) > self.matrices:
+            count = len(stream.sources)
+            return stream.sources[0].nodes[-1], (
+                f"the results of {count} norms are added to the stream, gain and all, and a matrix would be needed "
+                f"behind each; `matrices` allows {self.matrices}"
+            )
+        return turning.refusal(stream)
+
+    def _turn(self, covariance: np.ndarray) -> np.ndarray:
+        if self.init == "klt":
+            return flattening(covariance, self.seed)
+        return (random_hadamard if self.init == "hadamard" else random_orthogonal)(len(covariance), self.seed)
+
+    def _turn_values(self, model: oir.Model, outcome: Outcome) -> None:
+        for layer in list(attention_layers(model)):
+            if not isinstance(layer, AttentionLayer):
+                continue
+            if reason := turning.value_refusal(layer):
+                outcome.skip(layer.anchor, reason)
+            elif not outcome.take(layer.anchor):
+                return
+            else:
+                turning.turn_values(model, layer, self._turn)

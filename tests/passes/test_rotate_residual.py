@@ -1,0 +1,83 @@
+"""Rotations of whole models: exact in every spelling, refused where the views prove none."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+from block_networks import Encoder, Translator, built, exported, torch
+from laws import check_laws, rewrite
+
+from burnish.ir.views.stream import Stream, streams
+from burnish.passes import catalog, recipes
+from burnish.passes.exact.rotate_residual import RotateResidual
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.rotation import standing_out
+
+
+def normal(module, *args, **options) -> oir.Model:
+    return Pipeline(recipes.named("normal-form", "onnx", None)).rewrite(exported(built(module), *args, **options)).model
+
+
+def words(*shape: int) -> torch.Tensor:
+    return torch.arange(int(np.prod(shape))).reshape(shape) % 11
+
+
+IDS = {"ids": {0: "batch", 1: "words"}}
+
+
+def encoder(form: str) -> oir.Model:
+    axes = IDS | {"mask": {0: "batch", 1: "words"}}
+    mask = torch.ones(2, 4, dtype=torch.int64)
+    return normal(Encoder(form), (words(2, 4), mask), ["ids", "mask"], ["logits"], axes)
+
+
+@pytest.mark.parametrize("options", ["", "{init=hadamard;seed=3}", "{init=random}", "{init=hadamard;values=false}"])
+def test_a_pre_norm_model_is_rotated_exactly(options: str) -> None:
+    model = encoder("pre")
+    (one,) = catalog.parse(f"rotate-residual{options}")
+    after, outcome = rewrite(one, model)
+    assert outcome.rewritten == (1 if "values" in options else 4)
+    check_laws(one, model, after, outcome)
+
+
+@pytest.mark.parametrize("form", ["parallel", "sandwich", "post"])
+def test_other_forms_are_rotated_where_that_is_proven_and_else_refused_with_a_reason(form: str) -> None:
+    model = encoder(form)
+    after, outcome = rewrite(RotateResidual(), model)
+    if form == "parallel":
+        check_laws(RotateResidual(), model, after, outcome)
+        return
+    assert not outcome.rewritten
+    (skip,) = outcome.skipped
+    if form == "post":
+        assert skip.reason == "its result, gain and all, is added to the stream that it norms (post-norm)"
+    else:
+        assert "the results of 7 norms are added to the stream" in skip.reason
+        wide = RotateResidual(matrices=7)
+        after, outcome = rewrite(wide, model)
+        check_laws(wide, model, after, outcome)
+
+
+def test_encoder_and_decoder_have_a_stream_each() -> None:
+    model = normal(
+        Translator(), (words(2, 4), words(2, 3)), ["ids", "target"], ["y"], IDS | {"target": {0: "batch", 1: "more"}}
+    )
+    found = list(streams(model))
+    assert [isinstance(one, Stream) for one in found] == [True, False], "the last norm of the decoder is an output"
+    after, outcome = rewrite(RotateResidual(), model)
+    check_laws(RotateResidual(), model, after, outcome)
+
+
+def test_no_channel_stands_out_behind_a_rotation() -> None:
+    model = encoder("pre")
+    (stream,) = streams(model)
+    assert isinstance(stream, Stream) and stream.width == 16 and stream.keeps_ones
+    for reader in stream.readers:
+        weight = reader.linear.weight().copy()
+        weight[:, 3] *= 50
+        reader.linear.write(model, weight, reader.linear.bias())
+    rows = [np.vstack([one.linear.weight() for one in next(streams(it)).readers]) for it in (
+        model, rewrite(RotateResidual(values=False), model)[0]
+    )]  # fmt: skip
+    assert standing_out(rows[0]) > 3.5 and standing_out(rows[1]) < 2
