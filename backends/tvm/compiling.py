@@ -6,19 +6,23 @@ import errno
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.relax import transform
 
+from burnish.backends.tvm import vector_math
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
 
 _ROOM = 1 << 26
 """Bytes of temporary files that code may take before it is linked."""
+_lock = Lock()
 
 
 def fused(module: Any, target: Target) -> Any:
@@ -75,8 +79,9 @@ def build(module: Any, target: Target, *, graphs: bool = False) -> Any:
         return tvm.transform.Sequential(passes)(given)
 
     pipeline = tvm.transform.module_pass(lowered, opt_level=0)
-    with made, tvm.transform.PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": graphs}):
-        return relax.build(module, target=made, relax_pipeline=pipeline)
+    with _lock, vector_math.enabled() if target.kind == "llvm" else nullcontext():
+        with made, tvm.transform.PassContext(opt_level=3, config={"relax.backend.use_cuda_graph": graphs}):
+            return relax.build(module, target=made, relax_pipeline=pipeline)
 
 
 def export(code: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from burnish.backends.tvm import vector_math
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.tuning import worker
 from burnish.ir.errors import InputError, MissingPackageError
@@ -134,7 +135,7 @@ def _failure(done: Any) -> str | None:
 
 
 def _pools() -> Any:
-    """TVM's pool of processes, with the functions of `worker` sent by value: children need not find this package."""
+    """TVM's pool of processes, with these modules sent by value: children need not find this package."""
     try:
         import cloudpickle
         import psutil  # noqa: F401
@@ -145,8 +146,8 @@ def _pools() -> Any:
         ) from error
     import sys
 
-    cloudpickle.register_pickle_by_value(worker)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (worker, vector_math, sys.modules[__name__]):
+        cloudpickle.register_pickle_by_value(module)
     return PopenPoolExecutor
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
+
+from burnish.backends.tvm.vector_math import enabled
 
 
 def quick_stack(context: int = 1) -> list[Any]:
@@ -43,7 +46,7 @@ def built(module: Any, target: Any, path: str) -> str:
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
     named = tvm.IRModule({"main": module["main"].with_attr("global_symbol", "main")})
-    with target:  # the CUDA compiler takes the architecture from the scope
+    with target, enabled() if str(target.kind) == "llvm" else nullcontext():  # CUDA's compiler asks the scope
         plain = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(named)
         tvm.tirx.build(plain, target=target).export_library(path)
     return path
