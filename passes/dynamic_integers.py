@@ -1,0 +1,142 @@
+"""Layers as products of integers whose inputs are quantized in each run, from the range that they have there.
+
+The nodes are those that ONNX Runtime joins to its own: DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add become
+one DynamicQuantizeMatMul, or a MatMulIntegerToFloat each where several layers read one quantized value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match
+from burnish.ir.views.convolution import Convolution, find_convolution
+from burnish.ir.views.linear import Linear, find_linear
+from burnish.ir.views.parameter import same_shape
+from burnish.passes.grids import Scales
+from burnish.passes.layers import Layer
+
+QUANTIZE = "DynamicQuantizeLinear"
+
+
+def refusal(layer: Layer) -> str | None:
+    """Why a layer cannot multiply integers, in plain words; None when it can. Sharing its weight is no reason."""
+    if layer.read_only is not None:
+        return layer.read_only
+    if layer.dtype != oir.DataType.FLOAT:
+        return f"it does not compute in float32, which is all that {QUANTIZE} reads"
+    if isinstance(layer, Convolution):
+        return "it is a transposed convolution" if layer.transposed else None
+    if layer.input_axis != -1:
+        return "its features are not the last axis of its input"
+    return "its input is a vector" if match.rank(layer.input) == 1 else None
+
+
+def twins(layer: Layer) -> list[Layer]:
+    """The other layers that multiply the same weight in the same way."""
+    found = [find_linear(node) or find_convolution(node) for node in layer.shared]
+    assert layer.parameter is not None
+    return [
+        one
+        for one in found
+        if one is not None
+        and one.parameter is not None
+        and one.parameter.value is layer.parameter.value
+        and one.node.op_type == layer.node.op_type
+        and np.array_equal(_form(one), _form(layer))
+        and refusal(one) is None
+    ]
+
+
+def _form(layer: Layer) -> tuple[float, ...]:
+    """What else the weight that is multiplied depends on."""
+    if isinstance(layer, Linear):
+        return (float(layer.stored_transposed), match.attribute(layer.node, "alpha", 1.0))
+    return (float(layer.groups),)
+
+
+def write(model: oir.Model, layers: Sequence[Layer], levels: np.ndarray, scales: Scales) -> None:
+    """Let layers of one weight multiply integers.
+
+    Args:
+        model: the model the layers are in.
+        layers: a layer that `refusal` allows, and its `twins`.
+        levels: int8 or uint8, shaped like the layer's weight: [out, in], or [out, in / groups, *kernel].
+        scales: one for each output.
+    """
+    first = layers[0]
+    stem = (first.parameter.source.name if first.parameter is not None else None) or "weight"
+    spread = _spread(first)
+    stored = levels.T if isinstance(first, Linear) else levels
+    weight = edit.add_constant(model, f"{stem}_levels", np.ascontiguousarray(stored))
+    factor = edit.add_constant(model, f"{stem}_scale", scales.scale.reshape(spread))
+    offset = edit.add_constant(model, f"{stem}_zero", scales.zero_point) if scales.zero_point.any() else None
+    for layer in layers:
+        bias = bias_of(layer)
+        value = edit.add_constant(model, f"{stem}_bias", bias) if isinstance(bias, np.ndarray) else bias
+        _write(layer, weight, factor, offset, value)
+
+
+def _write(
+    layer: Layer, weight: oir.Value, factor: oir.Value, offset: oir.Value | None, bias: oir.Value | None
+) -> None:
+    old = layer.node
+    rounded, scale, zero = quantized(layer.input, old)
+    product = edit.make(
+        "MatMulInteger" if isinstance(layer, Linear) else "ConvInteger", [rounded, weight, zero, offset], like=old
+    )
+    if isinstance(layer, Convolution):
+        product.attributes.update(old.attributes)
+    both = edit.make("Mul", [scale, factor], like=old)
+    number = edit.make("Cast", [product.outputs[0]], {"to": oir.DataType.FLOAT.value}, like=old)
+    result = edit.make("Mul", [number.outputs[0], both.outputs[0]], like=old)
+    same_shape(product, layer.output).type = oir.TensorType(oir.DataType.INT32)
+    same_shape(both, factor)
+    nodes = [product, number, both, result]
+    if bias is not None:
+        nodes.append(edit.make("Add", [result.outputs[0], bias], like=layer.nodes))
+    for one in (number, result, nodes[-1]):
+        same_shape(one, layer.output)
+    edit.replace_node(layer.nodes[-1], nodes)
+
+
+def _spread(layer: Layer) -> tuple[int, ...]:
+    """The shape in which one number for each output broadcasts to the output."""
+    return (layer.out_features,) if isinstance(layer, Linear) else (layer.out_channels,) + (1,) * len(layer.kernel)
+
+
+def bias_of(layer: Layer) -> oir.Value | np.ndarray | None:
+    """What is added to a layer of integers: the bias that it has, or one that is new, float32; None for nothing."""
+    bias, parameter = layer.bias(), layer.bias_parameter
+    if bias is None or parameter is None:
+        return None
+    if parameter.shape == _spread(layer) and match.attribute(layer.node, "beta", 1.0) == 1.0:
+        return parameter.value
+    return bias.reshape(_spread(layer)).astype(np.float32)
+
+
+def quantized(value: oir.Value, reader: oir.Node) -> tuple[oir.Value, oir.Value, oir.Value]:
+    """The integers (uint8), the scale and the zero point of a value, for a node that reads it; made once in each graph.
+
+    Args:
+        value: float32, any shape.
+        reader: the node; a value of an outer graph is quantized in the graph of the node.
+    """
+    graph = reader.graph
+    assert isinstance(graph, oir.Graph)
+    for node in match.consumers(value):
+        if node.op_type == QUANTIZE and node.graph is graph:
+            return node.outputs[0], node.outputs[1], node.outputs[2]
+    new = edit.make(QUANTIZE, [value], like=reader, outputs=3)
+    byte = oir.TensorType(oir.DataType.UINT8)
+    same_shape(new, value).type = byte
+    for out, kind in zip(new.outputs[1:], (oir.TensorType(oir.DataType.FLOAT), byte), strict=True):
+        out.type, out.shape = kind, oir.Shape([])
+    made = value.producer()
+    if made is not None and made.graph is graph:
+        graph.insert_after(made, [new])
+    else:
+        graph.insert_before(graph[0], [new])
+    return new.outputs[0], new.outputs[1], new.outputs[2]

@@ -1,0 +1,1 @@
+"""Rewrites that store and multiply numbers of fewer bits."""

@@ -1,0 +1,159 @@
+"""Layers that multiply integers, with inputs that are quantized in each run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import weights
+from burnish.ir.errors import InputError
+from burnish.ir.views.convolution import Convolution
+from burnish.ir.views.parameter import Parameter
+from burnish.ir.walk import walk
+from burnish.passes import catalog, dynamic_integers, dynamic_lstm, factors, grids
+from burnish.passes.base import Outcome
+from burnish.passes.grids import Grid, Scales
+from burnish.passes.layers import Layer, layers
+from burnish.passes.lossy import Context, Edit, LossyPass, Savings
+
+_OPSET = 11
+_CELLS = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(LossyPass):
+    """Let linear layers and LSTMs multiply 8-bit integers; what they read is quantized in each run, without samples.
+
+    Weights have one scale for each output. What a layer reads has one scale, from its smallest and largest number.
+
+    Attributes:
+        bits: of the weights; 7 for processors whose 16-bit sums saturate (x86 before VNNI).
+        signed: weights are symmetric, which VNNI multiplies twice as fast; else they have zero points. LSTMs always are.
+        clip: `mse` lets the largest weights be cut off where that makes the error smaller; `minmax` does not.
+        convolutions: convolutions too, which ONNX Runtime then computes several times slower.
+        recurrent: LSTMs too, as DynamicQuantizeLSTM, which only ONNX Runtime has.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    clip: Literal["mse", "minmax"] = "mse"
+    convolutions: bool = False
+    recurrent: bool = True
+    order: ClassVar[int] = 40
+    needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+
+    def __post_init__(self) -> None:
+        if self.bits not in (7, 8):
+            raise InputError(f"`bits` is {self.bits}", place="quantize-dynamic", hint="give 7 or 8")
+
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        """See the class of passes. A payload holds what `apply` stores: the integers and their scales."""
+        return list(self._edits(model, outcome))
+
+    def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
+        """Every layer that becomes smaller by it."""
+        found = []
+        nodes = {node.name: node for node in walk(model)}
+        for one in self._edits(model, outcome):
+            if one.savings.bytes > 0:
+                found.append(one)
+            else:
+                outcome.skip(nodes[one.anchors[0]], "the integers would be held beside its weight, which others read")
+        return found
+
+    def _edits(self, model: oir.Model, outcome: Outcome) -> Iterator[Edit]:
+        """An edit for each layer, in the order of the nodes; layers that multiply one weight are one."""
+        found = {id(layer.node): (name, layer) for name, layer in layers(model).items()}
+        done: set[str] = set()
+        for node in walk(model):
+            name, layer = found.get(id(node), (str(node.name), None))
+            if node.name in done or (layer is None and node.op_type not in _CELLS):
+                continue
+            try:
+                one = self._cell(model, node) if layer is None else self._layer(model, name, layer)
+            except InputError as error:
+                one = error.cause
+            if isinstance(one, Edit):
+                done |= one.claims
+                yield one
+            else:
+                outcome.skip(node, one)
+
+    def _layer(self, model: oir.Model, name: str, layer: Layer) -> Edit | str:
+        if isinstance(layer, Convolution) and not self.convolutions:
+            return "ONNX Runtime computes dynamic convolutions several times slower; static ones are quick"
+        if (opset := model.opset_imports.get("", 1)) < _OPSET:
+            return f"opset {opset} has no {dynamic_integers.QUANTIZE}; `--opset` raises it"
+        reason = dynamic_integers.refusal(layer)
+        if reason is not None or layer.parameter is None:
+            return str(reason)
+        weight = layer.weight()
+        scales = grids.fit(weight, self._grid, 0, clip=self.clip)
+        payload = {"levels": grids.quantize(weight, scales), "scale": scales.scale, "zero": scales.zero_point}
+        group = (layer, *dynamic_integers.twins(layer))
+        alone = len(group) == len(layer.shared) + 1
+        added = [array for array in payload.values() if array.any()]
+        gone = [layer.parameter] if alone else []
+        for one in group:
+            bias = dynamic_integers.bias_of(one)
+            if isinstance(bias, np.ndarray) and one.bias_parameter is not None:
+                added.append(bias)
+                gone += [] if one.bias_parameter.others(one.nodes[-1]) else [one.bias_parameter]
+        claims = frozenset(str(node.name) for one in group for node in one.nodes)
+        savings = _saved(gone, added)
+        if alone and savings.bytes <= 0:
+            return "its integers and their scales take no fewer bytes"
+        return Edit(catalog.spec(self), name, self._option, claims, savings, payload, (str(layer.node.name),))
+
+    def _cell(self, model: oir.Model, node: oir.Node) -> Edit | str:
+        if not self.recurrent:
+            return "the options leave recurrent layers out"
+        cell = dynamic_lstm.find_lstm(node)
+        if isinstance(cell, str):
+            return cell
+        fitted = [grids.fit(rows, Grid(self.bits), 0, clip=self.clip) for rows in cell.weights()]
+        levels = [grids.quantize(rows, one) for rows, one in zip(cell.weights(), fitted, strict=True)]
+        payload = dynamic_lstm.stored(cell, levels, fitted)
+        gone = [one for one in cell.parameters if not one.others(node)]
+        name = str(node.name)
+        return Edit(
+            catalog.spec(self), name, self._option, frozenset({name}), _saved(gone, payload.values()), payload, (name,)
+        )
+
+    @property
+    def _option(self) -> str:
+        return f"{'int' if self.signed else 'uint'}{self.bits}, inputs in each run"
+
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        """See the class of passes."""
+        nodes = {node.name: node for node in walk(model)}
+        for edit in edits:
+            node = nodes[edit.anchors[0]]
+            if not outcome.take(node):
+                return
+            cell = dynamic_lstm.find_lstm(node)
+            if not isinstance(cell, str):
+                dynamic_lstm.write(model, cell, edit.payload)
+                continue
+            layer = factors.found(node)
+            scales = Scales(self._grid, edit.payload["scale"], edit.payload["zero"], 0)
+            dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload["levels"], scales)
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(self.bits, self.signed, self.signed)
+
+
+def _saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:
+    """What is held less; multiply-adds stay what they are."""
+    old = {one.source.name: weights.tensor_of(one.source) for one in gone}
+    tensors, arrays = [one for one in old.values() if one is not None], list(added)
+    return Savings(
+        sum(one.size for one in tensors) - sum(one.size for one in arrays),
+        sum(one.nbytes for one in tensors) - sum(one.nbytes for one in arrays),
+        0,
+    )
