@@ -6,7 +6,7 @@ one DynamicQuantizeMatMul, or a MatMulIntegerToFloat each where several layers r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as oir
@@ -15,7 +15,6 @@ from burnish.ir import edit, match
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import same_shape
-from burnish.passes.grids import Scales
 from burnish.passes.layers import Layer
 
 QUANTIZE = "DynamicQuantizeLinear"
@@ -57,22 +56,23 @@ def _form(layer: Layer) -> tuple[float, ...]:
     return (float(layer.groups),)
 
 
-def write(model: oir.Model, layers: Sequence[Layer], levels: np.ndarray, scales: Scales) -> None:
+def write(model: oir.Model, layers: Sequence[Layer], payload: Mapping[str, np.ndarray]) -> None:
     """Let layers of one weight multiply integers.
 
     Args:
         model: the model the layers are in.
         layers: a layer that `refusal` allows, and its `twins`.
-        levels: int8 or uint8, shaped like the layer's weight: [out, in], or [out, in / groups, *kernel].
-        scales: one for each output.
+        payload: `levels`, int8 or uint8, shaped like the layer's weight: [out, in], or [out, in / groups, *kernel];
+            `scale`, float32, and `zero`, like the levels, one for each output; zeros are left out.
     """
     first = layers[0]
     stem = (first.parameter.source.name if first.parameter is not None else None) or "weight"
     spread = _spread(first)
-    stored = levels.T if isinstance(first, Linear) else levels
+    stored = payload["levels"].T if isinstance(first, Linear) else payload["levels"]
     weight = edit.add_constant(model, f"{stem}_levels", np.ascontiguousarray(stored))
-    factor = edit.add_constant(model, f"{stem}_scale", scales.scale.reshape(spread))
-    offset = edit.add_constant(model, f"{stem}_zero", scales.zero_point) if scales.zero_point.any() else None
+    factor = edit.add_constant(model, f"{stem}_scale", payload["scale"].reshape(spread))
+    zero = payload["zero"]
+    offset = edit.add_constant(model, f"{stem}_zero", zero) if zero.any() else None
     for layer in layers:
         bias = bias_of(layer)
         value = edit.add_constant(model, f"{stem}_bias", bias) if isinstance(bias, np.ndarray) else bias

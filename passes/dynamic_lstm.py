@@ -9,9 +9,8 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
-from burnish.ir.views.parameter import Parameter, find_parameter, same_shape
+from burnish.ir.views.parameter import Parameter, find_parameter
 from burnish.passes.grids import Scales
-from burnish.passes.lossy import Savings
 
 _DOMAIN = "com.microsoft"
 _INPUTS = 8

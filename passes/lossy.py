@@ -122,6 +122,11 @@ class LossyPass(Pass):
         """
         return False
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether `asked` gives an edit for every site; within a budget such edits are searched instead."""
+        return False
+
     @abstractmethod
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """Every edit that could be made, in a fixed order, none of which enlarges the model without saving time.

@@ -18,7 +18,7 @@ from burnish.frontends.functions import is_function
 from burnish.frontends.measures import Metric, user_measure
 from burnish.frontends.split import split
 from burnish.ir.edit import name_nodes
-from burnish.ir.errors import BudgetError, BurnishError, InputError
+from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome
@@ -133,7 +133,8 @@ class _Stage:
         return found
 
     def _run(self, found: Lossy) -> None:
-        named = self._named(found.model)
+        outcomes = [Outcome(one.pass_name()) for one in self.todo.lossy]
+        named = self._named(found.model, outcomes)
         if self.todo.budget and any(edits is not None for edits in named):
             index = next(index for index, edits in enumerate(named) if edits is not None)
             raise InputError(
@@ -153,7 +154,7 @@ class _Stage:
         if self.todo.budget:
             self._search(found)
         else:
-            self._make_named(found, named)
+            self._make_named(found, named, outcomes)
 
     def _prepared(self) -> Lossy:
         """The normal form, proved; its nodes have names, by which edits find their sites again."""
@@ -172,12 +173,13 @@ class _Stage:
         name_nodes(proof.run.model)
         return Lossy(proof.run.model, proof, list(samples), budget=self.todo.budget)
 
-    def _named(self, model: oir.Model) -> list[list[Edit] | None]:
-        """The edits that the options of each pass name; None for a pass that has to measure."""
+    def _named(self, model: oir.Model, outcomes: Sequence[Outcome]) -> list[list[Edit] | None]:
+        """The edits that the options of each pass name; None for a pass that has to measure, or is to be searched."""
         found: list[list[Edit] | None] = []
-        for one in self.todo.lossy:
+        for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
+            measured = one.decided or (one.everywhere and self.todo.budget)
             try:
-                found.append(None if one.decided else one.asked(model, Outcome(one.pass_name())))
+                found.append(None if measured else one.asked(model, outcome))
             except Undecided:
                 if not self.todo.budget:
                     raise
@@ -197,11 +199,12 @@ class _Stage:
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how
         found.judged = Judged(found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy)
 
-    def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None]) -> None:
+    def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None], outcomes: Sequence[Outcome]) -> None:
         edits: list[Edit] = []
-        outcomes = [Outcome(one.pass_name()) for one in self.todo.lossy]
         for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
             edits += one.propose(found.model, self.context, outcome) if given is None else given
+        if not edits:
+            raise UnchangedError(_nothing(outcomes, {}), hint="take other lossy passes: `burnish passes` lists them")
         self._make(found, edits, outcomes)
 
     def _search(self, found: Lossy) -> None:

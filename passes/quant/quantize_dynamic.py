@@ -16,7 +16,7 @@ from burnish.ir.views.parameter import Parameter
 from burnish.ir.walk import walk
 from burnish.passes import catalog, dynamic_integers, dynamic_lstm, factors, grids
 from burnish.passes.base import Outcome
-from burnish.passes.grids import Grid, Scales
+from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer, layers
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
 
@@ -32,7 +32,7 @@ class QuantizeDynamic(LossyPass):
 
     Attributes:
         bits: of the weights; 7 for processors whose 16-bit sums saturate (x86 before VNNI).
-        signed: weights are symmetric, which VNNI multiplies twice as fast; else they have zero points. LSTMs always are.
+        signed: weights are symmetric, which VNNI multiplies twice as fast; else products have zero points.
         clip: `mse` lets the largest weights be cut off where that makes the error smaller; `minmax` does not.
         convolutions: convolutions too, which ONNX Runtime then computes several times slower.
         recurrent: LSTMs too, as DynamicQuantizeLSTM, which only ONNX Runtime has.
@@ -49,6 +49,10 @@ class QuantizeDynamic(LossyPass):
     def __post_init__(self) -> None:
         if self.bits not in (7, 8):
             raise InputError(f"`bits` is {self.bits}", place="quantize-dynamic", hint="give 7 or 8")
+
+    @property
+    def everywhere(self) -> bool:
+        return True
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds what `apply` stores: the integers and their scales."""
@@ -92,7 +96,8 @@ class QuantizeDynamic(LossyPass):
         if reason is not None or layer.parameter is None:
             return str(reason)
         weight = layer.weight()
-        scales = grids.fit(weight, self._grid, 0, clip=self.clip)
+        signed = self.signed or isinstance(layer, Convolution)
+        scales = grids.fit(weight, Grid(self.bits, signed, signed), 0, clip=self.clip)
         payload = {"levels": grids.quantize(weight, scales), "scale": scales.scale, "zero": scales.zero_point}
         group = (layer, *dynamic_integers.twins(layer))
         alone = len(group) == len(layer.shared) + 1
@@ -140,12 +145,7 @@ class QuantizeDynamic(LossyPass):
                 dynamic_lstm.write(model, cell, edit.payload)
                 continue
             layer = factors.found(node)
-            scales = Scales(self._grid, edit.payload["scale"], edit.payload["zero"], 0)
-            dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload["levels"], scales)
-
-    @property
-    def _grid(self) -> Grid:
-        return Grid(self.bits, self.signed, self.signed)
+            dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload)
 
 
 def _saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:
