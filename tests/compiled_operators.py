@@ -55,6 +55,17 @@ def agree(model: oir.Model, *many: Mapping[str, np.ndarray], within: float = 1.0
             )
 
 
+def held(model: oir.Model, arrays: dict[str, np.ndarray]) -> oir.Model:
+    """The model with inputs as initializers."""
+    for value in list(model.graph.inputs):
+        if value.name in arrays:
+            value.const_value = oir.tensor(arrays[str(value.name)], name=value.name)
+            value.shape = oir.Shape(arrays[str(value.name)].shape)
+            model.graph.inputs.remove(value)
+            model.graph.register_initializer(value)
+    return model
+
+
 def nodes(inputs: str, lines: Mapping[str, str], constants: str = "", opset: int = 18) -> oir.Model:
     """A graph of one node an output.
 

@@ -49,10 +49,12 @@ def fused(module: Any, target: Target) -> Any:
 
 
 def scheduled(module: Any, target: Target) -> Any:
-    """The module with a schedule for each kernel that has none: on a GPU by rules (dlight), on a CPU plain loops."""
+    """The module with a schedule for each kernel that has none: on a GPU by rules (dlight); on a CPU for products with
+    weights that are unpacked, and plain loops for the rest."""
+    from burnish.backends.tvm import processor_schedules, schedules
+
     if target.kind != "cuda":
-        return module
-    from burnish.backends.tvm import schedules
+        return processor_schedules.apply(module)
 
     with target.tvm():
         return schedules.apply(copied(module))  # dlight puts schedules into the module that it is given

@@ -239,7 +239,7 @@ class _Scope:
             return packing.constant(np.asarray(sizes, dtype.numpy()).reshape([int(str(d)) for d in shape]))
         node = value.producer()
         assert node is not None
-        maker = Maker(self.builder, self.facts, self.sizes, node)
+        maker = Maker(self.builder, self.facts, self.sizes, node, self._stored)
         vector = maker.sizes_as_tensor([self.sizes.of(size) for size in sizes], dtype.name.lower())
         return vector if len(shape) == 1 else self.builder.emit(relax.op.reshape(vector, []))
 
@@ -262,8 +262,13 @@ class _Scope:
         entry = _entry(node, self.facts, self.whole.opsets)
         given = [self._given(node, index, entry) for index in range(len(node.inputs))]
         attributes = {name: match.attribute(node, name) for name in node.attributes}
-        found = entry.function(Maker(self.builder, self.facts, self.sizes, node), *given, **attributes)
+        found = entry.function(Maker(self.builder, self.facts, self.sizes, node, self._stored), *given, **attributes)
         return found if entry.several else (found,)
+
+    def _stored(self, value: oir.Value) -> Any:
+        tensor = _tensor(value)
+        assert tensor is not None
+        return self.values[value] if value in self.whole.weights else packing.constant(packing.array(tensor))
 
     def _branched(self, node: oir.Node) -> tuple[Any, ...]:
         """Both branches as calls of their functions, of which one is made."""

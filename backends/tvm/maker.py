@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from burnish.ir.inference import Inference
 class Maker:
     """What the functions of the table make expressions with, for one node."""
 
-    def __init__(self, builder: Any, facts: Inference, sizes: Sizes, node: oir.Node) -> None:
+    def __init__(
+        self, builder: Any, facts: Inference, sizes: Sizes, node: oir.Node, stored: Callable[[oir.Value], Any]
+    ) -> None:
+        self._stored = stored
         self._builder, self._facts, self._sizes, self.node = builder, facts, sizes, node
         self.opset = facts.opset
 
@@ -108,7 +112,7 @@ class Maker:
 
     def output_dtype(self, index: int = 0) -> oir.DataType:
         """The ONNX dtype of an output; raises `Unsupported` where it is not known."""
-        return self._dtype_of(self.node.outputs[index])
+        return self.value_dtype(self.node.outputs[index])
 
     def output_dtype_name(self, index: int = 0) -> str:
         """TVM's name of the dtype of an output."""
@@ -116,9 +120,14 @@ class Maker:
 
     def input_dtype(self, index: int) -> oir.DataType:
         """The ONNX dtype of an input: 4-bit integers are 8-bit ones in TVM."""
-        return self._dtype_of(self.node.inputs[index])
+        return self.value_dtype(self.node.inputs[index])
 
-    def _dtype_of(self, value: oir.Value | None) -> oir.DataType:
+    def stored(self, value: oir.Value) -> Any:
+        """The parameter of a constant as it lies in memory: 4-bit integers two to a byte, flat."""
+        return self._stored(value)
+
+    def value_dtype(self, value: oir.Value | None) -> oir.DataType:
+        """The ONNX dtype of a value; raises `Unsupported` where it is not known."""
         dtype = self._facts.dtype(value)
         if dtype is None:
             raise Unsupported("a dtype is not known")

@@ -44,6 +44,18 @@ def constant(elements: np.ndarray) -> Any:
     return relax.const(kept, kept.dtype.name)  # without a dtype, relax makes 32 bits of a scalar of 64
 
 
+def element_of(byte: Any, place: Any, *, signed: bool) -> Any:
+    """The 4-bit integer at a place, as int32, of the byte that holds it; the first one lies in the lower bits.
+
+    Chosen and not shifted by a number of bits: that would be 64 bits wide, as places are.
+    """
+    whole = tirx.Cast("int32", byte)
+    low, high = tirx.bitwise_and(whole, tirx.const(15, "int32")), tirx.shift_right(whole, tirx.const(4, "int32"))
+    bits = tirx.Select(tirx.floormod(place, 2) == 0, low, high)
+    # Their sign without a branch: -8 for the highest bit, which is 8 when flipped.
+    return tirx.bitwise_xor(bits, tirx.const(8, "int32")) - tirx.const(8, "int32") if signed else bits
+
+
 def unpacked(builder: Any, packed: Any, tensor: oir.TensorProtocol) -> Any:
     """A packed parameter as a tensor of int8 or uint8 of its own shape."""
     shape = [int(size) for size in tensor.shape.numpy()]
@@ -54,11 +66,7 @@ def unpacked(builder: Any, packed: Any, tensor: oir.TensorProtocol) -> Any:
             place: Any = tirx.const(0, "int64")
             for index, size in zip(at, shape, strict=True):
                 place = place * size + index.astype("int64")
-            shift = tirx.Cast("int32", tirx.floormod(place, 2)) * 4
-            moved = tirx.shift_right(tirx.Cast("int32", data(place // 2)), shift)
-            bits = tirx.bitwise_and(moved, tirx.const(15, "int32"))
-            found = tirx.Select(bits > 7, bits - 16, bits) if signed else bits
-            return tirx.Cast("int8" if signed else "uint8", found)
+            return tirx.Cast("int8" if signed else "uint8", element_of(data(place // 2), place, signed=signed))
 
         return te.compute(shape, element, name="unpack")
 

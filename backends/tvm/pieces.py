@@ -6,6 +6,7 @@ from collections.abc import Set
 
 import onnx_ir as oir
 
+from burnish.backends.tvm.operators.weight_only import product_alone
 from burnish.backends.tvm.regions import LEAST, computes, multiplies
 from burnish.ir import dims
 from burnish.ir.dims import Dim
@@ -39,9 +40,8 @@ class Pieces:
         return found if len(found) > 1 else []
 
     def light(self, nodes: Set[oir.Node]) -> list[list[oir.Node]]:
-        """Chains of nodes that multiply no matrices, long enough that one loop in place of many may be worth something.
-
-        Such loops need no tuning: they are bound by the memory that is read and written once.
+        """What may be worth something without tuning: long chains of nodes that multiply no matrices, which are bound by
+        the memory that one loop reads and writes once, and products with quantized weights, which have a schedule.
         """
         import networkx as nx
 
@@ -52,7 +52,8 @@ class Pieces:
             producers = (value.producer() for value in node.inputs if value is not None)
             chains.add_edges_from((one, node) for one in producers if one in chains)
         found = [[node for node in kept if node in chain] for chain in nx.connected_components(chains)]
-        return [chain for chain in found if sum(computes(node, self._facts) for node in chain) >= LEAST]
+        kept_chains = [chain for chain in found if sum(computes(node, self._facts) for node in chain) >= LEAST]
+        return kept_chains + [one for node in nodes if (one := product_alone(node)) and nodes.issuperset(one)]
 
     def _stages(self, nodes: list[oir.Node]) -> list[list[oir.Node]]:
         found: list[list[oir.Node]] = []

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as oir
 from tvm import relax, te, tirx
 
+from burnish.backends.tvm import packing
 from burnish.backends.tvm.maker import Maker
 from burnish.backends.tvm.operators.movement import times
 from burnish.backends.tvm.registry import Unsupported, lowers
@@ -25,6 +26,8 @@ def unpacked(byte: Any, place: Any, bits: int) -> Any:
     whole = tirx.Cast("int32", byte)
     if bits == 8:
         return whole
+    if bits == 4:
+        return packing.element_of(byte, place, signed=False)
     shift = tirx.Cast("int32", tirx.floormod(place, 8 // bits)) * bits
     return tirx.bitwise_and(tirx.shift_right(whole, shift), tirx.const((1 << bits) - 1, "int32"))
 

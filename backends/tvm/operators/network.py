@@ -7,6 +7,7 @@ from typing import Any
 from tvm import relax
 
 from burnish.backends.tvm.maker import Maker
+from burnish.backends.tvm.operators import weight_only
 from burnish.backends.tvm.operators.elementwise import number
 from burnish.backends.tvm.operators.movement import plain
 from burnish.backends.tvm.registry import Unsupported, lowers
@@ -28,7 +29,18 @@ def product(make: Maker, a: Any, b: Any) -> Any:
 
 @lowers("MatMul")
 def matmul(make: Maker, a: Any, b: Any) -> Any:
-    return product(make, a, b)
+    found = _dequantized(make, a, False)
+    return product(make, a, b) if found is None else found
+
+
+def _dequantized(make: Maker, a: Any, transposed: bool) -> Any:
+    """The product with a quantized weight, in one kernel; None where the second factor is none."""
+    taken = make.rank(a) > 1 and make.dtype(a) in ("float32", *HALVES)
+    stored = weight_only.behind(make, 1, transposed) if taken else None
+    if stored is None or make.shape(a)[-1] != stored.depth:
+        return None
+    found = weight_only.multiplied(make, a, stored)
+    return found if make.dtype(a) == "float32" else make.emit(op.astype(found, make.dtype(a)))
 
 
 @lowers("FusedMatMul", domain="com.microsoft")
@@ -67,8 +79,10 @@ def gemm(
     transA: int = 0,  # noqa: N803
     transB: int = 0,  # noqa: N803
 ) -> Any:
-    left, right = (_last_two_swapped(make, one) if swap else one for one, swap in ((a, transA), (b, transB)))
-    found = make.emit(product(make, left, right))
+    left = _last_two_swapped(make, a) if transA else a
+    found = _dequantized(make, left, bool(transB))
+    if found is None:
+        found = make.emit(product(make, left, _last_two_swapped(make, b) if transB else b))
     if alpha != 1.0:
         found = make.emit(op.multiply(found, number(make, a, alpha)))
     if c is None or beta == 0.0:

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as oir
 import pytest
-from compiled_operators import agree, bytes_of, graph, nodes, random
+from compiled_operators import agree, bytes_of, graph, held, nodes, random
 
 pytest.importorskip("tvm")
-
-
-def held(model: oir.Model, arrays: dict[str, np.ndarray]) -> oir.Model:
-    """The model with inputs as initializers."""
-    for value in list(model.graph.inputs):
-        if value.name in arrays:
-            value.const_value = oir.tensor(arrays[str(value.name)], name=value.name)
-            value.shape = oir.Shape(arrays[str(value.name)].shape)
-            model.graph.inputs.remove(value)
-            model.graph.register_initializer(value)
-    return model
 
 
 def test_quantizing_rounds_half_to_even_and_saturates() -> None:

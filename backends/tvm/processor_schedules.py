@@ -1,0 +1,204 @@
+"""Schedules for a processor of kernels that nothing was tuned for: products with weights that they unpack themselves.
+
+A kernel is taken by what it does: a sum of products over one axis whose second factor is computed, element by element,
+from integers of at most 8 bits. The weight is then never written to memory: for one or two rows it is unpacked in
+registers where it is multiplied, else a few columns of it at a time, which stay in the nearest cache for all rows. All
+other kernels stay plain loops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+_LANES = 16
+"""Numbers of float32 that are multiplied at a time: a register of AVX-512, or two of AVX2."""
+_FEW = 2
+"""Rows up to which a weight is unpacked again for each."""
+_NARROW = ("int8", "uint8")
+_SCHEDULED = "tirx.is_scheduled"
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product in a kernel: `sum over k of x[m, k] * weight`.
+
+    Attributes:
+        block, weight: the names of the blocks that sum and that unpack.
+        rows: m, or None when it is known only when the kernel runs.
+        width, depth: n and k.
+        along_depth: whether the weight lies in memory as [n, k].
+        packed: how many elements a byte of it holds.
+        run: elements along the axis that lies together in memory which have one scale.
+    """
+
+    block: str
+    weight: str
+    rows: int | None
+    width: int
+    depth: int
+    along_depth: bool
+    packed: int
+    run: int
+
+
+def apply(module: Any) -> Any:
+    """The module with a schedule for each kernel that has none and is one of these."""
+    changed = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
+    for variable, function in module.functions_items():
+        if not isinstance(function, tirx.PrimFunc) or (function.attrs and _SCHEDULED in function.attrs):
+            continue
+        made = scheduled(function)
+        if made is not None:
+            changed.update_func(variable, made)
+    return changed
+
+
+def scheduled(function: Any) -> Any:
+    """A kernel with a schedule; None when it is none of these."""
+    schedule = Schedule(function)
+    product = _recognised(schedule)
+    if product is None:
+        return None
+    done = _along_depth(schedule, product) if product.along_depth else _along_width(schedule, product)
+    return schedule.mod["main"].with_attr(_SCHEDULED, True) if done else None
+
+
+def _recognised(schedule: Any) -> _Product | None:
+    root = schedule.get_sblock("root")
+    blocks = {schedule.get(one).name_hint: one for one in schedule.get_child_blocks(root)}
+    sums = [one for one in blocks.values() if any(i.iter_type == _REDUCED for i in schedule.get(one).iter_vars)]
+    if len(sums) != 1:
+        return None
+    block = schedule.get(sums[0])
+    kinds = [one.iter_type for one in block.iter_vars]
+    if len(kinds) != 3 or kinds[2] != _REDUCED or len(block.reads) != 2 or not _multiplies(block):
+        return None
+    m, n, k = (one.var for one in block.iter_vars)
+    first, second = ([r.min for r in one.region] for one in block.reads)
+    if not _same(first, (m, k)) or not (_same(second, (n, k)) or _same(second, (k, n))):
+        return None
+    makers = [one for one in schedule.get_producers(sums[0]) if _writes(schedule, one, block.reads[1].source)]
+    rows, width, depth = (_number(one.dom.extent) for one in block.iter_vars)
+    if len(makers) != 1 or width is None or depth is None:
+        return None
+    unpack = schedule.get(makers[0])
+    read = [one.source for one in unpack.reads]
+    narrow = [one for one in read if str(one.dtype) in _NARROW]
+    if not narrow or any(i.iter_type == _REDUCED for i in unpack.iter_vars):
+        return None
+    along = _same(second, (n, k))
+    stored = max(math.prod(_number(size) or 0 for size in one.shape) for one in narrow)
+    inner = depth if along else width
+    scales = [_number(one.shape[-1]) for one in read if len(one.shape) > 1 and str(one.dtype) not in _NARROW]
+    run = min([inner // size for size in scales if size and 1 < size < inner], default=inner)
+    packed = round(width * depth / stored) if stored else 0
+    if packed not in (1, 2, 4):
+        return None
+    return _Product(block.name_hint, unpack.name_hint, rows, width, depth, along, packed, run if along else inner)
+
+
+_REDUCED = 2
+
+
+def _multiplies(block: Any) -> bool:
+    """Whether a block adds the product of what it reads to what it writes, in float32."""
+    store = block.body
+    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tirx.Add):
+        return False
+    return isinstance(store.value.b, tirx.Mul) and str(store.value.ty.dtype) == "float32"
+
+
+def _same(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    return len(found) == len(wanted) and all(a.same_as(b) for a, b in zip(found, wanted, strict=True))
+
+
+def _writes(schedule: Any, block: Any, buffer: Any) -> bool:
+    return any(one.source.same_as(buffer) for one in schedule.get(block).writes)
+
+
+def _number(size: Any) -> int | None:
+    return int(size) if isinstance(size, int | tirx.IntImm) else None
+
+
+def _largest(size: int, most: int) -> int:
+    """The largest divisor of a size up to a bound."""
+    return next(one for one in range(min(size, most), 0, -1) if size % one == 0)
+
+
+def _along_depth(schedule: Any, product: _Product) -> bool:
+    """[n, k] in memory: sums of 16 lanes along k, which are added at the end."""
+    packed = product.packed
+    lanes = next(
+        (one for one in (_LANES, 8, 4) if not product.depth % (one * packed) and not product.run % (one * packed)), 0
+    )
+    if not lanes:
+        return False
+    step = lanes * packed
+
+    def in_lanes(row: Any, place: Any) -> tuple[Any, ...]:
+        return row, place // step, place % packed, place % step // packed
+
+    block, weight = schedule.get_sblock(product.block), schedule.get_sblock(product.weight)
+    k = schedule.get_loops(block)[-1]
+    _, lane, _ = schedule.split(k, [None, lanes, packed])
+    parts = schedule.rfactor(lane, -1)
+    m, n, steps, lane, half = schedule.get_loops(parts)
+    few = product.rows is not None and product.rows <= _FEW
+    tall = 1 if product.rows is None else _largest(product.rows, 4)
+    outer, inner = schedule.split(m, [None, tall])
+    columns, column = schedule.split(n, [None, _largest(product.width, 4)])
+    schedule.reorder(columns, outer, steps, half, inner, column, lane)
+    schedule.reverse_compute_at(block, outer)
+    if packed > 1:
+        schedule.cache_read(parts, 0, "global")
+        schedule.transform_layout(parts, ("read", 0), in_lanes)
+    if few:
+        schedule.compute_inline(weight)
+    else:
+        schedule.compute_at(weight, columns)
+        if packed > 1:
+            schedule.transform_layout(weight, ("write", 0), in_lanes)
+        place = schedule.get_loops(weight)[-1]
+        whole, one, part = schedule.split(place, [None, lanes, packed])
+        schedule.reorder(whole, part, one)
+        schedule.vectorize(one)
+        schedule.unroll(part)
+    schedule.vectorize(lane)
+    for loop in (half, inner, column):
+        schedule.unroll(loop)
+    schedule.decompose_reduction(parts, steps)
+    return True
+
+
+def _along_width(schedule: Any, product: _Product) -> bool:
+    """[k, n] in memory: 16 columns at a time, each row of the weight times one number of the input."""
+    if product.width % _LANES or product.packed > 1:
+        return False
+    block, weight = schedule.get_sblock(product.block), schedule.get_sblock(product.weight)
+    written = schedule.cache_write(block, 0, "local")
+    m, n, k = schedule.get_loops(block)
+    few = product.rows is not None and product.rows <= _FEW
+    tall = 1 if product.rows is None else _largest(product.rows, 4)
+    outer, inner = schedule.split(m, [None, tall])
+    wide = _largest(product.width // _LANES, 4)
+    columns, column, lane = schedule.split(n, [None, wide, _LANES])
+    schedule.reorder(columns, outer, k, inner, column, lane)
+    schedule.reverse_compute_at(written, outer)
+    schedule.vectorize(schedule.split(schedule.get_loops(written)[-1], [None, _LANES])[1])
+    if few:
+        schedule.compute_inline(weight)
+    else:
+        schedule.compute_at(weight, columns)
+        schedule.vectorize(schedule.split(schedule.get_loops(weight)[-1], [None, _LANES])[1])
+    schedule.vectorize(lane)
+    for loop in (inner, column):
+        schedule.unroll(loop)
+    schedule.decompose_reduction(block, k)
+    return True
