@@ -40,8 +40,8 @@ class Pieces:
         return found if len(found) > 1 else []
 
     def light(self, nodes: Set[oir.Node]) -> list[list[oir.Node]]:
-        """What may be worth something without tuning: long chains of nodes that multiply no matrices, which are bound by
-        the memory that one loop reads and writes once, and products with quantized weights, which have a schedule.
+        """What may be worth something without tuning: long chains of nodes that multiply no matrices, bound by the
+        memory that one loop reads and writes once, and products with quantized weights, which have a schedule.
         """
         import networkx as nx
 

@@ -70,21 +70,20 @@ def multiplied(make: Maker, a: Any, stored: Stored) -> Any:
 
 
 def between(node: oir.Node, index: int = 1) -> list[oir.Node]:
-    """The nodes that make an input of a node of a quantized weight, the DequantizeLinear last; none where they do not."""
-    found: list[oir.Node] = []
-    maker = match.producer(node.inputs[index], "Transpose") if len(node.inputs) > index else None
-    if maker is not None and list(match.attribute(maker, "perm", [1, 0])) == [1, 0]:
-        found, node, index = [maker], maker, 0
-    value = node.inputs[index] if len(node.inputs) > index else None
-    made = [match.producer(value, "DequantizeLinear", domain=one) for one in ("", "com.microsoft")]
-    found += [one for one in made if one is not None][:1]
-    if not found or found[-1].op_type != "DequantizeLinear":
+    """What makes an input of a node of a quantized weight: a Transpose or none, a DequantizeLinear."""
+    made: list[oir.Node] = []
+    maker = match.input_of(node, index)
+    transposed = match.producer(maker, "Transpose")
+    if transposed is not None and list(match.attribute(transposed, "perm", [1, 0])) == [1, 0]:
+        made, maker = [transposed], transposed.inputs[0]
+    found = match.producer(maker, "DequantizeLinear") or match.producer(
+        maker, "DequantizeLinear", domain="com.microsoft"
+    )
+    tensors = [] if found is None else [weights.tensor_of(one) for one in found.inputs if one is not None]
+    first = tensors[0] if tensors else None
+    if found is None or first is None or first.dtype not in _NARROW or len(first.shape) != 2:
         return []
-    tensors = [weights.tensor_of(one) for one in found[-1].inputs if one is not None]
-    first = tensors[0]
-    if first is None or first.dtype not in _NARROW or len(first.shape) != 2 or any(one is None for one in tensors):
-        return []
-    return found
+    return [] if any(one is None for one in tensors) else [*made, found]
 
 
 def product_alone(node: oir.Node) -> list[oir.Node]:
