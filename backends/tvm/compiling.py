@@ -54,8 +54,7 @@ def scheduled(module: Any, target: Target) -> Any:
     from burnish.backends.tvm import processor_schedules, schedules
 
     if target.kind != "cuda":
-        return processor_schedules.apply(module)
-
+        return processor_schedules.apply(copied(module))
     with target.tvm():
         return schedules.apply(copied(module))  # dlight puts schedules into the module that it is given
 

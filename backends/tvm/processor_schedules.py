@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 
@@ -49,15 +48,14 @@ class _Product:
 
 
 def apply(module: Any) -> Any:
-    """The module with a schedule for each kernel that has none and is one of these."""
-    changed = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs, global_infos=module.global_infos)
+    """The module, changed in place, with a schedule for each kernel that has none and is one of these."""
     for variable, function in module.functions_items():
         if not isinstance(function, tirx.PrimFunc) or (function.attrs and _SCHEDULED in function.attrs):
             continue
         made = scheduled(function)
         if made is not None:
-            changed.update_func(variable, made)
-    return changed
+            module.update_func(variable, made)
+    return module
 
 
 def scheduled(function: Any) -> Any:
