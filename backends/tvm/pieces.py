@@ -53,7 +53,9 @@ class Pieces:
             chains.add_edges_from((one, node) for one in producers if one in chains)
         found = [[node for node in kept if node in chain] for chain in nx.connected_components(chains)]
         kept_chains = [chain for chain in found if sum(computes(node, self._facts) for node in chain) >= LEAST]
-        return kept_chains + [one for node in nodes if (one := product_alone(node)) and set(one) <= nodes]
+        return kept_chains + [
+            one for node in self._model.graph if node in nodes and (one := product_alone(node)) and set(one) <= nodes
+        ]
 
     def _stages(self, nodes: list[oir.Node]) -> list[list[oir.Node]]:
         found: list[list[oir.Node]] = []
