@@ -110,9 +110,12 @@ class LossyPass(Pass):
         order: passes of a lower number apply their chosen edits first: 0 whole blocks, 10 parts of blocks, 20 sharing,
             30 factors, 40 numbers of fewer bits.
         needs: also what proposing needs; the engine proposes on the normal form.
+        prepare: exact passes, as a recipe names them, that are to run before the normal form is closed: what an edit
+            would otherwise have to leave alone.
     """
 
     order: ClassVar[int]
+    prepare: ClassVar[tuple[str, ...]] = ()
 
     @property
     def decided(self) -> bool:

@@ -117,10 +117,12 @@ def resolve(
     lossy = [one for one in lossy if one.pass_name() not in without]
     if allowed and not lossy:
         raise InputError("there is a budget, and no lossy pass is left to spend it", hint="leave `--without` out")
+    ahead = [] if any(isinstance(one, LossyPass) for one in base) else _ahead(own)
+    exact = [one for one in exact if not any(one is other for other in ahead)]
     kept = [one for one in (*base, *recipes.after(exact)) if one.pass_name() not in without]
     if compiled:  # what the lowering is told of values is told by their annotations
         kept = [one for one in kept if one.pass_name() not in recipes.LAST]
-    prepare, kept = _around(kept, lossy)
+    prepare, kept = _around(kept, lossy, [one for one in ahead if one.pass_name() not in without])
     required = tuple(dict.fromkeys((*require, *(given.require if given is not None else ()))))
     for name in required:
         if not any(one.pass_name() == name for one in (*prepare, *lossy, *kept)):
@@ -142,11 +144,17 @@ def resolve(
     )
 
 
-def _around(kept: list[Pass], lossy: list[LossyPass]) -> tuple[list[Pass], list[Pass]]:
+def _ahead(own: list[Pass]) -> list[Pass]:
+    """The caller's exact passes that stand before a lossy one."""
+    last = max((index for index, one in enumerate(own) if isinstance(one, LossyPass)), default=0)
+    return [one for one in own[:last] if not isinstance(one, LossyPass)]
+
+
+def _around(kept: list[Pass], lossy: list[LossyPass], ahead: list[Pass]) -> tuple[list[Pass], list[Pass]]:
     """The exact passes before and behind the lossy ones.
 
     Those stand where the first of them stands in the recipe, else behind the normal form; they need the normal form, so
-    it closes what is before them.
+    it closes what is before them: the passes that they ask for, then `ahead`, those that the caller wants before them.
     """
     if not lossy:
         return [], kept
@@ -156,8 +164,13 @@ def _around(kept: list[Pass], lossy: list[LossyPass]) -> tuple[list[Pass], list[
         first = normal[0] + 1 if normal else 0
     before = [one for one in kept[:first] if not isinstance(one, LossyPass)]
     closing = [catalog.make(name) for name in recipes.NORMAL_FORM]
-    if [catalog.spec(one) for one in before[-len(closing) :]] != [catalog.spec(one) for one in closing]:
+    wanted = [catalog.spec(one) for one in closing]
+    texts = dict.fromkeys(text for one in lossy for text in one.prepare)
+    more = [*(one for text in texts for one in catalog.parse(text)), *ahead]
+    if [catalog.spec(one) for one in before[-len(closing) :]] != wanted:
         before += closing
+    if more:
+        before += [*more, *closing]
     return before, [one for one in kept[first:] if not isinstance(one, LossyPass)]
 
 

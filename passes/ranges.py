@@ -22,7 +22,7 @@ Method = Literal["minmax", "percentile", "mse", "entropy"]
 errors least; `entropy` what makes the divergence of the distribution of the integers from that of the numbers least."""
 
 BINS = 8192
-_SHARES = np.geomspace(0.02, 1.0, 40)
+_SHARES = np.concatenate([np.geomspace(0.02, 0.68, 20), np.linspace(0.7, 1.0, 31)])
 _THRESHOLDS = 96
 
 
@@ -111,9 +111,14 @@ def _least_divergence(seen: Histogram, grid: Grid, low: float, high: float) -> t
     """The threshold on magnitudes whose clipped distribution the integers show best (Migacz, TensorRT, 2017).
 
     The bins within the threshold, with what is outside added to the outermost ones, are compared with the same bins
-    merged to as many groups as there are integers, each spread evenly over those of its bins that hold something.
+    merged to as many groups as there are integers, each spread evenly over those of its bins that hold something. The
+    bin that holds 0 is left out: 0 is an integer of its own, and a Relu puts most of the numbers there.
     """
     assert seen.counts is not None
+    counts = seen.counts.astype(np.float64)
+    counts[seen.bins // 2] = 0
+    if not counts.any():
+        return low, high
     half, width = seen.bins // 2, float(np.ldexp(1.0, seen.exponent))
     reach = round(max(-low, high) / width)
     levels = 1 << grid.bits
@@ -122,10 +127,10 @@ def _least_divergence(seen: Histogram, grid: Grid, low: float, high: float) -> t
     best = (np.inf, reach)
     for end in np.unique(np.linspace(start, reach, _THRESHOLDS).round().astype(int)):
         first, last = max(half - end, half + round(low / width)), min(half + end, half + round(high / width))
-        inner = seen.counts[first:last].astype(np.float64)
+        inner = counts[first:last]
         reference = inner.copy()
-        reference[0] += seen.counts[:first].sum()
-        reference[-1] += seen.counts[last:].sum()
+        reference[0] += counts[:first].sum()
+        reference[-1] += counts[last:].sum()
         groups = np.arange(len(inner)) * levels // len(inner)
         sums = np.bincount(groups, inner, levels)
         filled = np.bincount(groups, inner > 0, levels)

@@ -1,0 +1,139 @@
+"""Which values are rounded to integers when layers are, so that what lies between the layers runs on integers too.
+
+A runtime puts an operator on integers when each value that it reads and the value that it computes is rounded. A layer
+needs that for its input, a convolution for its output as well. Between two such layers there may be operators that can
+follow: those that only move numbers, which keep the scale, and a few that compute, which get a scale of their own. A
+Relu, or a Clip from 0 on, vanishes when the value behind it is rounded to integers that begin at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir import match, weights
+from burnish.ir.views.convolution import Convolution
+from burnish.ir.walk import STANDARD_DOMAINS, is_op
+from burnish.passes.layers import Layer
+
+COMPUTING = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu", "Relu", "Clip")
+"""Operators with a kernel on integers (ONNX Runtime 1.32, CPU), whose result has a scale of its own."""
+
+MOVING = (
+    *("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather"),
+    *("DepthToSpace", "SpaceToDepth", "Resize"),
+)
+"""Operators whose result consists of numbers that they read."""
+
+_SMALL = 16
+"""How many times smaller the other operand of a product is that is rounded for the sake of the large one."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is rounded.
+
+    Attributes:
+        scale_of: every value that is rounded, in the order of the graph, with the value whose scale it takes over; None
+            where it has one of its own.
+        readers: the nodes that read the rounded form of each value; None for all of them.
+    """
+
+    scale_of: dict[oir.Value, oir.Value | None]
+    readers: dict[oir.Value, list[oir.Node] | None]
+
+
+def settled(value: oir.Value) -> oir.Value:
+    """Where a value is rounded: behind the Relu, or Clip from 0 on, that is all that reads it."""
+    node = match.sole_consumer(value, "Relu", "Clip")
+    return node.outputs[0] if node is not None and node.inputs[0] is value and _begins_at_zero(node) else value
+
+
+def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
+    """What is rounded when these layers are, and what reads it.
+
+    Args:
+        graph: the main graph, in order.
+        layers: layers of it.
+    """
+    marked: set[oir.Value] = set()
+    for layer in layers:
+        marked.add(layer.input)
+        end = settled(layer.output)
+        if isinstance(layer, Convolution) or end is not layer.output:
+            marked.add(end)
+    ready: dict[oir.Node, list[oir.Value]] = {}
+    reached = set(marked)
+    for node in graph:
+        operands = _operands(node)
+        small = [value for value in operands if value not in reached and _is_small(value, node)]
+        if operands and all(value in reached or value in small for value in operands) and len(small) < len(operands):
+            ready[node] = [*(settled(out) for out in node.outputs if out.name != ""), *small]
+            reached.update(ready[node])
+    followed: dict[oir.Node, None] = {}
+    for node in reversed(ready):
+        users = (user for value in ready[node] for user in match.consumers(value))
+        if any(value in marked for value in ready[node]) or any(user in followed for user in users):
+            followed[node] = None
+    for node in followed:
+        marked.update(ready[node])
+    nodes = {layer.node for layer in layers} | set(followed)
+    on_integers = {settled(out) for node in nodes for out in node.outputs}
+    scale_of: dict[oir.Value, oir.Value | None] = {}
+    for value in _in_order(graph, marked):
+        above = value.producer()
+        moved = above is not None and above in followed and is_op(above, *MOVING)
+        scale_of[value] = above.inputs[0] if moved and above is not None else None
+    readers: dict[oir.Value, list[oir.Node] | None] = {}
+    for value in scale_of:
+        whole = value in on_integers
+        readers[value] = None if whole else [user for user in match.consumers(value) if user in nodes]
+    return Flow(scale_of, readers)
+
+
+def _operands(node: oir.Node) -> list[oir.Value]:
+    """The values that a node which can follow computes its result from; empty for any other node."""
+    if node.domain not in STANDARD_DOMAINS:
+        return []
+    if node.op_type in ("Add", "Mul", "Concat"):
+        found = [value for value in node.inputs if value is not None]
+        return [] if any(weights.is_constant(value) for value in found) else found
+    if node.op_type in ("Relu", "Clip") and not _begins_at_zero(node):
+        return []
+    if is_op(node, "Resize") and match.attribute(node, "mode", "nearest") != "nearest":
+        return []
+    if is_op(node, "MaxPool") and len(node.outputs) > 1:
+        return []
+    value = match.input_of(node, 0)
+    known = is_op(node, *COMPUTING, *MOVING) and value is not None and not weights.is_constant(value)
+    return [value] if known and value is not None else []
+
+
+def _begins_at_zero(node: oir.Node) -> bool:
+    """Whether a Relu or Clip gives nothing below 0 and passes on what is a little above."""
+    if is_op(node, "Relu"):
+        return True
+    low = match.input_of(node, 1)
+    least = match.attribute(node, "min") if low is None else weights.scalar(low)
+    high = match.input_of(node, 2)
+    most = match.attribute(node, "max", 1.0) if high is None else weights.scalar(high)
+    return least == 0 and most is not None and most > 0
+
+
+def _is_small(value: oir.Value, node: oir.Node) -> bool:
+    """Whether `value` is spread by a product or sum over a result that is much larger."""
+    own, whole = value.shape, node.outputs[0].shape
+    if not is_op(node, "Add", "Mul") or own is None or whole is None or len(own) != len(whole) or len(own) < 3:
+        return False
+    spread = 1
+    for size, wide in zip(own, whole, strict=True):
+        if size != wide:
+            spread *= int(wide) if size == 1 and isinstance(wide, int) else _SMALL if size == 1 else 0
+    return spread >= _SMALL
+
+
+def _in_order(graph: oir.Graph, values: Collection[oir.Value]) -> list[oir.Value]:
+    given = [value for value in graph.inputs if value in values]
+    return [*given, *(out for node in graph for out in node.outputs if out in values)]

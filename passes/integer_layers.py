@@ -1,0 +1,222 @@
+"""Writing a convolution or linear layer so that it multiplies 8-bit integers: weight, bias, and what is around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match, weights
+from burnish.ir.errors import InputError
+from burnish.ir.views.convolution import Convolution
+from burnish.ir.views.linear import Linear
+from burnish.ir.views.parameter import Parameter, same_shape, write_input
+from burnish.ir.walk import is_op
+from burnish.passes import grids, qdq, ranges
+from burnish.passes.grids import Grid, Scales
+from burnish.passes.integer_flow import flow
+from burnish.passes.layers import Layer, unobservable
+from burnish.passes.lossy import Savings
+
+
+def refusal(model: oir.Model, layer: Layer) -> str | None:
+    """Why a layer cannot multiply integers with fixed scales, in plain words; None when it can."""
+    reason = layer.read_only or unobservable(model, layer)
+    if reason is not None:
+        return reason
+    if isinstance(layer, Convolution) and layer.transposed:
+        return (
+            "ONNX Runtime has no kernel on integers for a transposed convolution; `quantize-weights` makes it smaller"
+        )
+    if match.sole_consumer(layer.output, "BatchNormalization") is not None:
+        return "a BatchNormalization stands behind it, which `fold-batchnorm` puts into its weights first"
+    if layer.shared:
+        return f"{layer.shared[0].op_type} shares the weight"
+    for parameter in (layer.parameter, layer.bias_parameter):
+        if parameter is not None and parameter.steps:
+            return f"its weight lies behind a {parameter.steps[-1].op_type}"
+    if layer.dtype != oir.DataType.FLOAT:
+        return "it does not compute in float32"
+    if isinstance(layer, Linear) and layer.add is not None and match.rank(layer.input) is None:
+        return "the rank of its input is not known"
+    return None
+
+
+def feature_axis(layer: Layer) -> int:
+    """The axis of the input that the weight multiplies."""
+    return layer.input_axis if isinstance(layer, Linear) else 1
+
+
+def takes_bias(layer: Layer) -> bool:
+    """Whether a bias costs no node."""
+    return layer.bias_is_free if isinstance(layer, Linear) else True
+
+
+def _on_integers(layer: Layer) -> bool:
+    """Whether the kernel adds the bias as integers; that of a product of more than two axes does not."""
+    return not isinstance(layer, Linear) or is_op(layer.node, "Gemm") or match.rank(layer.input) == 2
+
+
+def savings(model: oir.Model, layer: Layer, per_channel: bool, corrected: bool) -> Savings:
+    """What a layer alone saves; pairs that are on its values already are taken.
+
+    Args:
+        model: the model.
+        layer: that `refusal` does not refuse.
+        per_channel: its weight has a scale for each output.
+        corrected: it has a bias afterwards.
+    """
+    assert layer.parameter is not None
+    pairs = sum(qdq.pair_on(value) is None for value in flow(model.graph, [layer]).scale_of)
+    out = layer.out_features if isinstance(layer, Linear) else layer.out_channels
+    count = int(np.prod(layer.parameter.shape))
+    scales = out if per_channel else 1
+    parameters, size = -2 * pairs - 2 * scales, -5 * pairs + 3 * count - 5 * scales
+    old = layer.bias_parameter
+    if old is not None or corrected:
+        new = out
+        integers = _on_integers(layer)
+        if old is not None and not integers and not corrected:
+            new = int(np.prod(old.shape))
+        gone = weights.tensor_of(old.source) if old is not None and not old.others(_bias_reader(layer)) else None
+        parameters += (0 if gone is None else gone.size) - new - (scales if integers else 0)
+        size += (0 if gone is None else gone.nbytes) - 4 * new - (4 * scales if integers else 0)
+    return Savings(parameters, size, 0)
+
+
+def _bias_reader(layer: Layer) -> oir.Node:
+    return layer.nodes[-1]
+
+
+def round_values(
+    model: oir.Model, layers: Sequence[Layer], known: Mapping[str, np.ndarray], grid: Grid
+) -> list[np.ndarray]:
+    """Round what layers, and the operators between them, read and compute.
+
+    Args:
+        model: the model.
+        layers: layers of the main graph.
+        known: the least and the largest number of each value, by its name.
+        grid: the integers.
+
+    Returns:
+        The scale of the input of each layer.
+
+    Raises:
+        InputError: a value is not known, or has a pair with scales that cannot be read.
+    """
+    found = flow(model.graph, layers)
+    inputs = [layer.input for layer in layers]
+    given: dict[oir.Value, Scales] = {}
+    for value, like in found.scale_of.items():
+        if like in given:
+            given[value] = given[like]
+            continue
+        ends = known.get(str(value.name))
+        if ends is None:
+            raise InputError(f"the range of `{value.name}` is not known: another pass has changed what is around it")
+        given[value] = ranges.scales(float(ends[0]), float(ends[1]), grid)
+    for value, readers in found.readers.items():
+        put = qdq.put_pair(model, value, given[value], readers)
+        there = qdq.scales_of(put)
+        if there is None:
+            raise InputError(f"`{value.name}` has a QuantizeLinear whose scale is not one constant")
+        given[value] = there
+    return [given[value].scale for value in inputs]
+
+
+def fitted(
+    layer: Layer, input_scale: np.ndarray, grid: Grid, axis: int | None, clip: Literal["minmax", "mse"]
+) -> tuple[np.ndarray, Scales]:
+    """The weight of a layer as integers [out, ...] and their scales, such that the bias has room.
+
+    Args:
+        layer: the layer.
+        input_scale: of its input.
+        grid: the integers.
+        axis: 0 for a scale for each output, None for one.
+        clip: see `grids.fit`.
+    """
+    weight, bias = layer.weight(), layer.bias()
+    scales = grids.fit(weight, grid, axis, clip=clip)
+    if bias is not None and _on_integers(layer):
+        scales = qdq.fitting_bias(scales, bias, input_scale)
+    return grids.quantize(weight, scales), scales
+
+
+def write(
+    model: oir.Model,
+    layer: Layer,
+    input_scale: np.ndarray,
+    weight: tuple[np.ndarray, Scales],
+    mean: np.ndarray | None,
+) -> None:
+    """Write integers into a layer whose values are rounded already.
+
+    Args:
+        model: the model.
+        layer: the layer; this view is out of date afterwards.
+        input_scale: of its input.
+        weight: integers [out, ...] and scales, as `fitted` gives them.
+        mean: of what each feature of the input is, float64 [features]: the bias takes up what rounding the weight
+            changes there. None to leave the bias.
+    """
+    levels, scales = weight
+    bias = layer.bias()
+    if mean is not None:
+        bias = (0.0 if bias is None else bias) + _shift(layer, grids.dequantize(levels, scales), mean)
+    integers, rank = _on_integers(layer), match.rank(layer.input) or 3
+    one_node = isinstance(layer, Linear) and layer.add is not None and rank == 2
+    node = _as_gemm(layer) if one_node else layer.node
+    stored, scales = _as_stored(layer, levels, scales)
+    qdq.put_weight(model, node, 1, stored, scales)
+    for name in ("alpha", "beta"):
+        node.attributes.pop(name, None)
+    if bias is None:
+        return
+    stem = _stem(layer.parameter)
+    if integers:
+        into = qdq.bias_scales(input_scale, scales)
+        if match.input_of(node, 2) is None:
+            edit.set_input(node, 2, edit.add_constant(model, f"{stem}_bias", bias.astype(np.float32)))
+        qdq.put_weight(model, node, 2, grids.quantize(bias, into), into)
+    elif isinstance(layer, Linear) and layer.add is not None:
+        side = 1 if layer.add.inputs[0] is node.outputs[0] else 0
+        shape = (1,) * (rank - 1) + (-1,)  # as many axes as the product: else ONNX Runtime makes a float32 Gemm of both
+        write_input(model, layer.add, side, bias.reshape(shape), oir.DataType.FLOAT, f"{stem}_bias")
+
+
+def _shift(layer: Layer, rounded: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What an output [out] loses by a rounded weight [out, in / groups, ...] at the mean of the input."""
+    apart = layer.weight() - rounded
+    groups = layer.groups if isinstance(layer, Convolution) else 1
+    taps = apart.reshape(groups, apart.shape[0] // groups, apart.shape[1], -1).sum(3)
+    return np.asarray(np.einsum("goi,gi->go", taps, mean.reshape(groups, -1)).reshape(-1))
+
+
+def _as_gemm(layer: Layer) -> oir.Node:
+    """A MatMul of matrices and the Add of its bias as one node."""
+    assert isinstance(layer, Linear) and layer.add is not None and layer.bias_parameter is not None
+    product = edit.make("Gemm", [*layer.node.inputs, layer.bias_parameter.value], like=layer.nodes)
+    same_shape(product, layer.add.outputs[0])
+    edit.replace_node(layer.add, product)
+    return product
+
+
+def _as_stored(layer: Layer, levels: np.ndarray, scales: Scales) -> tuple[np.ndarray, Scales]:
+    """Integers [out, ...] in the layout of the layer's node, and the scales along its axis of outputs."""
+    if isinstance(layer, Convolution):
+        return levels, scales
+    assert layer.parameter is not None
+    stored = levels if layer.stored_transposed else levels.T
+    stored = stored.reshape(layer.parameter.shape[:-2] + stored.shape)
+    if scales.axis is None:
+        return stored, scales
+    axis = stored.ndim - (2 if layer.stored_transposed else 1)
+    return stored, Scales(scales.grid, scales.scale, scales.zero_point, axis)
+
+
+def _stem(parameter: Parameter | None) -> str:
+    return (parameter.source.name if parameter is not None else None) or "weight"

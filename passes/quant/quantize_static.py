@@ -1,0 +1,150 @@
+"""Convolutions and linear layers on integers of 8 bits, with scales that are fixed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.passes import catalog, factors, integer_layers, ranges
+from burnish.passes.base import Outcome
+from burnish.passes.grids import Grid
+from burnish.passes.integer_flow import flow
+from burnish.passes.layers import Layer, layers
+from burnish.passes.lossy import Context, Edit, LossyPass
+from burnish.passes.reducers import Moments
+from burnish.passes.sites import Site
+
+_PLACE = "quantize-static"
+
+
+@dataclass(frozen=True)
+class QuantizeStatic(LossyPass):
+    """Let convolutions and linear layers compute on 8-bit integers, and what lies between them too where it can.
+
+    Activations get one scale for each value, from samples; weights one for each output. The form is QuantizeLinear and
+    DequantizeLinear, which ONNX Runtime turns into kernels on integers.
+
+    Attributes:
+        calibration: how much of an activation's range is kept: `minmax` all of it, `percentile` a share, `mse` what
+            makes the squared error least, `entropy` what keeps the distribution.
+        percentile: for `percentile`: the percent of the numbers that are not cut off at each end.
+        symmetric: activations have their zero point in the middle, or at 0 where none is negative.
+        per_channel: weights have a scale for each output, else one for all.
+        weight_clip: `mse` cuts off a few weights where that makes the squared error less.
+        weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
+        correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
+    """
+
+    calibration: ranges.Method = "mse"
+    percentile: float = 99.99
+    symmetric: bool = False
+    per_channel: bool = True
+    weight_clip: Literal["minmax", "mse"] = "mse"
+    weight_bits: int = 8
+    correct_bias: bool = True
+    order: ClassVar[int] = 40
+    needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+    prepare: ClassVar[tuple[str, ...]] = ("raise-opset{to=13}", "fold-batchnorm")
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise InputError(f"`percentile` is {self.percentile}", place=_PLACE, hint="give more than 50, at most 100")
+        if self.weight_bits not in (7, 8):
+            raise InputError(f"`weight_bits` is {self.weight_bits}", place=_PLACE, hint="give 8 or 7")
+
+    @property
+    def decided(self) -> bool:
+        return True
+
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer."""
+        found: dict[str, Layer] = {}
+        for name, layer in layers(model).items():
+            reason = integer_layers.refusal(model, layer)
+            if reason is None:
+                found[name] = layer
+            else:
+                outcome.skip(layer.node, reason)
+        known, wrong = self._observed(model, found, context)
+        edits = []
+        for name, layer in found.items():
+            reason = next((wrong[v] for v in flow(model.graph, [layer]).scale_of if v in wrong), None)
+            if reason is not None:
+                outcome.skip(layer.node, reason)
+                continue
+            edits.append(
+                Edit(
+                    catalog.spec(self),
+                    name,
+                    "int8 per channel" if self.per_channel else "int8",
+                    frozenset(str(node.name) for node in layer.nodes),
+                    integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
+                    known,
+                    (str(layer.node.name),),
+                )
+            )
+        return edits
+
+    def _corrected(self, layer: Layer) -> bool:
+        return self.correct_bias and integer_layers.takes_bias(layer)
+
+    def _observed(
+        self, model: oir.Model, found: Mapping[str, Layer], context: Context
+    ) -> tuple[dict[str, np.ndarray], dict[oir.Value, str]]:
+        """Ranges and means by name, and the values that have none, each with the reason."""
+        values = {str(value.name): value for value in flow(model.graph, list(found.values())).scale_of}
+        wanted = {name: ranges.reducer(self.calibration) for name in values}
+        keeps = context.keeps(model, {name: (value, None) for name, value in values.items()})
+        sites = {}
+        for name, value in values.items():
+            keep = keeps[name]
+            sites[name] = Site(value, None if isinstance(keep, str) else keep)
+        means = {}
+        for layer in found.values():
+            if self._corrected(layer):
+                means[f"mean {layer.node.name}"] = Moments(axis=integer_layers.feature_axis(layer))
+                sites[f"mean {layer.node.name}"] = sites[str(layer.input.name)]
+        if not sites:
+            return {}, {}
+        observer = context.observe(model)
+        seen = observer.observe(sites, wanted | means, context.samples)
+        observer.close()
+        known, wrong = {}, {}
+        for name, value in values.items():
+            try:
+                known[name] = np.array(ranges.limits(seen[name], self.calibration, self._grid, self.percentile))
+            except InputError as error:
+                wrong[value] = f"`{name}` cannot be rounded: {error.cause}"
+        for name in means:
+            one = seen[name]
+            assert isinstance(one, Moments)
+            if one.mean is not None:
+                known[name] = one.mean
+        return known, wrong
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(8, signed=False, symmetric=self.symmetric)
+
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        """See the class of passes."""
+        nodes = {node.name: node for node in model.graph}
+        known: dict[str, np.ndarray] = {}
+        chosen: list[Layer] = []
+        for edit in edits:
+            layer = factors.found(nodes[edit.anchors[0]])
+            if not outcome.take(layer.node):
+                break
+            known |= edit.payload
+            chosen.append(layer)
+        inputs = integer_layers.round_values(model, chosen, known, self._grid)
+        axis = 0 if self.per_channel else None
+        for layer, scale in zip(chosen, inputs, strict=True):
+            mean = known.get(f"mean {layer.node.name}") if self._corrected(layer) else None
+            fitted = integer_layers.fitted(layer, scale, Grid(self.weight_bits), axis, self.weight_clip)
+            integer_layers.write(model, layer, scale, fitted, mean)

@@ -1,0 +1,228 @@
+"""What static quantization promises: kernels on integers from end to end, small errors, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as oir
+import pytest
+from golden import name_nodes, parse_graph
+from laws import OrtRunner
+
+import burnish
+from burnish.backends.ort.session import executor
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.ir.text import fingerprint
+from burnish.passes import catalog, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import Edit, LossyPass
+from burnish.tools.lossy_context import context_for
+
+RESIDUAL = """g (float[2, 3, 16, 16] x) => (float[2, 10] y)
+<float[8, 3, 3, 3] w0, float[8] b0, float[8, 1, 3, 3] w1, float[8] b1, float[8, 8, 1, 1] w2, float[8] b2,
+ float[16, 16, 3, 3] w3, float[16] b3, float[16, 10] w4, float[10] b4, float low = {0.0}, float six = {6.0}> {
+  c0 = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+  r0 = Clip (c0, low, six)
+  c1 = Conv <pads = [1, 1, 1, 1], group = 8> (r0, w1, b1)
+  r1 = Relu (c1)
+  c2 = Conv (r1, w2, b2)
+  s = Add (c2, r0)
+  r2 = Relu (s)
+  m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r2)
+  n = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r0)
+  k = Concat <axis = 1> (m, n)
+  c3 = Conv <pads = [1, 1, 1, 1]> (k, w3, b3)
+  r3 = Relu (c3)
+  p = GlobalAveragePool (r3)
+  f = Flatten (p)
+  y = Gemm (f, w4, b4)
+}"""
+
+GATED = """g (float[2, 8, 12, 12] x) => (float[2, 8, 12, 12] y)
+<float[8, 8, 3, 3] w0, float[8, 8, 1, 1] w1, float[8, 8, 3, 3] w2> {
+  c0 = Conv <pads = [1, 1, 1, 1]> (x, w0)
+  s = Sigmoid (c0)
+  a = Mul (c0, s)
+  p = GlobalAveragePool (a)
+  g = Conv (p, w1)
+  h = Sigmoid (g)
+  b = Mul (a, h)
+  y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+}"""
+
+ATTENTIVE = """g (float[2, 9, 32] x) => (float[2, 9, 32] y)
+<float[32, 64] w0, float[64] b0, float[64, 32] w1, float[32] b1> {
+  p = MatMul (x, w0)
+  a = Add (p, b0)
+  h = Gelu (a)
+  q = MatMul (h, w1)
+  c = Add (q, b1)
+  y = Add (c, x)
+}"""
+
+
+def model_of(source: str) -> oir.Model:
+    model = oir.from_proto(onnx.shape_inference.infer_shapes(parse_graph(source), strict_mode=True, data_prop=True))
+    name_nodes(model)
+    return model
+
+
+def samples_of(model: oir.Model, count: int = 8) -> list[Sample]:
+    (given,) = model.graph.inputs
+    shape = [int(size) for size in given.shape]  # type: ignore[union-attr, arg-type]
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
+    return [Sample(str(index), {str(given.name): array}) for index, array in enumerate(arrays)]
+
+
+def proposed(model: oir.Model, samples: Sequence[Sample], options: str = "") -> tuple[LossyPass, list[Edit], Outcome]:
+    (one,) = catalog.parse(f"quantize-static{options}")
+    assert isinstance(one, LossyPass)
+    outcome = Outcome("quantize-static")
+    return one, one.propose(model, context_for(model, samples), outcome), outcome
+
+
+def quantized(model: oir.Model, options: str = "") -> oir.Model:
+    one, edits, _ = proposed(model, samples_of(model), options)
+    return lossy.apply(model, edits, [one])[0]
+
+
+def kernels(model: oir.Model, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime is left with after its own optimizations."""
+    runner = executor(trace=folder)(model)
+    runner.close()
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node)
+
+
+def error(model: oir.Model, other: oir.Model) -> float:
+    """The relative error of all outputs on samples of another seed than those of the calibration."""
+    (given,) = model.graph.inputs
+    shape = [int(size) for size in given.shape]  # type: ignore[union-attr, arg-type]
+    feeds = {str(given.name): np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
+    found = []
+    for one in (model, other):
+        runner = OrtRunner(one, optimize=True)
+        found.append(np.concatenate([array.ravel() for array in runner.run(feeds).values()]))
+        runner.close()
+    return float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))
+
+
+FLOAT = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm", "Relu", "Clip", "Add", "Mul", "Sigmoid", "MaxPool"}
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "float_left"),
+    [
+        (
+            RESIDUAL,
+            {"QLinearConv": 4, "QGemm": 1, "QLinearAdd": 1, "QLinearConcat": 1, "QLinearGlobalAveragePool": 1},
+            {"MaxPool"},
+        ),
+        (GATED, {"QLinearConv": 3, "QLinearSigmoid": 2, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
+        (ATTENTIVE, {"MatMulIntegerToFloat": 2}, {"Add"}),
+    ],
+    ids=["residual", "gated", "attentive"],
+)
+def test_everything_between_layers_runs_on_integers(
+    source: str, wanted: dict[str, int], float_left: set[str], tmp_path: Path
+) -> None:
+    model = model_of(source)
+    after = quantized(model)
+    found = kernels(after, tmp_path)
+    assert {name: found[name] for name in wanted} == wanted
+    assert not (FLOAT - float_left) & set(found), found
+    convolutional = source is not ATTENTIVE
+    assert found["QuantizeLinear"] == (1 if convolutional else 2)
+    assert found["DequantizeLinear"] == (1 if source is GATED else 0)
+    assert error(model, after) < 0.05
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_every_calibration_keeps_the_function(calibration: str, symmetric: str, tmp_path: Path) -> None:
+    model = model_of(RESIDUAL)
+    after = quantized(model, f"{{calibration={calibration},symmetric={symmetric}}}")
+    assert error(model, after) < (0.2 if calibration == "entropy" else 0.06)
+    assert kernels(after, tmp_path)["QLinearConv"] == 4
+
+
+def test_single_layers_and_pairs_of_them_can_be_edited() -> None:
+    model = model_of(RESIDUAL)
+    one, edits, _ = proposed(model, samples_of(model))
+    whole = error(model, lossy.apply(model, edits, [one])[0])
+    alone = [error(model, lossy.apply(model, [edit], [one])[0]) for edit in edits]
+    assert 0 < max(alone) <= 1.5 * whole and whole < 2 * sum(alone)
+    for first, second in zip(edits, edits[1:], strict=False):
+        assert error(model, lossy.apply(model, [first, second], [one])[0]) < 3 * whole
+
+
+def test_the_mean_of_rounded_weights_is_put_into_the_bias() -> None:
+    source = RESIDUAL.replace("w4, float[10] b4", "w4")
+    model = model_of(source.replace("(f, w4, b4)", "(f, w4)"))
+    kept, moved = (
+        quantized(model, f"{{per_channel=false,weight_bits=7,correct_bias={one}}}") for one in ("false", "true")
+    )
+    assert error(model, moved) < error(model, kept)
+
+
+def test_a_bias_that_is_huge_beside_its_weight_keeps_its_value() -> None:
+    source = "g (float[2, 3, 6, 6] x) => (float[2, 2, 6, 6] y) <float[2, 3, 1, 1] w, float[2] b> { y = Conv (x, w, b) }"
+    model = model_of(source)
+    weight, bias = (model.graph.initializers[name] for name in "wb")
+    weight.const_value = oir.tensor((weight.const_value.numpy() * np.float32(1e-7)), name="w")  # type: ignore[union-attr]
+    bias.const_value = oir.tensor(np.array([300.0, -200.0], np.float32), name="b")
+    assert error(model, quantized(model)) < 0.01
+
+
+def test_the_same_samples_give_the_same_bytes() -> None:
+    model = model_of(GATED)
+    assert fingerprint(quantized(model)) == fingerprint(quantized(model))
+
+
+def test_a_model_that_is_quantized_stays_what_it_is() -> None:
+    after = quantized(model_of(RESIDUAL))
+    _, edits, outcome = proposed(after, samples_of(after))
+    assert not edits and {skip.reason for skip in outcome.skipped} == {"its weight is quantized"}
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    model = model_of(RESIDUAL.replace("(x, w0, b0)", "(l, w0, b0)").replace("c0 = Conv", "l = Log (x)\n  c0 = Conv"))
+    _, edits, outcome = proposed(model, samples_of(model))
+    assert not edits and "`l` cannot be rounded: it holds NaN or infinity" in {one.reason for one in outcome.skipped}
+
+
+@pytest.mark.parametrize("options", ["{percentile=20}", "{weight_bits=4}", "{calibration=best}"])
+def test_options_that_make_no_sense_are_refused(options: str) -> None:
+    with pytest.raises(InputError):
+        catalog.parse(f"quantize-static{options}")
+
+
+OLD = """<opset_import: ["": 11]> g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] y)
+<float[4, 3, 3, 3] w, float[4] scale, float[4] bias, float[4] mean, float[4] var> {
+  c = Conv <pads = [1, 1, 1, 1]> (x, w)
+  n = BatchNormalization (c, scale, bias, mean, var)
+  y = Relu (n)
+}"""
+
+
+def test_norms_are_folded_and_old_opsets_raised_before(tmp_path: Path) -> None:
+    path, data = tmp_path / "old.onnx", tmp_path / "data.npz"
+    onnx.save(parse_graph(OLD), path)
+    np.savez(data, x=np.random.default_rng(0).standard_normal((8, 2, 3, 8, 8)).astype(np.float32))
+    found = burnish.optimize(path, tmp_path / "new.onnx", passes=["quantize-static"], data=data)
+    assert kernels(found.model, tmp_path)["QLinearConv"] == 1
+    assert found.model.opset_imports[""] >= 13
+
+
+def test_passes_named_before_a_lossy_one_run_before_it() -> None:
+    from burnish.passes import plan
+
+    todo = plan.resolve(passes=["fold-affine", "quantize-static", "fuse-norm"])
+    before, behind = ([one.pass_name() for one in part] for part in (todo.prepare, todo.passes))
+    assert "fold-affine" in before and "fold-affine" not in behind
+    assert "fuse-norm" in behind and before.index("fold-batchnorm") < before.index("fold-affine")
