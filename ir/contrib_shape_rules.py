@@ -30,7 +30,8 @@ def infer(facts: Inference, node: oir.Node) -> None:
 
 
 def _dtype(facts: Inference, node: oir.Node) -> oir.DataType | None:
-    return facts.dtype(node.inputs[2 if node.op_type == "EmbedLayerNormalization" else 0])
+    third = node.op_type in ("EmbedLayerNormalization", "GatherBlockQuantized")
+    return facts.dtype(node.inputs[2 if third else 0])
 
 
 def _same(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None]:
@@ -59,6 +60,14 @@ def _product(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape 
 
 def _blocked(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None]:
     return [(*source[:-1], int(match.attribute(node, "N", 0)))]
+
+
+def _picked_rows(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:
+    ids = facts.shape(match.input_of(node, 1))
+    if ids is None or len(source) != 2 or match.attribute(node, "gather_axis", 0) % 2:
+        return None
+    packed = facts.dtype(node.inputs[0]) == oir.DataType.UINT8
+    return [(*ids, dims.multiply(source[1], 8 // int(match.attribute(node, "bits", 4)) if packed else 1))]
 
 
 def _multi_head(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:
@@ -119,6 +128,7 @@ _RULES: dict[str, Rule] = {
     "FusedMatMul": _product,
     "FusedGemm": _product,
     "MatMulNBits": _blocked,
+    "GatherBlockQuantized": _picked_rows,
     "MultiHeadAttention": _multi_head,
     "Attention": _packed_attention,
     "GroupQueryAttention": _grouped,

@@ -314,7 +314,7 @@ def bytes_taken(value: oir.Value, node: oir.Node, dims: Dims) -> int:
         return 0
     if node.op_type not in _PICK_ELEMENTS or value is not node.inputs[0]:
         return value_bytes(value, dims)
-    width = value_bytes(value, dims) / max(elements(value, dims), 1)
+    width = value_bytes(value, dims) / max(elements(value, dims) * (_in_a_byte(node, value) or 1), 1)
     return int(elements(node.outputs[0], dims) * width)
 
 
@@ -343,10 +343,21 @@ def _named(value: oir.Value, attribute: str) -> bool:
 
 
 def _packed(node: oir.Node, index: int) -> int | None:
-    """How many numbers a weight holds whose dtype does not say it: the packed matrix of MatMulNBits."""
-    if index != 1 or not is_op(node, "MatMulNBits", domain=CONTRIB):
-        return None
-    return int(match.attribute(node, "K")) * int(match.attribute(node, "N"))
+    """How many numbers a weight holds whose dtype does not say it: the packed matrix of MatMulNBits and
+    GatherBlockQuantized.
+    """
+    if index == 1 and is_op(node, "MatMulNBits", domain=CONTRIB):
+        return int(match.attribute(node, "K")) * int(match.attribute(node, "N"))
+    value = node.inputs[0] if index == 0 else None
+    tensor = stored(value) if value is not None else None
+    each = _in_a_byte(node, value) if value is not None else None
+    return tensor.size * each if tensor is not None and each is not None else None
+
+
+def _in_a_byte(node: oir.Node, value: oir.Value) -> int | None:
+    """How many numbers each byte of the table of a GatherBlockQuantized holds; None for any other value."""
+    table = is_op(node, "GatherBlockQuantized", domain=CONTRIB) and value is node.inputs[0]
+    return 8 // int(match.attribute(node, "bits", 4)) if table and value.dtype == oir.DataType.UINT8 else None
 
 
 def stored_tensors(model: oir.Model) -> tuple[Stored, ...]:

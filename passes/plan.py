@@ -153,15 +153,18 @@ def _ahead(own: list[Pass]) -> list[Pass]:
 def _around(kept: list[Pass], lossy: list[LossyPass], ahead: list[Pass]) -> tuple[list[Pass], list[Pass]]:
     """The exact passes before and behind the lossy ones.
 
-    Those stand where the first of them stands in the recipe, else behind the normal form; they need the normal form, so
-    it closes what is before them: the passes that they ask for, then `ahead`, those that the caller wants before them.
+    Those stand where the first of them stands in the recipe, else behind the normal form, which follows the raising of
+    the opset; they need the normal form, so it closes what is before them: the passes that they ask for, then `ahead`,
+    those that the caller wants before them.
     """
     if not lossy:
         return [], kept
     first = next((index for index, one in enumerate(kept) if isinstance(one, LossyPass)), None)
     if first is None:
-        normal = [index for index, one in enumerate(kept) if one.pass_name() == recipes.NORMAL_FORM[-1]]
-        first = normal[0] + 1 if normal else 0
+        names = [one.pass_name() for one in kept]
+        raised = max((index for index, name in enumerate(names) if name == "raise-opset"), default=-1)
+        normal = (index for index, name in enumerate(names) if name == recipes.NORMAL_FORM[-1] and index > raised)
+        first = next(normal, raised) + 1
     before = [one for one in kept[:first] if not isinstance(one, LossyPass)]
     closing = [catalog.make(name) for name in recipes.NORMAL_FORM]
     wanted = [catalog.spec(one) for one in closing]

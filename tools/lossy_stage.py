@@ -46,6 +46,8 @@ PROVED = 4
 FRONT = 12
 """Points of the predicted front of savings and errors."""
 
+OTHERS = "take other lossy passes: `burnish passes` lists them"
+
 HEALING = 10.0
 """How many times the allowed drop a plan may lose before it is healed."""
 
@@ -204,7 +206,7 @@ class _Stage:
         for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
             edits += one.propose(found.model, self.context, outcome) if given is None else given
         if not edits:
-            raise UnchangedError(_nothing(outcomes, {}), hint="take other lossy passes: `burnish passes` lists them")
+            raise UnchangedError(_nothing(outcomes, {}), hint=OTHERS)
         self._make(found, edits, outcomes)
 
     def _search(self, found: Lossy) -> None:
@@ -221,7 +223,7 @@ class _Stage:
                     raise
                 refused[outcome.name] = error.cause
         if not edits:
-            raise InputError(_nothing(outcomes, refused), hint="take other lossy passes: `burnish passes` lists them")
+            raise UnchangedError(_nothing(outcomes, refused), hint=OTHERS)
         proposed = edits
         found.whole = float(pipeline.constant_bytes(found.model))
         if self.todo.budget.objective == "latency":

@@ -62,6 +62,7 @@ class ReferenceRunner:
             elementwise,
             movement,
             network,
+            packed,
             recurrent,
             resize,
         )

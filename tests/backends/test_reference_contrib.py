@@ -284,11 +284,11 @@ def test_group_query_attention_packed_with_bias_and_positions() -> None:
     assert_agrees("GroupQueryAttention", feeds, 3, num_heads=heads, kv_num_heads=groups, do_rotary=1)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("zeros", ["none", "packed", "floats", "order"])
 @pytest.mark.parametrize("width", [64, 40])
-def test_a_packed_weight_of_few_bits_in_torch(bits: int, zeros: str, width: int) -> None:
-    if zeros in ("floats", "order") and bits == 8:
+def test_a_packed_weight_of_few_bits(bits: int, zeros: str, width: int) -> None:
+    if zeros in ("floats", "order") and bits != 4:
         pytest.skip("ONNX Runtime has no such kernel")
     rows, block = 6, 16
     blocks, draw = -(-width // block), np.random.default_rng(0)
@@ -303,10 +303,23 @@ def test_a_packed_weight_of_few_bits_in_torch(bits: int, zeros: str, width: int)
         feeds |= {"z": None, "g": draw.integers(0, blocks, width).astype(np.int32)}
     elif zeros == "floats":
         feeds["z"] = draw.uniform(0, 15, (rows, blocks)).astype(np.float32)
-    given = {n: x for n, x in feeds.items() if x is not None}
-    model = single("MatMulNBits", feeds, 1, K=width, N=rows, bits=bits, block_size=block)
-    expected, found = executor()(model).run(given), BOTH[1](model).run(given)
-    assert relative_error(found["y0"], expected["y0"]) < 2e-6
+    assert_agrees("MatMulNBits", feeds, K=width, N=rows, bits=bits, block_size=block)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("width", [64, 40])
+def test_rows_of_a_table_of_few_bits(bits: int, zeros: bool, width: int) -> None:
+    rows, block = 7, 32
+    blocks, draw = -(-width // block), np.random.default_rng(1)
+    feeds: dict[str, np.ndarray | None] = {
+        "b": draw.integers(0, 256, (rows, width * bits // 8)).astype(np.uint8),
+        "i": np.array([[0, -1, 3], [6, 6, -7]]),
+        "s": draw.uniform(0.01, 0.1, (rows, blocks)).astype(np.float32),
+    }
+    if zeros:
+        feeds["z"] = draw.integers(0, 256, (rows, -(-blocks * bits // 8))).astype(np.uint8)
+    assert_agrees("GatherBlockQuantized", feeds, bits=bits, block_size=block, gather_axis=0, quantize_axis=1)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "identity"])

@@ -182,7 +182,7 @@ def test_a_model_without_residual_blocks_says_why_none_is_removed(tmp_path: Path
     with pytest.raises(InputError, match="the model has no residual blocks"):
         burnish.optimize(model, data=tmp_path / "x.npz", passes=["remove-blocks"], max_drop="1%")
     cause = "nothing can be edited: `remove-blocks`, `drop-attention`, `drop-mlp`: the model has no residual blocks"
-    with pytest.raises(InputError, match=cause):
+    with pytest.raises(UnchangedError, match=cause):
         burnish.optimize(model, data=tmp_path / "x.npz", max_drop="1%")
 
 
@@ -261,9 +261,7 @@ def test_the_printed_python_shows_and_draws_what_the_command_does(
     assert (tmp_path / "plan.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_edits_that_save_nothing_of_what_is_sought_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_edits_that_save_nothing_of_what_is_sought_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = optimize(tmp_path, passes=["parallel-blocks"])
     report.show(result)
     assert not result.lossy.edits and "none of the edits makes the model smaller" in capsys.readouterr().out

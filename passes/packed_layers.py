@@ -1,0 +1,213 @@
+"""Writing matrices as blocks of few bits: MatMulNBits and GatherBlockQuantized, or DequantizeLinear.
+
+ONNX Runtime's CPU has kernels of MatMulNBits for 2, 4 and 8 bits, with blocks of 16, 32, 64, ... numbers. They are
+quick with `accuracy_level` 4, which rounds what is multiplied to 8 bits, block by block; without it 8 bits and 2 bits
+are up to two hundred times slower than float32. ONNX Runtime turns DequantizeLinear in blocks before a MatMul, or a
+Gemm that does not transpose the weight, into the same kernels.
+
+MatMulNBits stores [out, blocks, bytes] and GatherBlockQuantized [rows, bytes], with the same scales, so that a table
+that is also multiplied by is stored once, where whole blocks fill its rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit, match, weights
+from burnish.ir.packing import pack
+from burnish.ir.views.linear import Linear
+from burnish.ir.views.parameter import same_shape
+from burnish.ir.walk import is_op
+from burnish.passes.grids import Grid, Scales
+from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, Table
+
+CONTRIB = "com.microsoft"
+Form = Literal["matmul-nbits", "dequantize"]
+
+_TYPES = {
+    (2, True): oir.DataType.INT2,
+    (2, False): oir.DataType.UINT2,
+    (4, True): oir.DataType.INT4,
+    (4, False): oir.DataType.UINT4,
+    (8, True): oir.DataType.INT8,
+    (8, False): oir.DataType.UINT8,
+}
+OPSETS = {2: 25, 4: 21, 8: 21}
+"""The first opset whose DequantizeLinear takes blocks of so many bits."""
+
+
+def grid(form: Form, bits: int, symmetric: bool) -> Grid:
+    """The integers that a form stores."""
+    return Grid(bits, signed=form == "dequantize" and symmetric, symmetric=symmetric)
+
+
+def block_for(matrix: Matrix, block: int) -> int | None:
+    """The largest block that suits a matrix and is not above `block`; None when the least is too large.
+
+    No block is more than the next power of two above the inputs, and whole blocks fill the rows of a table that is also
+    multiplied by.
+    """
+    size = matrix.shape[1]
+    found = min(block, max(LEAST_BLOCK, 1 << (size - 1).bit_length()))
+    whole = bool(matrix.tables and matrix.linears)
+    while whole and size % found and found > LEAST_BLOCK:
+        found //= 2
+    return None if whole and size % found else found
+
+
+def refusal(matrix: Matrix, form: Form, bits: int, opset: int) -> str | None:
+    """Why a matrix cannot have a form, in plain words; None when it can."""
+    if form == "matmul-nbits":
+        parted = matrix.tables and matrix.shape[1] * bits % 8
+        return f"rows of {matrix.shape[1]} numbers of {bits} bits fill no whole bytes" if parted else None
+    if matrix.tables:
+        return "standard ONNX has no lookup in blocks of integers; `form=matmul-nbits` has one"
+    if opset < OPSETS[bits]:
+        return f"blocks of {bits} bits need opset {OPSETS[bits]}, and the model has {opset}: raise it with `--opset`"
+    return None
+
+
+def sizes(matrix: Matrix, form: Form, block: int, symmetric: bool, bits: int) -> tuple[int, int]:
+    """Elements and bytes of the constants that take the place of a matrix, as `ir.cost` counts them."""
+    out, features = matrix.shape
+    blocks = -(-features // block)
+    width = matrix.dtype.bitwidth // 8 if matrix.dtype is not None else 4
+    elements, stored = out * features + out * blocks, out * blocks * width
+    for layer in matrix.linears:
+        if layer.bias_parameter is not None and layer.add is None and _plain_bias(layer) is None:
+            more = layer.out_features - _held_alone(layer)
+            elements, stored = elements + more, stored + more * width
+    if form == "dequantize":
+        zeros = 0 if symmetric else out * blocks
+        return elements + zeros, stored + -(-out * features * bits // 8) + -(-zeros * bits // 8)
+    zeros = 0 if symmetric else out * -(-blocks * bits // 8)
+    elements, stored = elements + zeros, stored + zeros
+    if not matrix.linears:
+        return elements, stored + out * features * bits // 8
+    shapes = 2 * len(matrix.tables)
+    return elements + shapes, stored + out * blocks * (block * bits // 8) + 8 * shapes
+
+
+def write(model: oir.Model, matrix: Matrix, form: Form, levels: np.ndarray, scales: Scales) -> None:
+    """Let all readers of a matrix read integers.
+
+    Args:
+        model: the model.
+        matrix: what is stored otherwise.
+        form: how.
+        levels: integers [out, in].
+        scales: of blocks along the last axis.
+    """
+    stem = matrix.parameter.source.name or "weight"
+    if form == "dequantize":
+        value = _dequantized(model, matrix, stem, levels, scales)
+        for layer in matrix.linears:
+            _replace(layer.node, _multiplied(model, layer, value))
+        return
+    model.graph.opset_imports.setdefault(CONTRIB, 1)
+    bits, block = scales.grid.bits, scales.block or 1
+    out, features = levels.shape
+    blocks = -(-features // block)
+    filled = levels.astype(np.uint8)
+    if matrix.linears:
+        filled = np.zeros((out, blocks * block), np.uint8)
+        filled[:, :features] = levels
+        filled = filled.reshape(out, blocks, block)
+    data = edit.add_constant(model, f"{stem}_{bits}bit", pack(filled, bits))
+    scale = edit.add_constant(model, f"{stem}_scale", scales.scale)
+    zero = None
+    if not scales.grid.symmetric:
+        zero = edit.add_constant(model, f"{stem}_zero_point", pack(scales.zero_point, bits))
+    for layer in matrix.linears:
+        attributes = {"K": features, "N": out, "bits": bits, "block_size": block, "accuracy_level": 4}
+        inputs = [layer.input, data, scale, zero, None, _bias(model, layer)]
+        _replace(layer.node, edit.make("MatMulNBits", inputs, attributes, like=layer.node, domain=CONTRIB))
+    for table in matrix.tables:
+        rows = data if not matrix.linears else _rows(model, stem, data, table)
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": block}
+        inputs = [rows, table.node.inputs[1], scale, zero]
+        _replace(table.node, edit.make("GatherBlockQuantized", inputs, attributes, like=table.node, domain=CONTRIB))
+
+
+def _replace(old: oir.Node, new: oir.Node) -> None:
+    new.name = old.name
+    same_shape(new, old.outputs[0])
+    edit.replace_node(old, new)
+
+
+def _rows(model: oir.Model, stem: str, data: oir.Value, table: Table) -> oir.Value:
+    """The bytes of a matrix that is also multiplied by, as the rows of a table; right before the lookup."""
+    rows, blocks, each = match.static_shape(data) or (0, 0, 0)
+    shape = edit.add_constant(model, f"{stem}_rows", np.array([rows, blocks * each], np.int64))
+    node = edit.make("Reshape", [data, shape], like=table.node)
+    node.outputs[0].type, node.outputs[0].shape = data.type, oir.Shape([rows, blocks * each])
+    edit.insert_before(table.node, [node])
+    return node.outputs[0]
+
+
+def _dequantized(
+    model: oir.Model, matrix: Matrix, stem: str, levels: np.ndarray, scales: Scales
+) -> dict[oir.Graph, oir.Value]:
+    """The numbers [in, out] behind a DequantizeLinear, in each graph that multiplies by them."""
+    kind = _TYPES[scales.grid.bits, scales.grid.signed]
+
+    def constant(name: str, array: np.ndarray) -> oir.Value:
+        stored = np.ascontiguousarray(array.T).astype(kind.numpy())
+        return edit.add_constant(model, name, oir.Tensor(stored, dtype=kind))
+
+    inputs = [
+        constant(f"{stem}_{scales.grid.bits}bit", levels),
+        edit.add_constant(model, f"{stem}_scale", np.ascontiguousarray(scales.scale.T)),
+        None if scales.grid.symmetric else constant(f"{stem}_zero_point", scales.zero_point),
+    ]
+    found: dict[oir.Graph, oir.Value] = {}
+    for layer in matrix.linears:
+        graph = layer.node.graph
+        assert isinstance(graph, oir.Graph)
+        if graph in found:
+            continue
+        node = edit.make("DequantizeLinear", inputs, {"axis": 0, "block_size": scales.block}, like=layer.node)
+        node.outputs[0].type = oir.TensorType(oir.DataType.from_numpy(scales.scale.dtype))
+        node.outputs[0].shape = oir.Shape(levels.T.shape)
+        edit.insert_before(layer.node, [node])
+        found[graph] = node.outputs[0]
+    return found
+
+
+def _multiplied(model: oir.Model, layer: Linear, matrices: dict[oir.Graph, oir.Value]) -> oir.Node:
+    """A layer that reads numbers [in, out]; alpha is part of them, and beta of the bias."""
+    weight = matrices[layer.node.graph]  # type: ignore[index]
+    if is_op(layer.node, "MatMul"):
+        return edit.make("MatMul", [layer.input, weight], like=layer.node)
+    return edit.make("Gemm", [layer.input, weight, _bias(model, layer)], like=layer.node)
+
+
+def _bias(model: oir.Model, layer: Linear) -> oir.Value | None:
+    """The bias that the node of a layer itself adds, [out]; None where it adds none."""
+    bias = None if layer.add is not None else layer.bias()
+    if bias is None:
+        return None
+    plain = _plain_bias(layer)
+    if plain is not None:
+        return plain
+    dtype = layer.dtype
+    assert dtype is not None
+    return edit.add_rounded(model, f"{layer.node.name}_bias", bias, dtype)
+
+
+def _plain_bias(layer: Linear) -> oir.Value | None:
+    """The bias of a Gemm as it is stored, where that is a vector [out] which counts once."""
+    found = layer.bias_parameter
+    if found is None or match.attribute(layer.node, "beta", 1.0) != 1.0 or found.shape != (layer.out_features,):
+        return None
+    return found.value
+
+
+def _held_alone(layer: Linear) -> int:
+    """Elements of the bias of a layer that nothing else reads."""
+    found = layer.bias_parameter
+    tensor = weights.tensor_of(found.source) if found is not None else None
+    return 0 if tensor is None or found is None or found.others(layer.node) else tensor.size

@@ -1,0 +1,143 @@
+"""Matrices that weights of few bits can take the place of: each with all that reads it, or why it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import match
+from burnish.ir.views.embedding import embeddings
+from burnish.ir.views.linear import Linear, find_linear
+from burnish.ir.views.parameter import Parameter, find_parameter
+from burnish.ir.walk import is_op
+from burnish.passes.layers import layers
+
+LEAST_BLOCK = 16
+"""The smallest block of ONNX Runtime's kernels; blocks are powers of two."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Gather of rows of a constant matrix by computed integers."""
+
+    node: oir.Node
+    parameter: Parameter
+
+    @property
+    def nodes(self) -> tuple[oir.Node, ...]:
+        """The nodes it consists of."""
+        return (self.node,)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A constant matrix and what reads it.
+
+    Attributes:
+        linears: layers that multiply by it.
+        tables: lookups of its rows, which are the outputs of the layers.
+    """
+
+    linears: tuple[Linear, ...]
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def readers(self) -> tuple[Linear | Table, ...]:
+        """All layers and lookups."""
+        return (*self.linears, *self.tables)
+
+    @property
+    def parameter(self) -> Parameter:
+        """The constant, as the first reader reads it."""
+        found = self.readers[0].parameter
+        assert found is not None
+        return found
+
+    @property
+    def dtype(self) -> oir.DataType | None:
+        """The dtype of the numbers."""
+        return self.parameter.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs; rows and width of a table."""
+        first = self.readers[0]
+        if isinstance(first, Linear):
+            return first.out_features, first.in_features
+        rows, width = first.parameter.shape
+        return rows, width
+
+    def weight(self) -> np.ndarray:
+        """The numbers, float64 [out, in]: [rows, width] of a table."""
+        first = self.readers[0]
+        return first.weight() if isinstance(first, Linear) else first.parameter.read()
+
+
+def find_table(node: oir.Node) -> Table | None:
+    """The lookup that a Gather is; None for any other node, and for a Gather along other axes."""
+    parameter = find_parameter(node.inputs[0]) if is_op(node, "Gather") else None
+    if parameter is None or len(parameter.shape) != 2 or match.attribute(node, "axis", 0) not in (0, -2):
+        return None
+    return Table(node, parameter)
+
+
+def found_again(nodes: dict[str, oir.Node], names: tuple[str, ...]) -> Matrix:
+    """The matrix that the nodes of these names read."""
+    linears = [layer for name in names if (layer := find_linear(nodes[name])) is not None]
+    tables = [table for name in names if (table := find_table(nodes[name])) is not None]
+    return Matrix(tuple(linears), tuple(tables))
+
+
+def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
+    """The matrices of linear layers and of embeddings in the order of the layers, each with the name of its first
+    reader; or why it cannot be stored otherwise, in plain words, with the node to say it of.
+    """
+    named = {name: one for name, one in layers(model).items() if isinstance(one, Linear)}
+    found: dict[int, tuple[str, list[Linear], list[Table]]] = {}
+    for name, layer in named.items():
+        if layer.parameter is None:
+            yield name, f"its weight is held by a {layer.node.op_type} already", layer.node
+        else:
+            found.setdefault(id(layer.parameter.source), (name, [], []))[1].append(layer)
+    for one in embeddings(model):
+        if one.node.op_type == "Gather":
+            name = str(one.node.name or one.output.name)
+            found.setdefault(id(one.table.source), (name, [], []))[2].append(Table(one.node, one.table))
+        elif one.node.op_type != "MatMul":
+            yield str(one.node.name), f"{one.node.op_type} reads its table itself", one.node
+    for name, linears, tables in found.values():
+        matrix = Matrix(tuple(linears), tuple(tables))
+        yield name, refusal(matrix) or matrix, matrix.readers[0].node
+
+
+def refusal(matrix: Matrix) -> str | None:
+    """Why a matrix cannot be stored as integers, in plain words; None when it can."""
+    nodes = {id(one.node) for one in matrix.readers}
+    steps = {id(step) for one in matrix.readers if one.parameter is not None for step in one.parameter.steps}
+    for one in matrix.readers:
+        assert one.parameter is not None
+        if one.parameter.quantized:
+            return "its weight is quantized already"
+        hidden = [step for step in one.parameter.steps if not is_op(step, "Transpose", "Identity")]
+        if hidden:
+            return f"its weight lies behind a {hidden[0].op_type}"
+        others = [node for node in one.parameter.others(one.node) if id(node) not in nodes | steps]
+        if others:
+            return f"{others[0].op_type} shares the weight"
+    if matrix.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
+        return "its weight is not float32 or float16"
+    for layer in matrix.linears:
+        if layer.read_only is not None:
+            return layer.read_only
+        if layer.input_axis != -1:
+            return "its input is transposed"
+        if (match.rank(layer.input) or 0) < 2:
+            return "its input is no matrix"
+    alone = [Matrix((one,)) if isinstance(one, Linear) else Matrix((), (one,)) for one in matrix.readers]
+    first = alone[0].weight() if len(alone) > 1 else None
+    if any(not np.array_equal(first, one.weight()) for one in alone[1:] if first is not None):
+        return "its weight is read in two ways"
+    return None

@@ -1,0 +1,175 @@
+"""What must hold of weights in few bits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+from factor_models import KINDS, model_of, samples_of
+
+import burnish
+from burnish.backends.ort.session import executor
+from burnish.backends.reference.runner import ReferenceRunner
+from burnish.ir import cost
+from burnish.ir.errors import InputError, UnchangedError
+from burnish.ir.inference import Inference
+from burnish.ir.views.linear import linears
+from burnish.ir.walk import walk
+from burnish.passes import catalog, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import LossyPass
+from burnish.passes.pipeline import constant_bytes
+from burnish.tools import cli
+
+LINEAR = [name for name in KINDS if "Conv" not in name and "vector" not in name and "Gemm transposed" != name]
+TIED = """g (int64[N, S] ids) => (float[N, S, 90] y) <float[90, 64] w, float[64, 64] u> {
+  e = Gather (w, ids)
+  h = MatMul (e, u)
+  t = Transpose <perm = [1, 0]> (w)
+  y = MatMul (h, t)
+}"""
+
+
+def quantized(model: oir.Model, **options: object) -> oir.Model:
+    """A copy with every layer quantized."""
+    one = catalog.make("quantize-weights", options)
+    assert isinstance(one, LossyPass)
+    return lossy.apply(model, one.asked(model, Outcome("quantize-weights")), [one])[0]
+
+
+def opset(source: str, number: int) -> str:
+    return f'<ir_version: 10, opset_import: ["": {number}]>\n{source}'
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("form", ["matmul-nbits", "dequantize"])
+def test_the_model_computes_what_the_views_read(kind: str, bits: int, symmetric: bool, form: str) -> None:
+    model = model_of(opset(KINDS[kind], 25))
+    before = {one.node.name: one for one in linears(model)}
+    after = quantized(model, bits=bits, symmetric=symmetric, form=form, block=16)
+    if kind == "two Gemms that share":
+        assert constant_bytes(after) == constant_bytes(model)
+        return
+    ideal, apart = model.clone(), 0.0
+    for one, plain in zip(linears(after), list(linears(ideal)), strict=True):
+        assert one.read_only is not None
+        old = before[plain.node.name]
+        apart = max(apart, float(np.abs(one.weight() - old.weight()).max() / np.abs(old.weight()).max()))
+        plain.write(ideal, one.weight(), plain.bias())
+    assert apart <= {2: 0.55, 4: 0.12, 8: 0.006}[bits]
+    assert constant_bytes(after) < constant_bytes(model)
+    for sample in samples_of(model):
+        wanted = ReferenceRunner(ideal).run(sample.feeds)
+        found, fast = ReferenceRunner(after).run(sample.feeds), executor()(after).run(sample.feeds)
+        for name, array in wanted.items():
+            size = float(np.abs(array).max())
+            assert np.abs(found[name] - array).max() <= 1e-6 * size, "scales are float32"
+            assert np.abs(fast[name] - array).max() <= 0.02 * size, "ONNX Runtime rounds activations to eight bits"
+
+
+def test_a_tied_table_is_stored_once_and_both_read_the_same() -> None:
+    model = model_of(TIED)
+    after = quantized(model, bits=4)
+    (table,) = (one for one in cost.stored_tensors(after) if one.parameters == 90 * 64)
+    assert (table.dtype, table.bytes) == ("UINT4", 90 * 32)
+    (rows,) = walk(after, "GatherBlockQuantized", domain="com.microsoft")
+    assert [str(size) for size in Inference(after).shape(rows.outputs[0]) or ()] == ["N", "S", "64"]
+    feeds = {"ids": np.array([[0, 5, -1]])}
+    found, wanted = executor()(after).run(feeds)["y"], executor()(model).run(feeds)["y"]
+    assert np.abs(found - wanted).max() < 0.3 * np.abs(wanted).max()
+    assert constant_bytes(after) < 0.2 * constant_bytes(model)
+    kept = quantized(model, bits=4, embeddings=False)
+    assert [one.node.op_type for one in linears(kept)] == ["MatMulNBits", "MatMul"]
+
+
+def test_layers_in_branches_are_quantized_too() -> None:
+    source = """g (bool c, float[N, 64] x) => (float[N, 32] y) <float[64, 32] w> {
+      y = If (c) <
+        then_branch = a () => (float[N, 32] p) <float[64, 32] v> { p = MatMul (x, v) },
+        else_branch = b () => (float[N, 32] q) { q = MatMul (x, w) }
+      >
+    }"""
+    model = model_of(source)
+    after = quantized(model, bits=8)
+    assert [one.node.op_type for one in linears(after)] == ["MatMulNBits"] * 2
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    for case in (True, False):
+        feeds = {"c": np.array(case), "x": x}
+        wanted = executor()(model).run(feeds)["y"]
+        assert np.abs(executor()(after).run(feeds)["y"] - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_savings_are_what_the_file_shrinks_by(tmp_path: Path) -> None:
+    model = model_of(TIED)
+    for form, bits in (("matmul-nbits", 4), ("matmul-nbits", 2), ("dequantize", 4)):
+        source = model if form == "matmul-nbits" else model_of(opset(KINDS["MatMul and Add"], 21))
+        after = quantized(source, bits=bits, form=form)
+        sizes = []
+        for one in (source, after):
+            (path,) = burnish.emit(one, tmp_path / "m.onnx")
+            sizes.append(path.stat().st_size)
+        saved = constant_bytes(source) - constant_bytes(after)
+        assert abs(sizes[0] - sizes[1] - saved) < 1500
+
+
+def test_the_same_model_gives_the_same_bytes() -> None:
+    model = model_of(KINDS["three that share"])
+    texts = {tuple(v.const_value.tobytes() for v in quantized(model, bits=4).graph.initializers.values()) for _ in "ab"}  # type: ignore[union-attr]
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"bits": 3}, "nothing stores 3 bits"), ({"bits": 5}, "`bits` is 5"), ({"block": 24}, "`block` is 24")],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        catalog.make("quantize-weights", options)
+
+
+def test_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    burnish.emit(model_of(TIED), path)
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["optimize", str(path), "-o", str(out), *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.optimize_main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), " ".join((shown.out + shown.err).split())
+
+    code, output = run("-p", "quantize-weights{bits=4}")
+    assert code == 0 and "edits 2: quantize-weights{bits=4} 2" in output
+    assert len(list(linears(burnish.load(out)))) == 2
+    code, output = run("-p", "quantize-weights{bits=8,form=dequantize}")
+    assert code == 4 and "nothing can be edited" in output and "need opset 21" in output
+    code, output = run("-p", "quantize-weights{bits=8,form=dequantize}", "--opset", "21")
+    assert code == 0 and "no lookup in blocks" in output
+    code, output = run("-p", "quantize-weights")
+    assert code == 2 and "how many bits" in output
+
+
+def test_a_search_chooses_bits(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    burnish.emit(model_of(KINDS["three that share"]), path)
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((2, 7, 24)).astype(np.float32)} for _ in range(8)]
+    found = burnish.optimize(path, passes=["quantize-weights"], data=data, max_size="40%")
+    assert found.lossy is not None and found.lossy.edits
+    assert all(one.read_only for one in linears(found.model)) or constant_bytes(found.model) <= 0.4 * found.lossy.whole
+
+
+def test_nothing_to_quantize_is_an_error() -> None:
+    model = model_of(KINDS["Conv"])
+    with pytest.raises(UnchangedError, match="nothing can be edited"):
+        burnish.optimize(model, passes=["quantize-weights{bits=4}"])
+    data = [one.feeds for one in samples_of(model)]
+    with pytest.raises(UnchangedError, match="nothing can be edited"):
+        burnish.optimize(model, passes=["quantize-weights"], data=data, max_size="40%")
