@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import choosing, compiled, crash, demands, emitted, tuned
+from burnish.tools import choosing, compiled, compiled_times, crash, demands, emitted, tuned
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ def optimize(
     machine = compiled.target_of(todo.target) if todo.compiled else None
     emitted.check(emit, machine)
     tuning = tuned.asked(machine, tune, tuning_db, rpc)
+    kernels = compiled_times.asked(todo, machine, tuning, everything=everything, emit=emit)
     if path is not None:
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
         compiled.check_output(path, read, folder=todo.compiled)
@@ -273,7 +274,7 @@ def optimize(
     if todo.lossy:
         from burnish.tools import lossy_stage
 
-        options = lossy_stage.options(todo.metric, heal, workers, pairs, on_step)
+        options = lossy_stage.options(todo.metric, heal, workers, pairs, on_step, kernels)
         reduced = lossy_stage.run(model, todo, samples if data is not None else None, ort_judge(todo.target), options)
         samples = reduced.proved_on
     start = model if reduced is None else reduced.model
@@ -329,14 +330,17 @@ def optimize(
             strict = timed and guard is not None
             rest = (fingerprint, recipe_text, on_step, everything, emit, tuning)
             asked = compiled.Request(machine, samples, judge, timed, strict, *rest)
+            if reduced is not None:
+                asked = compiled_times.accepting(asked, reduced, proof.run.model, todo, ort_judge(todo.target))
             result.compiled = compiled.make(proof.run.model, start, path, asked)
             result.files, path = result.compiled.files, None
         if path is not None and not stage:
             write_aside(proof.run)
-        if reduced is not None:
+        if reduced is not None and machine is None:
             judge = ort_judge(todo.target)
             written = _open(stage[0].path, todo.target, False) if stage else judge.execute(proof.run.model)
-            reduced.measure_written(written, proof.run.model, judge)
+            run = judge.execute
+            reduced.measure_written(written, proof.run.model, judge.clock, lambda one: closing(run(one)))
             written.close()
         config = file.parent / genai_config.NAME if file is not None else None
         layers = None

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from burnish.backends.tvm.artifact import Manifest, Step
     from burnish.backends.tvm.choose import Chooser, Chosen
+    from burnish.backends.tvm.target import Target
     from burnish.tools.compiled import Request
+    from burnish.tools.tuned import Tuning
 
 REGIONS = ("measured", "all")
 """What is compiled of a model."""
@@ -50,18 +52,16 @@ def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
         target,
         request.samples,
         request.judge if measurable else None,
-        lambda fused: scheduled(fused, request),
+        lambda fused: scheduled(fused, target, request.tuning),
         everything=request.everything,
     )
 
 
-def scheduled(fused: Any, request: Request) -> tuple[Any, int]:
+def scheduled(fused: Any, target: Target, tuning: Tuning | None) -> tuple[Any, int]:
     """The fused module with a schedule for each kernel, and how many have a tuned one."""
     from burnish.backends.tvm import compiling
 
-    if request.tuning is None:
-        return compiling.scheduled(fused, request.target), 0
-    return request.tuning.schedule(fused, request.target)
+    return (compiling.scheduled(fused, target), 0) if tuning is None else tuning.schedule(fused, target)
 
 
 def refuse_nothing(chosen: Sequence[Chosen], nodes: int) -> None:

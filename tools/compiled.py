@@ -20,7 +20,7 @@ from burnish.ir.errors import BudgetError, InputError, VerificationError
 from burnish.ir.inference import is_told
 from burnish.ir.samples import Sample
 from burnish.passes import prove
-from burnish.passes.protocols import Judge, Verdict
+from burnish.passes.protocols import Judge, Runner, Verdict
 from burnish.passes.verify import Verification
 from burnish.tools import choosing, emitted, terminal, tuned
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _SLOWER = 0.03
 """How much slower than ONNX Runtime alone the whole may be."""
-
-_NO_GPU = "compiled, not run: there is no GPU here"
 
 
 @dataclass
@@ -77,6 +75,8 @@ class Request:
         everything: compile every region that can be, not only those that are measured to be faster.
         emit: `kernels` for one library that needs no TVM.
         tuning: where schedules of kernels come from, and whether they are looked for; None for plain ones.
+        accept: given the artefact as it was loaded, before it gets its name, or None where its code cannot run here;
+            raises what speaks against it.
     """
 
     target: Target
@@ -90,6 +90,7 @@ class Request:
     everything: bool = False
     emit: str | None = None
     tuning: tuned.Tuning | None = None
+    accept: Callable[[Runner | None], None] | None = None
 
 
 def target_of(text: str) -> Target:
@@ -145,10 +146,7 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
         started = time.perf_counter()
         if request.emit is not None:
             made = _emitted(optimized, original, staged, request)
-            staged.seal(made.manifest)
-            if path is not None:
-                made.files = staged.commit()
-            return made
+            return _finished(made, staged, path, request)
         if request.tuning is not None and request.tuning.budget:
             request.tuning.run(tuned.fused(optimized, request.target), request.target, request.on_step)
         _tell(request, "choosing regions", 0)
@@ -170,9 +168,19 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
                 _give_up(made, request)
         if request.tuning is not None:
             request.tuning.write(staged.path / artifact.RECORDS, request.target)
-        staged.seal(made.manifest)
-        if path is not None:
-            made.files = staged.commit()
+        return _finished(made, staged, path, request)
+
+
+def _finished(made: Compiled, staged: Staged, path: str | Path | None, request: Request) -> Compiled:
+    """The artefact as it stays, when nothing speaks against it."""
+    from burnish.backends.tvm import loading, processor
+
+    staged.seal(made.manifest)
+    if request.accept is not None:
+        runs = not processor.elsewhere(request.target)
+        request.accept(loading.load(staged.path, threads=1) if runs else None)
+    if path is not None:
+        made.files = staged.commit()
     return made
 
 
@@ -226,7 +234,7 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
             fused = compiling.fused(merged(modules), request.target)
             if request.tuning is not None:
                 request.tuning.used.clear()
-            scheduled, tuned = choosing.scheduled(fused, request)
+            scheduled, tuned = choosing.scheduled(fused, request.target, request.tuning)
             code = compiling.build(scheduled, request.target)
         compiling.export(code, folder / artifact.CODE)
         kernels = compiling.kernels(fused)
@@ -299,18 +307,12 @@ def _give_up(made: Compiled, request: Request) -> None:
 
 
 def _not_run(request: Request) -> str:
-    import tvm
+    from burnish.backends.tvm import processor
 
-    from burnish.backends.tvm import processor, target
-
-    if request.target.kind == "cuda" and not tvm.cuda(0).exist:
-        return _NO_GPU
-    if request.target.kind == "cuda" and (own := target.present()) != request.target.model:
-        return f"compiled, not run: the GPU here is {own}"
-    lacking = processor.lacking(processor.extensions(request.target))
-    if lacking:
-        return f"compiled, not run: this processor lacks {', '.join(lacking)}"
-    return "" if request.samples and request.judge is not None else "compiled, not run: verification is off"
+    why = processor.elsewhere(request.target)
+    if not why and not (request.samples and request.judge is not None):
+        why = "verification is off"
+    return f"compiled, not run: {why}" if why else ""
 
 
 def _evidence(made: Compiled) -> Evidence:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from burnish.passes.base import Skip
 from burnish.passes.budget import Budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
-from burnish.passes.protocols import Judge, Measure, Runner, Verdict
+from burnish.passes.protocols import Clock, Measure, Runner, Verdict
 from burnish.passes.search import Found, Judgement
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Lossy:
         found: the search; None when the options named the edits.
         frontier: what can be saved, at which sum of errors and at which drop, as the sums over the edits predict it.
         whole: what the original takes, in the unit of the savings.
+        timed_in: where seconds were measured; empty where they were not.
         measure: what the loss is measured by; None without samples.
         reason: why by that, in plain words.
         fitted, held_out: how many samples edits were fitted to, and how many the result is measured on.
@@ -78,6 +80,7 @@ class Lossy:
     found: Found | None = None
     frontier: list[tuple[float, float, float]] = field(default_factory=list)
     whole: float = 0.0
+    timed_in: str = ""
     measure: Measure | None = None
     reason: str = ""
     fitted: int = 0
@@ -140,16 +143,24 @@ class Lossy:
             for one in self.checkpoints:
                 forget(one)
 
-    def measure_written(self, runner: Runner, model: oir.Model, judge: Judge) -> None:
+    def measure_written(
+        self,
+        runner: Runner,
+        model: oir.Model,
+        clock: Clock,
+        original: Callable[[oir.Model], AbstractContextManager[Runner]] | None,
+    ) -> None:
         """Measure what is written: its loss on the held-out samples, and its time beside the original's.
 
         Args:
             runner: of what is written.
             model: what is written.
-            judge: what runs and times models.
+            clock: times the two.
+            original: gives a runner of the model without edits, to be timed beside it; None to time nothing.
 
         Raises:
-            BudgetError: it loses more than is allowed, although its plan did not before the exact passes behind it.
+            BudgetError: it loses more than is allowed, although its plan did not before the exact passes behind it, or
+                it was to be faster and is slower.
         """
         if self.judged is None:
             return
@@ -162,7 +173,13 @@ class Lossy:
                 hint="allow a little less, or a little more, so that rounding does not decide",
             )
         sample = self.judged.samples[0]
-        if set(sample.feeds) == {str(value.name) for value in model.graph.inputs}:
-            original = judge.execute(self.judged.model)
-            self.latency, self.timed = judge.clock(original, runner, sample.feeds), sample.name
-            original.close()
+        if original is None or set(sample.feeds) != {str(value.name) for value in model.graph.inputs}:
+            return
+        with original(self.judged.model) as rival:
+            self.latency, self.timed = clock(rival, runner, sample.feeds), sample.name
+        if self.edits and self.budget.objective == "latency" and self.latency.slower:
+            raise BudgetError(
+                f"what would be written takes {self.latency.ratio:.3g} times as long as the model without edits"
+                f" ({self.latency.low:.3g} to {self.latency.high:.3g}), although its edits alone save time",
+                hint="ask for a size, or take other lossy passes",
+            )

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from burnish.ir.samples import Sample
     from burnish.passes.base import Pass
-    from burnish.passes.latency import Timed
+    from burnish.passes.latency import Timed, Timer
     from burnish.passes.lossy import Context, Edit, LossyPass
     from burnish.passes.score_store import Store
+    from burnish.tools.compiled_times import KernelTiming
 
 
 def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "ort-cpu", threads: int = 1) -> Context:
@@ -45,6 +46,7 @@ def with_seconds(
     threads: int = 1,
     store: Store | None = None,
     last: Sequence[Pass] | None = None,
+    kernels: KernelTiming | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float, Timed]:
     """Seconds of a run on the largest sample, and the edits with what they save of it, lowered as the model will be.
@@ -58,6 +60,7 @@ def with_seconds(
         threads: threads inside an operator.
         store: where timings are kept; None to forget them.
         last: the passes that lower the model; those of the default recipe when None.
+        kernels: how they are timed where kernels are compiled; None to time them in ONNX Runtime.
         on_step: progress.
 
     Raises:
@@ -71,7 +74,10 @@ def with_seconds(
     from burnish.passes.pipeline import Pipeline
 
     lowering = Pipeline(recipes.named("default", target, None) if last is None else last)
-    timer = KernelTimes(store, target=target, threads=threads, cold=target == "ort-cpu" and exceeds_cache(model))
+    cold = target == "ort-cpu" and exceeds_cache(model)
+    timer: Timer = KernelTimes(store, target=target, threads=threads, cold=cold)
+    if kernels is not None:
+        timer = kernels.timer(timer, store, cold=cold)
     feeds = largest(samples).feeds
     (whole,) = timer(Work(lowering.rewrite(model).model, feeds), [])
     if isinstance(whole, str):

@@ -42,6 +42,7 @@ def as_dict(found: Lossy) -> dict[str, Any]:
         "result": _judgement(found.final or found.result),
         "healed": None if found.healed is None else _healed_as_dict(found.healed),
         "weights": _weights(found),
+        "time": _time(found),
         "plans": [] if search is None else [_plan_as_dict(plan) for plan in search.plans],
         "frontier": [{"saving": saving, "error": error, "drop": drop} for saving, error, drop in found.frontier],
     }
@@ -53,6 +54,13 @@ def _weights(found: Lossy) -> dict[str, float] | None:
         return None
     predicted = found.whole - found.found.plan.saving
     return {"before": found.whole, "after": float(pipeline.constant_bytes(found.model)), "predicted": predicted}
+
+
+def _time(found: Lossy) -> dict[str, float | str] | None:
+    """Seconds of a run of the original and what the edits save of it by their own timings, and where these were made."""
+    if found.found is None or not found.timed_in:
+        return None
+    return {"timed_in": found.timed_in, "before": found.whole, "saved": found.found.plan.saving}
 
 
 def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
@@ -100,6 +108,12 @@ def lines(found: Lossy) -> list[str]:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
+    if found.timed_in and found.found is not None:
+        saved = found.found.plan.saving
+        shown.append(
+            f"time      {1e3 * found.whole:.4g} ms a run {found.timed_in}; the edits, each timed alone, save"
+            f" {1e3 * saved:.3g} ms ({100 * saved / (found.whole or 1):.3g} %)"
+        )
     weights = _weights(found)
     if weights is not None and found.edits:
         before, after, predicted = (terminal.size(round(number)) for number in weights.values())

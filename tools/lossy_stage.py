@@ -39,6 +39,7 @@ from burnish.tools.lossy_judges import AfterHealing, Fitting
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed, HealOptions
     from burnish.backends.workers import Workers
+    from burnish.tools.compiled_times import KernelTiming
 
 PROVED = 4
 """Of the caller's samples, on how many the exact passes around a lossy stage are proved."""
@@ -62,6 +63,7 @@ class Options:
         workers: how many processes score edits, or the `ray://` address of a cluster; None for this process.
         pairs: also score edits beside each other together, and let the selection know.
         store: where scores are kept; None to keep none.
+        kernels: how edits are timed where kernels are compiled; None for ONNX Runtime.
         on_step: progress.
     """
 
@@ -70,6 +72,7 @@ class Options:
     workers: str | None = None
     pairs: bool = False
     store: Store | None = None
+    kernels: KernelTiming | None = None
     on_step: OnStep = lambda what, number, total: None
 
 
@@ -79,6 +82,7 @@ def options(
     workers: str | int | None = None,
     pairs: bool = False,
     on_step: OnStep | None = None,
+    kernels: KernelTiming | None = None,
 ) -> Options:
     """The options of `burnish.optimize` that concern a lossy stage, resolved.
 
@@ -89,7 +93,7 @@ def options(
     spread = None if workers is None else str(workers)
     if callable(metric) or (isinstance(metric, str) and is_function(metric)):
         metric = user_measure(metric)
-    return Options(metric, healing, spread, pairs, Store(), on_step or (lambda what, number, total: None))
+    return Options(metric, healing, spread, pairs, Store(), kernels, on_step or (lambda what, number, total: None))
 
 
 def run(
@@ -317,6 +321,7 @@ class _Stage:
         """Those edits that were measured to save time on the target, with what they save."""
         from burnish.passes.latency import faster
 
+        found.timed_in = "in ONNX Runtime" if self.options.kernels is None else self.options.kernels.words
         found.whole, looked = with_seconds(
             found.model,
             edits,
@@ -325,12 +330,13 @@ class _Stage:
             target="ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu",
             store=self.options.store,
             last=self.todo.passes,
+            kernels=self.options.kernels,
             on_step=lambda done, total: self.on_step("timing edits", done, total),
         )
         quick = faster(looked.edits)
         if not quick:
             why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")
-            raise BudgetError(f"none of {len(edits)} edits saves time on this machine: {why}", hint="ask for a size")
+            raise BudgetError(f"none of {len(edits)} edits saves time {found.timed_in}: {why}", hint="ask for a size")
         return quick
 
     def _make(self, found: Lossy, edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> None:

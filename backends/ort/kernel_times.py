@@ -26,7 +26,7 @@ _STRETCH = 0.002
 """Seconds that one measured stretch lasts at least."""
 
 _ROUNDS = (5, 60)
-_LEAST_FLOOD = 1 << 26
+LEAST_FLOOD = 1 << 26
 _STEADY = 0.02
 """Half the width of the 95 % interval of a ratio at which measuring stops."""
 
@@ -79,7 +79,7 @@ class KernelTimes:
         self._seconds = seconds
         alone = threads == 1 and target == "ort-cpu" and time.get_clock_info("thread_time").resolution < 1e-6
         self._clock = time.thread_time if alone else time.perf_counter
-        self._flood = np.zeros(max(2 * last_cache(), _LEAST_FLOOD), np.uint8) if cold else None
+        self._flood = np.zeros(max(2 * last_cache(), LEAST_FLOOD), np.uint8) if cold else None
         self._place = (
             f"{'cold, ' * cold}{target}, {threads} threads, ONNX Runtime {runtime().__version__}, {processor()}"
         )

@@ -1,4 +1,4 @@
-"""Whether this machine's processor has the instructions that code was compiled with."""
+"""Whether this machine can run code: it has the GPU, or its processor the instructions."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def lacking(wanted: Sequence[str]) -> list[str]:
     """Which of the extensions this machine lacks; none where the system does not say what it has."""
     own = _own()
     return [one for one in wanted if own and one not in own]
+
+
+def elsewhere(target: Target) -> str:
+    """Why code for a target cannot run on this machine; empty where it can."""
+    if target.kind == "cuda":
+        import tvm
+
+        from burnish.backends.tvm.target import present
+
+        if not tvm.cuda(0).exist:
+            return "there is no GPU here"
+        return "" if present() == target.model else f"the GPU here is {present()}"
+    missing = lacking(extensions(target))
+    return f"this processor lacks {', '.join(missing)}" if missing else ""
 
 
 @cache
