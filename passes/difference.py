@@ -18,6 +18,10 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FAR = 4
 """Nodes between two convolutions that are next to each other, at most."""
 
+_PRODUCTS = ("MatMul", "Gemm", "Einsum", "Attention", *_CONVOLUTIONS)
+_REACH = 6
+"""Nodes that a compiler writes into one loop with a product, behind it, at most."""
+
 _SIZES = 64
 """Elements of the largest constant of integers whose numbers are compared."""
 
@@ -47,7 +51,7 @@ class Change:
         return [name for side in (self.removed, self.added) if side is not None for name in side.sources]
 
 
-def change(before: oir.Model, after: oir.Model) -> Change:
+def change(before: oir.Model, after: oir.Model, *, fused: bool = False) -> Change:
     """The nodes in which two models differ, in operator, attributes, or the kind and shape of a weight.
 
     A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
@@ -57,6 +61,8 @@ def change(before: oir.Model, after: oir.Model) -> Change:
     Args:
         before: a model.
         after: an edited copy of it, in which what was kept has its name.
+        fused: kept nodes between the changed ones and the next products are on both sides, too, and before these the
+            product itself: for compilers that write a product and what follows it as one loop.
 
     Raises:
         InputError: what was added reads something that the model before had not.
@@ -67,10 +73,13 @@ def change(before: oir.Model, after: oir.Model) -> Change:
     same = set(kept.values())
     removed = {node for node in before.graph if node not in same}
     added = {node for node in after.graph if node not in kept}
+    near: set[oir.Node] = set()
     if _convolves(removed) != _convolves(added):
-        near = _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}
-        removed |= near
-        added |= {node for node, old in kept.items() if old in near}
+        near |= _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}
+    if fused:
+        near |= _up_to_products(removed, same) | {kept[node] for node in _up_to_products(added, set(kept))}
+    removed |= near
+    added |= {node for node, old in kept.items() if old in near}
     names = {str(value.name): str(value.name) for value in before.graph.inputs}
     for node, old in kept.items():
         names |= {str(new.name): str(was.name) for new, was in zip(node.outputs, old.outputs, strict=True)}
@@ -114,6 +123,20 @@ def _next_to(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
                     found |= {one, *way}
                 elif len(_before(one)) == 1 and not bodies(one):
                     pending.append((one, (*way, one)))
+    return found
+
+
+def _up_to_products(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
+    """The nodes before and behind `nodes`, among `others`, up to the products before them and not those behind."""
+    found: set[oir.Node] = set()
+    for step in (_before, _behind):
+        reached = set(nodes)
+        for _ in range(_REACH):
+            passed = (node for node in reached if node in nodes or not is_op(node, *_PRODUCTS))
+            reached = {one for node in passed for one in step(node) if one in others and not bodies(one)} - found
+            if step is _behind:
+                reached = {one for one in reached if not is_op(one, *_PRODUCTS)}
+            found |= reached
     return found
 
 

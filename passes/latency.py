@@ -74,6 +74,7 @@ def timed(
     feeds: Mapping[str, np.ndarray],
     *,
     lower: Callable[[oir.Model], oir.Model] = lambda part: part,
+    fused: bool = False,
     on_step: Callable[[int, int], None] = lambda done, all_of_them: None,
 ) -> Timed:
     """The edits, in their order, with `savings.seconds` filled in where that could be measured.
@@ -88,13 +89,14 @@ def timed(
         observer: of `model`; tells the shapes of inner values.
         feeds: the inputs to be timed on, by name: those of the largest sample.
         lower: what is done to a model of its kind before the target runs it; must leave inputs and outputs.
+        fused: the target's compiler writes products and what is around them as one: see `difference.change`.
         on_step: called with the number of groups of parts that were timed, and with how many there are.
     """
     reasons: dict[str, str] = {}
     changes: dict[str, Change] = {}
     for edit in edits:
         try:
-            changes[edit.key] = change(model, lossy.apply(model, [edit], passes)[0])
+            changes[edit.key] = change(model, lossy.apply(model, [edit], passes)[0], fused=fused)
         except InputError as error:
             reasons[edit.key] = error.cause
     arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])

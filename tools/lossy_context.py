@@ -92,6 +92,7 @@ def with_seconds(
             observer,
             feeds,
             lower=lambda part: lowering.rewrite(part).model,
+            fused=kernels is not None,
             on_step=on_step,
         )
     finally:
