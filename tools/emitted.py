@@ -59,7 +59,7 @@ def write(model: oir.Model, folder: Path, request: Request) -> Manifest:
     if tuning is not None and tuning.budget:
         tuning.run(prepared.module, target, request.on_step)
     with quiet():
-        scheduled, tuned = choosing.scheduled(prepared.module, request)
+        scheduled, tuned = choosing.scheduled(prepared.module, target, tuning)
         emitted = emitting.write(prepared, scheduled, target, folder, title=title)
     if tuning is not None:
         tuning.write(folder / artifact.RECORDS, target)

@@ -57,7 +57,7 @@ def _weights(found: Lossy) -> dict[str, float] | None:
 
 
 def _time(found: Lossy) -> dict[str, float | str] | None:
-    """Seconds of a run of the original and what the edits save of it by their own timings, and where these were made."""
+    """Seconds of a run of the original and what the edits save of it by their own timings, and where that was."""
     if found.found is None or not found.timed_in:
         return None
     return {"timed_in": found.timed_in, "before": found.whole, "saved": found.found.plan.saving}

@@ -24,7 +24,7 @@ from burnish.backends.tvm.maker import type_of
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.regions import Region
-from burnish.backends.tvm.runner import tensor_on
+from burnish.backends.tvm.runner import tensor_on, use_threads
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
 from burnish.passes.latency import Timer, Work
@@ -137,8 +137,7 @@ class CompiledTimes:
         self, module: Any, lowered: Lowered, feeds: Mapping[str, np.ndarray], hashes: Mapping[str, str]
     ) -> list[str]:
         """The kernels that a run calls, in order; those that are not known are timed meanwhile."""
-        if self._target.kind == "llvm":
-            tvm.get_global_func("runtime.config_threadpool")(1, self._threads)
+        use_threads(self._threads)
         with quiet():
             code = compiling.build(module, self._target)
         machine = vm.VirtualMachine(code, self._device)

@@ -95,6 +95,21 @@ def test_other_numbers_in_a_weight_are_no_difference_and_another_shape_or_size_i
     assert shown(change(moved, wider)) == (["Reshape"], ["Reshape"])
 
 
+def test_what_a_compiler_writes_into_one_loop_with_a_change_is_on_both_sides() -> None:
+    before = parsed(
+        """g (float[2, 8] x, float[2, 8] z) => (float[2, 8] y, float[2, 8] u) <float[8, 8] v, float[8, 8] w> {
+        c = MatMul (x, v)  d = Relu (c)  e = MatMul (d, w)  f = Add (e, z)  t = Tanh (f)  y = MatMul (t, v)
+        u = Neg (z) }"""
+    )
+    after = before.clone()
+    _, middle, _ = walk(after, "MatMul")
+    factored(after, middle, *(oir.tensor(np.ones(shape, np.float32)) for shape in ((8, 3), (3, 8))))
+    assert shown(change(before, after)) == (["MatMul"], ["MatMul", "MatMul"])
+    removed, added = shown(change(before, after, fused=True))
+    assert removed == ["MatMul", "Relu", "MatMul", "Add", "Tanh"]
+    assert added == ["MatMul", "Relu", "MatMul", "MatMul", "Add", "Tanh"]
+
+
 def test_what_changes_in_a_branch_is_timed_as_the_whole_if() -> None:
     source = """g (float[N, 4] x, bool c) => (float[N, 4] y) {
       y = If (c) <
