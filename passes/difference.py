@@ -56,7 +56,8 @@ def change(before: oir.Model, after: oir.Model, *, fused: bool = False) -> Chang
 
     A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
     Where convolutions are gone or new, the kept ones next to them are on both sides: runtimes keep tensors between
-    convolutions in a layout of their own, and what is cut out alone would pay for the change of layout.
+    convolutions in a layout of their own, and what is cut out alone would pay for the change of layout. A kept node is
+    on both sides, too, where it stands between new ones only: runtimes may take it together with them.
 
     Args:
         before: a model.
@@ -73,6 +74,11 @@ def change(before: oir.Model, after: oir.Model, *, fused: bool = False) -> Chang
     same = set(kept.values())
     removed = {node for node in before.graph if node not in same}
     added = {node for node in after.graph if node not in kept}
+    for node, old in kept.items():
+        above, below = _before(node), _behind(node)
+        if above and below and added.issuperset(above) and added.issuperset(below):
+            added.add(node)
+            removed.add(old)
     near: set[oir.Node] = set()
     if _convolves(removed) != _convolves(added):
         near |= _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}

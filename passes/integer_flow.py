@@ -38,11 +38,22 @@ class Flow:
     Attributes:
         scale_of: every value that is rounded, in the order of the graph, with the value whose scale it takes over; None
             where it has one of its own.
-        readers: the nodes that read the rounded form of each value; None for all of them.
+        readers: the nodes that read the rounded form of each value; None for all of them, where an operator on integers
+            computes it.
+        nodes: the operators on integers.
     """
 
     scale_of: dict[oir.Value, oir.Value | None]
     readers: dict[oir.Value, list[oir.Node] | None]
+    nodes: frozenset[oir.Node]
+
+    def unconverted(self, layer: Layer) -> frozenset[str]:
+        """The names of the values of a layer that come as integers, or are needed as nothing else."""
+        names = [str(layer.input.name)] if self.readers.get(layer.input, []) is None else []
+        end = settled(layer.output)
+        if end in self.scale_of and not end.is_graph_output() and self.nodes.issuperset(match.consumers(end)):
+            names.append(str(end.name))
+        return frozenset(names)
 
 
 def settled(value: oir.Value) -> oir.Value:
@@ -79,7 +90,7 @@ def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
             followed[node] = None
     for node in followed:
         marked.update(ready[node])
-    nodes = {layer.node for layer in layers} | set(followed)
+    nodes = frozenset([*(layer.node for layer in layers), *followed])
     on_integers = {settled(out) for node in nodes for out in node.outputs}
     scale_of: dict[oir.Value, oir.Value | None] = {}
     for value in _in_order(graph, marked):
@@ -90,7 +101,7 @@ def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
     for value in scale_of:
         whole = value in on_integers
         readers[value] = None if whole else [user for user in match.consumers(value) if user in nodes]
-    return Flow(scale_of, readers)
+    return Flow(scale_of, readers, nodes)
 
 
 def _operands(node: oir.Node) -> list[oir.Value]:

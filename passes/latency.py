@@ -8,7 +8,7 @@ cost one timing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.text import structure
 from burnish.passes import lossy, sites
 from burnish.passes.difference import Change, Side, change
+from burnish.passes.integer_ends import without_conversions
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.protocols import Observer
 from burnish.passes.reducers import Array, Reducer
@@ -102,9 +103,10 @@ def timed(
     arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])
     works: dict[str, Work] = {}
     groups: dict[str, dict[str, list[str]]] = {}
+    ends = {edit.key: edit.unconverted for edit in edits}
     for key, one in changes.items():
         try:
-            before, after = (_keyed(side, arrays, works) for side in (one.removed, one.added))
+            before, after = _keyed(one.removed, arrays, works), _keyed(one.added, arrays, works, ends[key])
         except InputError as error:
             reasons[key] = error.cause
             continue
@@ -159,7 +161,9 @@ def _compare(
     return pairs
 
 
-def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:
+def _keyed(
+    side: Side | None, arrays: _Arrays, works: dict[str, Work], unconverted: Collection[str] = frozenset()
+) -> str:
     """The key of a part and its shapes, by which `works` has it now; empty for no part."""
     if side is None:
         return ""
@@ -170,6 +174,9 @@ def _keyed(side: Side | None, arrays: _Arrays, works: dict[str, Work]) -> str:
             value.type = oir.TensorType(oir.DataType.from_numpy(array.dtype))
         if value.shape is None:
             value.shape = oir.Shape([None] * array.ndim)
+    if unconverted:
+        sources = dict(zip((str(value.name) for value in side.model.graph.inputs), side.sources, strict=True))
+        feeds = without_conversions(side.model, feeds, sources, unconverted)
     shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in feeds.values())
     key = f"{structure(side.model)}{shapes}"
     works.setdefault(key, Work(side.model, feeds))

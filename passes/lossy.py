@@ -61,6 +61,8 @@ class Edit:
         savings: what it alone takes away.
         payload: arrays that `apply` needs and the model does not hold, such as a basis; edits may share them.
         anchors: names of the nodes or values by which `apply` finds its site again.
+        unconverted: names of values that it rounds to integers and edits beside it round as well. With them nothing
+            is converted there, and so it is timed.
     """
 
     spec: str
@@ -70,6 +72,7 @@ class Edit:
     savings: Savings
     payload: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     anchors: tuple[str, ...] = ()
+    unconverted: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:

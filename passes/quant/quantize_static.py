@@ -71,6 +71,7 @@ class QuantizeStatic(LossyPass):
             else:
                 outcome.skip(layer.node, reason)
         known, wrong = self._observed(model, found, context)
+        whole = flow(model.graph, list(found.values()))
         edits = []
         for name, layer in found.items():
             reason = next((wrong[v] for v in flow(model.graph, [layer]).scale_of if v in wrong), None)
@@ -86,6 +87,7 @@ class QuantizeStatic(LossyPass):
                     integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
                     known,
                     (str(layer.node.name),),
+                    whole.unconverted(layer),
                 )
             )
         return edits
