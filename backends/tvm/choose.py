@@ -25,6 +25,7 @@ from burnish.backends.tvm.regions import Region
 from burnish.backends.tvm.runner import TvmRunner, use_threads
 from burnish.backends.tvm.steps import OrtPart
 from burnish.backends.tvm.target import Target
+from burnish.backends.tvm.turned_weights import with_turned_weights
 from burnish.ir import edit, match, text, weights
 from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
@@ -110,7 +111,7 @@ class Chooser:
             everything: compile all regions that compute the same, whatever they measure.
             seconds: after so much time no more pieces are tried.
         """
-        self.model = _with_computed_outputs(model)
+        self.model = with_turned_weights(_with_computed_outputs(model))
         self.facts = Inference(self.model)
         self.tried: list[Tried] = []
         self._target, self._judge, self._schedule = target, judge, schedule

@@ -101,12 +101,12 @@ def measure(folder: Path, name: str, budget: str) -> dict[str, Any]:
     import burnish
     from burnish.backends.tvm import tuning
     from burnish.backends.tvm.target import parse
-    from burnish.tools.tuned import Tuning
+    from burnish.tools.tuned import Tuning, fused
 
     target, database = parse("llvm"), tuning.Database(folder)
     given = model_of(name)
     ready = Pipeline(plan.resolve(target="llvm").passes).rewrite(given).model
-    tuned = Tuning(budget, str(folder)).run(ready, target, _said)
+    tuned = Tuning(budget, str(folder)).run(fused(ready, target), target, _said)
     before = _lines(folder)
     with tempfile.TemporaryDirectory() as held:
         place = Path(held)
