@@ -342,6 +342,7 @@ def optimize(
             run = judge.execute
             reduced.measure_written(written, proof.run.model, judge.clock, lambda one: closing(run(one)))
             written.close()
+            reduced.look_up_kernels(proof.run.model, todo.target)
         config = file.parent / genai_config.NAME if file is not None else None
         layers = None
         if path is not None and reduced is not None and config is not None and config.is_file():

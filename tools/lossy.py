@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as oir
 
 from burnish.ir import weights
+from burnish.ir.edit import name_nodes, sources
 from burnish.ir.errors import BudgetError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import walk
-from burnish.passes import pipeline, prove
+from burnish.passes import catalog, pipeline, prove
 from burnish.passes.base import Skip
 from burnish.passes.budget import Budget
 from burnish.passes.judging import Judged
-from burnish.passes.lossy import Edit
+from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.protocols import Clock, Measure, Runner, Verdict
 from burnish.passes.search import Found, Judgement
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-6
 """The part of the metric by which the exact passes behind the edits may change it by rounding."""
+
+
+QUANTIZED = 40
+"""The order of passes that put numbers of fewer bits."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Lossy:
         final: what was measured of the written model.
         latency: the paired timing of the written model against the original; None where their inputs differ.
         timed: the sample that was timed.
+        origins: by the key of each edit that was made, the original nodes that it replaced.
+        kernels: by the key of an edit, the kernels that ONNX Runtime runs in the place of these nodes.
         checkpoints: files of healing, from which a run that is killed before the model is written goes on.
     """
 
@@ -93,6 +101,8 @@ class Lossy:
     final: Judgement | None = None
     latency: Verdict | None = None
     timed: str = ""
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
     checkpoints: list[Path] = field(default_factory=list)
 
     def unchosen(self, proposed: Sequence[Edit], chosen: Sequence[Edit]) -> list[Skip]:
@@ -134,6 +144,37 @@ class Lossy:
         if self.healed is not None and self.healed.written:
             found["heal"] = len(self.healed.written)
         return found
+
+    def came_from(self, model: oir.Model, edits: Sequence[Edit]) -> None:
+        """Note which original nodes edits take the place of; `model` is the one that they are made in."""
+        nodes = {str(node.name): node for node in walk(model)}
+        for edit in edits:
+            claimed = [nodes[name] for name in edit.claims if name in nodes]
+            self.origins[edit.key] = frozenset(name for node in claimed for name in sources(node))
+
+    def look_up_kernels(self, written: oir.Model, target: str) -> None:
+        """Look up which kernels ONNX Runtime runs where numbers of fewer bits were put.
+
+        Args:
+            written: what is written; its nodes know what they were made from.
+            target: `ort-cuda`, or anything else for the CPU.
+        """
+        from burnish.backends.ort.assigned import assigned
+
+        kinds = {edit.spec: catalog.load(edit.spec.partition("{")[0]) for edit in self.edits}
+        specs = {spec for spec, kind in kinds.items() if issubclass(kind, LossyPass) and kind.order == QUANTIZED}
+        quantized = [edit.key for edit in self.edits if edit.spec in specs]
+        if not quantized:
+            return
+        copy = written.clone()
+        name_nodes(copy)
+        kernels = assigned(copy, target="ort-cuda" if target == "ort-cuda" else "ort-cpu")
+        origins = {str(node.name): frozenset(sources(node)) for node in walk(copy)}
+        for key in quantized:
+            seen = Counter(
+                kernel for name, kernel in kernels.items() if origins[name] & self.origins.get(key, frozenset())
+            )
+            self.kernels[key] = ", ".join(one if count == 1 else f"{count} {one}" for one, count in seen.items())
 
     def forget(self) -> None:
         """Delete the checkpoints of healing: the model is written, or cannot be."""

@@ -75,6 +75,7 @@ def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
         "seconds": edit.savings.seconds,
         "error": None if score is None else score.error,
         "drop": None if score is None else score.drop,
+        "kernel": found.kernels.get(edit.key),
     }
 
 
@@ -98,6 +99,9 @@ def lines(found: Lossy) -> list[str]:
     chosen = ", ".join(f"{spec} {count}" for spec, count in by_pass.items())
     of = f" of {len(found.scores)}" if found.scores else ""
     shown = [f"edits     {len(found.edits)}{of}" + (f": {chosen}" if chosen else "")]
+    if found.kernels:
+        kernels = Counter(kernel or "none of their own" for kernel in found.kernels.values())
+        shown.append("kernels   " + ", ".join(f"{kernel} {count}" for kernel, count in kernels.most_common()))
     if found.warning is not None:
         shown.insert(0, f"note      {found.warning}")
     if found.judged is None or found.measure is None:
@@ -174,11 +178,13 @@ def _loss(found: Lossy, judged: Judgement | None) -> str:
     return f"{found.measure.name} {original:.4g} -> {judged.metric:.4g} {where}: {said}{limit}"
 
 
-def show_plan(found: Lossy) -> None:
-    """Print the edits with what each alone does and saves."""
-    columns = ["pass", "site", "option", ">error", ">drop", ">saves", ">ms"]
+def show_plan(found: Lossy, name: str | None = None) -> None:
+    """Print the edits (of one pass where it is named) with what each alone does and saves."""
+    columns = ["pass", "site", "option", ">error", ">drop", ">saves", ">ms", *(["kernel"] if found.kernels else [])]
     rows = []
     for edit in found.edits:
+        if name not in (None, edit.spec.partition("{")[0]):
+            continue
         score = found.scores.get(edit.key)
         rows.append(
             (
@@ -189,6 +195,7 @@ def show_plan(found: Lossy) -> None:
                 "" if score is None else f"{score.drop:.3g}",
                 terminal.size(edit.savings.bytes),
                 "" if edit.savings.seconds is None else f"{edit.savings.seconds * 1e3:.3f}",
+                *([found.kernels.get(edit.key, "")] if found.kernels else []),
             )
         )
     if rows:

@@ -343,6 +343,7 @@ class _Stage:
         """Apply edits, with the account of each pass."""
         before = found.model
         found.edits = edits
+        found.came_from(before, edits)
         found.model, made = lossy.apply(before, edits, self.todo.lossy)
         by_name = {one.name: one for one in made}
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):

@@ -262,6 +262,8 @@ def why(result: Result, name: str, console: Console | None = None) -> None:
             table.add_row(skip.node, terminal.size(skip.bytes), skip.reason)
         if outcome.skipped:
             terminal.show(table, console)
+    if result.lossy is not None:
+        lossy_report.show_plan(result.lossy, name)
 
 
 def _graphs(result: Result) -> list[Any]:

@@ -64,7 +64,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return made
 
 
-
 def talk() -> Console:
     """The console for everything said to a person: stderr."""
     return _console(sys.stderr.isatty(), stderr=True)

@@ -1,8 +1,8 @@
-"""Which kernel ONNX Runtime gives to each product of a model, read from the graph that it writes after its own rewrites.
+"""Which kernel ONNX Runtime gives to each product of a model, read from the graph that it writes behind its rewrites.
 
-ONNX Runtime joins nodes, renames them, packs weights anew and lays values out in its own way, but makes new names of old
-ones. So it is given a copy in which every name is a mark that occurs once, and what it writes is searched for the marks:
-of the node, of what it computes, of its weight, and of what alone follows it (a bias, an activation, a scale).
+ONNX Runtime joins nodes, renames them, packs weights anew and lays values out in its own way, but makes new names of
+old ones. So it is given a copy in which every name is a mark that occurs once, and what it writes is searched for the
+marks: of the node, of what it computes, of its weight, and of what alone follows it (a bias, an activation, a scale).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _marks(names: Sequence[str | None]) -> set[str]:
 
 
 def _matched(model: oir.Model, written: oir.Model) -> dict[int, oir.Node]:
-    """The kernel of each product, by the product's identity; surer evidence is used up before less sure is looked at."""
+    """The kernel of each product, by the product's identity; what is less sure is only looked at for what is left."""
     ours, theirs = _Read(model), _Read(written)
     products = [node for node in _nodes(model) if node.op_type in _FAMILIES]
     wanted = {id(node): ours.evidence(node) for node in products}

@@ -86,8 +86,7 @@ def _property(text: str) -> str:
 def summary(reports: Sequence[Report], failed: Mapping[str, str] | None = None) -> str:
     """The step summary: for each model its verdict as a heading and its differences as a table."""
     parts = [
-        f"### {markdown(name)} was not checked\n\nReason: {markdown(why)}\n"
-        for name, why in (failed or {}).items()
+        f"### {markdown(name)} was not checked\n\nReason: {markdown(why)}\n" for name, why in (failed or {}).items()
     ]
     for report in sorted(reports, key=lambda one: one.passed):
         parts.append(f"### {markdown(said.sentence(report))}\n")

@@ -68,9 +68,7 @@ def _must_be(old: oir.Model, lock: Lock, name: str) -> None:
 
     if canonical(old).full_fingerprint != lock.weights:
         cause = "the old model is not the one that was locked"
-        raise InputError(
-            cause, place=name or None, hint="give the model that the lock was taken from, or leave it out"
-        )
+        raise InputError(cause, place=name or None, hint="give the model that the lock was taken from, or leave it out")
 
 
 def _taken(model: oir.Model, asked: Request, lock: Lock) -> tuple[Lock, Difference | None]:

@@ -89,12 +89,16 @@ def _edits(found: Lossy) -> Table:
                 if edit.savings.bytes >= 0
                 else f"−{terminal.size(-edit.savings.bytes)}",
                 "" if edit.savings.seconds is None else f"{edit.savings.seconds * 1e3:.3f}",
+                found.kernels.get(edit.key, ""),
             )
         )
-    columns = ("site", "pass", "made", ">error", ">drop", ">saves", ">ms")
-    used = 7 if any(line[-1] for line in lines) else 6
+    columns = ("site", "pass", "made", ">error", ">drop", ">saves", ">ms", "kernel")
+    used = [index for index in range(len(columns)) if index < 6 or any(line[index] for line in lines)]
     said = "Error and drop of each are those it has alone."
-    return Table("Edits that were made", columns[:used], tuple(line[:used] for line in lines), said)
+    if found.kernels:
+        said += " Kernels are those that ONNX Runtime runs, read from the graph that it writes."
+    chosen = tuple(tuple(line[index] for index in used) for line in lines)
+    return Table("Edits that were made", tuple(columns[index] for index in used), chosen, said)
 
 
 def _scored(found: Lossy) -> list[tuple[str, str, str, float, float, str]]:

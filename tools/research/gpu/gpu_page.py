@@ -52,8 +52,16 @@ def kernels(rows: list[dict[str, Any]]) -> str:
         )
     return table(
         (
-            "model", "dtype", "sample", "error", "torch's error", "kernels, us", "in a CUDA graph", "torch.compile, us",
-            "in a CUDA graph", "best of ours / best of torch",
+            "model",
+            "dtype",
+            "sample",
+            "error",
+            "torch's error",
+            "kernels, us",
+            "in a CUDA graph",
+            "torch.compile, us",
+            "in a CUDA graph",
+            "best of ours / best of torch",
         ),  # fmt: skip
         cells,
     )
@@ -81,8 +89,14 @@ def single(rows: dict[str, dict[str, Any]]) -> str:
     return table(
         ("kernel", "torch, us", "torch, TFLOP/s", "TVM's default schedule, us", "TVM / torch", "error"),
         (
-            (name, row["torch_us"], f"{row['flops'] / row['torch_us'] / 1e6:.0f}", row["default_us"],
-             ratio(row["default_us"], row["torch_us"]), row["error"])  # fmt: skip
+            (
+                name,
+                row["torch_us"],
+                f"{row['flops'] / row['torch_us'] / 1e6:.0f}",
+                row["default_us"],
+                ratio(row["default_us"], row["torch_us"]),
+                row["error"],
+            )  # fmt: skip
             for name, row in rows.items()
         ),
     )

@@ -1,0 +1,56 @@
+"""What `optimize` says of layers with fewer bits: what was made of them, which kernel they got, and why not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import burnish
+from burnish.ir.errors import UnchangedError
+from burnish.tools import cli, report
+
+DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
+
+
+def test_each_quantized_layer_is_told_with_its_kernel_and_each_other_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out.html"
+    words = ["optimize", DEMO / "digits_vit.onnx", "-o", tmp_path / "out.onnx", "-p", "quantize-dynamic"]
+    monkeypatch.setattr(sys, "argv", [*map(str, words), "--why", "quantize-dynamic", "--report", str(page)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.optimize_main()
+    assert not stopped.value.code
+    said = capsys.readouterr().out
+    assert "several times slower" in said and "DynamicQuantizeMatMul" in said
+    assert "DynamicQuantizeMatMul" in page.read_text()
+
+
+def test_kernels_are_part_of_the_result(tmp_path: Path) -> None:
+    result = burnish.optimize(DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=["quantize-dynamic"])
+    made = report.as_dict(result)["lossy"]["edits"]
+    assert {edit["kernel"] for edit in made} <= {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    assert len(made) == 13
+    json.dumps(made)
+
+
+def test_a_run_that_quantizes_nothing_ends_with_exit_code_4(tmp_path: Path) -> None:
+    with pytest.raises(UnchangedError, match="several times slower"):
+        burnish.optimize(_convolutional(tmp_path), tmp_path / "o.onnx", passes=["quantize-dynamic"])
+
+
+def _convolutional(tmp_path: Path) -> Path:
+    import onnx
+    from golden import parse_graph
+
+    source = "g (float[N, 3, 8, 8] x) => (float[N, 6, 6, 6] y) <float[6, 3, 3, 3] w> { y = Conv (x, w) }"
+    onnx.save(parse_graph(source), tmp_path / "conv.onnx")
+    return tmp_path / "conv.onnx"
