@@ -44,8 +44,8 @@ def grid(form: Form, bits: int, symmetric: bool) -> Grid:
     return Grid(bits, signed=form == "dequantize" and symmetric, symmetric=symmetric)
 
 
-def block_for(matrix: Matrix, block: int) -> int | None:
-    """The largest block that suits a matrix and is not above `block`; None when the least is too large.
+def block_for(matrix: Matrix, block: int) -> int:
+    """The largest block that suits a matrix and is not above `block`.
 
     No block is more than the next power of two above the inputs, and whole blocks fill the rows of a table that is also
     multiplied by.
@@ -55,11 +55,13 @@ def block_for(matrix: Matrix, block: int) -> int | None:
     whole = bool(matrix.tables and matrix.linears)
     while whole and size % found and found > LEAST_BLOCK:
         found //= 2
-    return None if whole and size % found else found
+    return found
 
 
 def refusal(matrix: Matrix, form: Form, bits: int, opset: int) -> str | None:
     """Why a matrix cannot have a form, in plain words; None when it can."""
+    if form == "matmul-nbits" and matrix.tables and matrix.linears and matrix.shape[1] % LEAST_BLOCK:
+        return f"rows of {matrix.shape[1]} numbers hold no whole blocks of {LEAST_BLOCK}"
     if form == "matmul-nbits":
         parted = matrix.tables and matrix.shape[1] * bits % 8
         return f"rows of {matrix.shape[1]} numbers of {bits} bits fill no whole bytes" if parted else None

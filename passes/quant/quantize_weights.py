@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.errors import InputError
+from burnish.ir.packing import pack, unpack
 from burnish.ir.walk import walk
 from burnish.passes import catalog, packed_layers
 from burnish.passes.base import Outcome
+from burnish.passes.grids import Scales, signed
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.moments import moments
 from burnish.passes.packed_layers import Form
-from burnish.passes.weight_rounding import rounded
+from burnish.passes.weight_rounding import MEASURED, Rounding, of_tied, rounded
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, found_again, matrices
 
 _GRID = (8, 4, 2)
@@ -34,7 +37,8 @@ class QuantizeWeights(LossyPass):
         form: `matmul-nbits` is what ONNX Runtime runs (MatMulNBits, GatherBlockQuantized); `dequantize` is standard
             ONNX, DequantizeLinear in blocks, from opset 21 on (25 for 2 bits).
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
-            squared errors becomes less.
+            squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
+            small, and needs samples.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
     """
 
@@ -42,7 +46,7 @@ class QuantizeWeights(LossyPass):
     block: int = 32
     symmetric: bool = True
     form: Form = "matmul-nbits"
-    rounding: Literal["nearest", "mse"] = "mse"
+    rounding: Rounding = "mse"
     embeddings: bool = True
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
@@ -62,58 +66,96 @@ class QuantizeWeights(LossyPass):
             )
 
     @property
+    def decided(self) -> bool:
+        return self.bits > 0 and self.rounding in MEASURED
+
+    @property
     def everywhere(self) -> bool:
-        return self.bits > 0
+        return self.bits > 0 and self.rounding not in MEASURED
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
-        if not self.bits:
-            raise Undecided(
-                "`quantize-weights` has to be told how many bits, or how much may be lost",
-                hint="give `bits=4`, or samples with `--data` and a budget with `--max-drop` or `--max-size`",
+        if not self.everywhere:
+            what = (
+                f"what is rounded by `{self.rounding}` reads" if self.decided else "how many bits, or how much is lost"
             )
-        return self._edits(model, outcome)
+            raise Undecided(
+                f"`quantize-weights` has to be told {what}",
+                hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
+            )
+        return [
+            edit
+            for name, matrix in self._found(model, outcome).items()
+            for edit in self._edits(model, name, matrix, None, outcome)
+        ]
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
-        """See the class of passes."""
-        return self._edits(model, outcome)
+        """See the class of passes. A payload holds `levels`, packed, `scale` and `zero`, where samples made them."""
+        found = self._found(model, outcome)
+        if self.rounding not in MEASURED:
+            return [edit for name, matrix in found.items() for edit in self._edits(model, name, matrix, None, outcome)]
+        edits: dict[str, list[Edit]] = {}
+        for name, matrix in found.items():
+            if not matrix.linears:
+                edits[name] = self._edits(model, name, matrix, None, outcome)
+        groups = {name: matrix.linears for name, matrix in found.items() if matrix.linears}
+        for name, moment in moments(model, groups, context):
+            if isinstance(moment, str):
+                outcome.skip(found[name].readers[0].node, moment)
+            else:
+                edits[name] = self._edits(model, name, found[name], moment, outcome)
+        return [edit for name in found for edit in edits.get(name, ())]
 
-    def _edits(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
-        found = []
+    def _found(self, model: oir.Model, outcome: Outcome) -> dict[str, Matrix]:
+        found = {}
         for name, matrix, node in matrices(model):
             if isinstance(matrix, str):
                 outcome.skip(node, matrix)
             elif matrix.tables and not self.embeddings:
                 outcome.skip(node, "its weight is the table of an embedding, and `embeddings` is off")
             else:
-                for bits in [self.bits] if self.bits else _GRID:
-                    edit = self._edit(model, name, matrix, bits)
-                    if isinstance(edit, str):
-                        outcome.skip(node, edit)
-                    else:
-                        found.append(edit)
+                found[name] = matrix
         return found
 
-    def _edit(self, model: oir.Model, name: str, matrix: Matrix, bits: int) -> Edit | str:
-        """Storing a matrix in so many bits, or why it is not."""
-        reason = packed_layers.refusal(matrix, self.form, bits, model.graph.opset_imports.get("", 1))
-        block = packed_layers.block_for(matrix, self.block)
-        if reason is not None:
-            return reason
-        if block is None:
-            return f"rows of {matrix.shape[1]} numbers hold no whole blocks of {LEAST_BLOCK}"
-        tensor = weights.tensor_of(matrix.parameter.source)
+    def _edits(
+        self, model: oir.Model, name: str, matrix: Matrix, moment: np.ndarray | None, outcome: Outcome
+    ) -> list[Edit]:
+        """Storing a matrix in so many bits, for each that is wanted; where it is not, `outcome` is told why."""
+        found, tensor = [], weights.tensor_of(matrix.parameter.source)
         assert tensor is not None
-        elements, stored = packed_layers.sizes(matrix, self.form, block, self.symmetric, bits)
-        if stored >= tensor.nbytes:
-            return f"{bits} bits with their scales take no fewer bytes"
-        return Edit(
-            catalog.spec(self),
-            name,
-            f"int{bits} block {block}",
-            frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
-            Savings(tensor.size - elements, tensor.nbytes - stored, 0),
-            anchors=tuple(str(one.node.name) for one in matrix.readers),
-        )
+        for bits in [self.bits] if self.bits else _GRID:
+            reason = packed_layers.refusal(matrix, self.form, bits, model.graph.opset_imports.get("", 1))
+            block = packed_layers.block_for(matrix, self.block)
+            elements, stored = packed_layers.sizes(matrix, self.form, block, self.symmetric, bits)
+            if reason is None and stored >= tensor.nbytes:
+                reason = f"{bits} bits with their scales take no fewer bytes"
+            if reason is not None:
+                outcome.skip(matrix.readers[0].node, reason)
+                continue
+            found.append(
+                Edit(
+                    catalog.spec(self),
+                    name,
+                    f"int{bits} block {block}",
+                    frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
+                    Savings(tensor.size - elements, tensor.nbytes - stored, 0),
+                    {} if moment is None else self._payload(matrix, bits, block, moment),
+                    tuple(str(one.node.name) for one in matrix.readers),
+                )
+            )
+        return found
+
+    def _payload(self, matrix: Matrix, bits: int, block: int, moment: np.ndarray) -> dict[str, np.ndarray]:
+        levels, scales = self._rounded(matrix, bits, block, of_tied(moment) if matrix.tables else moment)
+        return {"levels": pack(levels, bits), "scale": scales.scale, "zero": scales.zero_point}
+
+    def _rounded(
+        self, matrix: Matrix, bits: int, block: int, moment: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Scales]:
+        grid = packed_layers.grid(self.form, bits, self.symmetric)
+        assert matrix.dtype is not None
+        dtype = np.dtype(matrix.dtype.numpy())
+        mirrored = self.form == "matmul-nbits"
+        return rounded(matrix.weight(), grid, block, self.rounding, mirrored=mirrored, dtype=dtype, moment=moment)
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""
@@ -123,14 +165,10 @@ class QuantizeWeights(LossyPass):
             if not outcome.take(matrix.readers[0].node):
                 return
             bits, block = (int(word) for word in edit.option.removeprefix("int").split(" block "))
-            grid = packed_layers.grid(self.form, bits, self.symmetric)
-            assert matrix.dtype is not None
-            levels, scales = rounded(
-                matrix.weight(),
-                grid,
-                block,
-                self.rounding,
-                mirrored=self.form == "matmul-nbits",
-                dtype=np.dtype(matrix.dtype.numpy()),
-            )
+            if edit.payload:
+                grid = packed_layers.grid(self.form, bits, self.symmetric)
+                scales = Scales(grid, edit.payload["scale"], edit.payload["zero"], 1, block)
+                levels = signed(unpack(edit.payload["levels"], bits)[:, : matrix.shape[1]], grid)
+            else:
+                levels, scales = self._rounded(matrix, bits, block)
             packed_layers.write(model, matrix, self.form, levels, scales)

@@ -1,0 +1,74 @@
+"""Second moments of the rows that matrices multiply, from samples, some layers at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.views.linear import Linear
+from burnish.passes.factors import steadied
+from burnish.passes.gram import Gram
+from burnish.passes.layers import gram_of, portions, unobservable
+from burnish.passes.lossy import Context
+from burnish.passes.sites import Site
+
+
+def moments(
+    model: oir.Model, groups: Mapping[str, Sequence[Linear]], context: Context
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """The moment of the rows that the layers of each group read, all of them together, or why there is none.
+
+    What is held at once is bounded by `burnish.passes.layers.STATISTICS`. Each group comes once, when it is done.
+
+    Args:
+        model: the model.
+        groups: layers with one weight, by name.
+        context: samples, and what observes.
+
+    Returns:
+        Names with float64 [in, in], mixed with a multiple of the unit matrix where few rows were seen; or the reason in
+        plain words.
+    """
+    layers, owner = {}, {}
+    for name, group in groups.items():
+        reason = next((why for one in group if (why := unobservable(model, one)) is not None), None)
+        if reason is not None:
+            yield name, f"what it reads cannot be observed: {reason}"
+            continue
+        for index, layer in enumerate(group):
+            key = f"{name}\n{index}"
+            layers[key], owner[key] = layer, name
+    keeps = context.keeps(model, {key: (layer.input, layer.input_axis) for key, layer in layers.items()})
+    refused = {owner[key]: keep for key, keep in keeps.items() if isinstance(keep, str)}
+    for name, why in refused.items():
+        yield name, f"padding cannot be left out: {why}"
+    wanted = {key: gram_of(layer) for key, layer in layers.items() if owner[key] not in refused}
+    if not wanted:
+        return
+    whole: dict[str, Gram] = {}
+    left = {name: sum(owner[key] == name for key in wanted) for name in groups}
+    observer = context.observe(model)
+    for part in portions(layers, wanted):
+        sites = {key: Site(layers[key].input, keep) for key in part if not isinstance(keep := keeps[key], str)}
+        for key, found in observer.observe(sites, part, context.samples).items():
+            assert isinstance(found, Gram)
+            name = owner[key]
+            left[name] -= 1
+            if name in whole:
+                whole[name].merge(found)
+            else:
+                whole[name] = found
+            if not left[name]:
+                yield name, _moment(whole.pop(name))
+    observer.close()
+
+
+def _moment(gram: Gram) -> np.ndarray | str:
+    if not gram.rows:
+        return "no row was seen: all are padding, or the samples have none"
+    moment = gram.matrix / gram.rows
+    if not np.isfinite(moment).all():
+        return "its input holds NaN, infinity, or numbers too large to be squared"
+    return np.asarray(steadied(moment[None], gram.rows)[0])

@@ -1,0 +1,73 @@
+"""The numbers and the page of `quant_weights.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+NUMBERS = RESULTS / "quant-weights.json"
+Row = dict[str, Any]
+
+_NAMES = {
+    "a3": ("SmolLM2-135M (A3)", "perplexity", "lower is better; 8 texts of 256 tokens, calibrated on 32 others"),
+    "a2": ("all-MiniLM-L6 (A2)", "R@1", "60 texts, calibrated on 96 others"),
+    "a5": ("Magika (A5)", "accuracy", "every other file, calibrated on the rest"),
+}
+
+_HEAD = """# Weights in few bits, measured
+
+Made by `python -m burnish.tools.research.quant_weights`; numbers in [quant-weights.json](quant-weights.json).
+[quantize-weights](../ideas/quantization.md) beside `onnxruntime.quantization.matmul_nbits_quantizer` of ONNX Runtime
+1.32, on the same layers of the same normal form, run by the same kernels (MatMulNBits, `accuracy_level` 4: activations
+are rounded to 8 bits in blocks). `error` is the relative Frobenius error of all outputs against float32. `MB` is what
+all constants take. Rows of one block and one kind of zero points take the same bytes, save for HQQ of ONNX Runtime,
+whose zero points are floating-point numbers. CPU seconds are those of rounding on one core, with what it observes.
+"""
+
+
+def read() -> dict[str, dict[str, Row]]:
+    """All numbers, by model and row."""
+    return json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+
+
+def note(model: str, row: str, found: Row) -> None:
+    """Keep the numbers of a row."""
+    numbers = read()
+    numbers.setdefault(model, {})[row] = found
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def write() -> None:
+    """Write the page."""
+    numbers = read()
+    parts = [_HEAD]
+    for key, (name, metric, of) in _NAMES.items():
+        if key in numbers:
+            parts.append(f"## {name}\n\n{metric}: {of}.\n\n{_table(numbers[key], metric)}")
+    if "decode" in numbers:
+        lines = []
+        for row, one in numbers["decode"].items():
+            faster, low, high = (1 / one[key] for key in ("ratio", "high", "low"))
+            lines.append(f"| {row} | {one['bytes'] / 1e6:.0f} | {faster:.2f}x | {low:.2f} to {high:.2f} |")
+        parts.append(
+            "## One token of SmolLM2\n\nA step of one token behind 256 in the cache, timed in turns with float32 on one"
+            " thread of a\nprocessor with AVX-512 VNNI. With tables and head, but where it says `layers only`.\n\n"
+            "| weights | MB | faster by | 95 % interval |\n| --- | --- | --- | --- |\n" + "\n".join(lines) + "\n"
+        )
+    (RESULTS / "quant-weights.md").write_text("\n".join(parts))
+
+
+def _table(rows: dict[str, Row], metric: str) -> str:
+    lines = [f"| rounding | {metric} | error | MB | CPU s |", "| --- | --- | --- | --- | --- |"]
+    for name, one in rows.items():
+        if "failed" in one:
+            lines.append(f"| {name} | failed: {one['failed']} | | | |")
+        else:
+            digits = 2 if metric == "perplexity" else 3
+            lines.append(
+                f"| {name} | {one['metric']:.{digits}f} | {one['error']:.4f} | {one['bytes'] / 1e6:.1f} |"
+                f" {one['seconds']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
