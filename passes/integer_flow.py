@@ -1,9 +1,10 @@
 """Which values are rounded to integers when layers are, so that what lies between the layers runs on integers too.
 
 A runtime puts an operator on integers when each value that it reads and the value that it computes is rounded. A layer
-needs that for its input, a convolution for its output as well. Between two such layers there may be operators that can
-follow: those that only move numbers, which keep the scale, and a few that compute, which get a scale of their own. A
-Relu, or a Clip from 0 on, vanishes when the value behind it is rounded to integers that begin at 0.
+needs that for its input, a convolution for its output as well. Between two such layers, and where several of them meet,
+there may be operators that can follow: those that only move numbers, which keep the scale, and a few that compute,
+which get a scale of their own. A Relu, or a Clip from 0 on, vanishes when the value behind it is rounded to integers
+that begin at 0.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
         end = settled(layer.output)
         if isinstance(layer, Convolution) or end is not layer.output:
             marked.add(end)
+    computed = {settled(layer.output) for layer in layers if isinstance(layer, Convolution)}
     ready: dict[oir.Node, list[oir.Value]] = {}
     reached = set(marked)
     for node in graph:
@@ -83,10 +85,13 @@ def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
         if operands and all(value in reached or value in small for value in operands) and len(small) < len(operands):
             ready[node] = [*(settled(out) for out in node.outputs if out.name != ""), *small]
             reached.update(ready[node])
+            if computed.issuperset(operands):
+                computed.update(ready[node])
     followed: dict[oir.Node, None] = {}
     for node in reversed(ready):
         users = (user for value in ready[node] for user in match.consumers(value))
-        if any(value in marked for value in ready[node]) or any(user in followed for user in users):
+        joins = len(set(_operands(node))) > 1 and computed.issuperset(_operands(node))
+        if joins or any(value in marked for value in ready[node]) or any(user in followed for user in users):
             followed[node] = None
     for node in followed:
         marked.update(ready[node])
