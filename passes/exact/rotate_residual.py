@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir.inference import Inference
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.stream import Stream, streams
-from burnish.passes import turning
+from burnish.passes import online, turning
 from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.rotation import flattening, keeping_ones, random_hadamard, random_orthogonal
 
@@ -35,6 +36,8 @@ class RotateResidual(ExactPass):
         matrices: how many norms may be given a matrix of the width of the stream behind them, because their result is
             added to the stream, gain and all: one behind the embedding is such a norm, those of sandwiches are.
         values: also rotate the values of each head of an attention.
+        online: also multiply by Hadamard matrices when the model runs, which costs time: what the last layer of each
+            MLP reads, and queries and keys behind their rotary embedding.
         seed: of the random matrices.
     """
 
@@ -42,6 +45,7 @@ class RotateResidual(ExactPass):
     head: Literal["keep", "untie", "refuse"] = "keep"
     matrices: int = 1
     values: bool = True
+    online: bool = False
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
 
@@ -64,8 +68,11 @@ class RotateResidual(ExactPass):
                 turn = keeping_ones(turn) if found.keeps_ones else turn
                 turning.rotate(model, found, turn, untie=self.head == "untie")
                 model.metadata_props[_DONE] = f"{self.init}, seed {self.seed}"
-        if self.values and _DONE in model.metadata_props:
-            self._turn_values(model, outcome)
+        if _DONE in model.metadata_props:
+            if self.values:
+                self._turn_values(model, outcome)
+            if self.online:
+                self._turn_online(model, outcome)
 
     def _refusal(self, stream: Stream) -> tuple[oir.Node, str] | None:
         if not stream.readers:
@@ -97,3 +104,24 @@ class RotateResidual(ExactPass):
                 return
             else:
                 turning.turn_values(model, layer, self._turn)
+
+    def _turn_online(self, model: oir.Model, outcome: Outcome) -> None:
+        facts = Inference(model)
+        turner = online.Turner(model, facts)
+        layers = [one for one in attention_layers(model, facts) if isinstance(one, AttentionLayer)]
+        inner = [one for stream in streams(model, facts) if isinstance(stream, Stream)
+                 for one in online.inner_layers(stream, layers)]  # fmt: skip
+        for layer in layers:
+            if reason := online.score_refusal(layer, facts):
+                outcome.skip(layer.anchor, reason)
+            elif not outcome.take(layer.anchor):
+                return
+            else:
+                turner.turn_scores(layer)
+        for one in inner:
+            if reason := online.input_refusal(one, facts):
+                outcome.skip(one.node, reason)
+            elif not outcome.take(one.node):
+                return
+            else:
+                turner.turn_input(one)

@@ -7,6 +7,7 @@ import onnx_ir as oir
 import pytest
 from block_networks import Encoder, Translator, built, exported, torch
 from laws import check_laws, rewrite
+from small_llama import decoder
 
 from burnish.ir.views.stream import Stream, streams
 from burnish.passes import catalog, recipes
@@ -81,3 +82,12 @@ def test_no_channel_stands_out_behind_a_rotation() -> None:
         model, rewrite(RotateResidual(values=False), model)[0]
     )]  # fmt: skip
     assert standing_out(rows[0]) > 3.5 and standing_out(rows[1]) < 2
+
+
+@pytest.mark.parametrize("options", ["", "{online=true}"])
+def test_a_decoder_with_rotary_embedding_is_rotated_exactly(options: str) -> None:
+    model = decoder()
+    (one,) = catalog.parse(f"rotate-residual{options}")
+    after, outcome = rewrite(one, model)
+    assert outcome.rewritten == (7 if "online" in options else 3)
+    check_laws(one, model, after, outcome)
