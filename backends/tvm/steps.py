@@ -38,6 +38,8 @@ class OrtPart:
         Raises:
             InputError: the model refuses these inputs, or it is closed.
         """
+        if len(feeds) == len(self._inputs):
+            return self._runner.run(feeds)
         return self._runner.run({name: feeds[name] for name in self._inputs})
 
     def run_tensors(self, given: list[Any]) -> list[Any]:

@@ -137,6 +137,7 @@ def tune(
     parts = budgets.shares(budget, [one.cost(target.kind) for one in static])
     found = [database.read(one, target, threads) for one in static]
     jobs = [_Job(*given, budget.timed) for given in zip(static, parts, found, strict=True)]
+    _share(jobs, budget)
     if _open(jobs, budget):
         with Laboratory(
             target.tvm(threads=threads),
@@ -149,12 +150,26 @@ def tune(
             while open_jobs := _open(jobs, budget):
                 job = min(open_jobs, key=lambda one: (one.done() / one.share, -one.share))
                 database.append(job.kernel, target, threads, search.round(job))
+                _share(jobs, budget)
                 total = sum(one.share for one in jobs)
                 done = sum(min(one.done(), one.share) if one.wants() else one.share for one in jobs)
                 on_progress(Progress(job.kernel.name, done, total, _total([one.task() for one in jobs])))
     rest = [Task(one, 0.0, 0, 0, None, DYNAMIC) for one in every if one.arguments is None]
     notes = [note for one in found for note in one.notes]
     return Tuned((*(job.task() for job in jobs), *rest), time.monotonic() - start, tuple(notes))
+
+
+def _share(jobs: Sequence[_Job], budget: Budget) -> None:
+    """Share the budget by the time that the kernels take, once each that can be tuned was timed."""
+    tunable = [job for job in jobs if not job.end and job.share]
+    if not tunable or any(not job.trials for job in tunable):
+        return
+    left = Budget(budget.amount - sum(min(job.done(), job.share) for job in jobs if job.end), budget.timed)
+    costs = [(job.best or 0.0) * job.kernel.calls for job in tunable]
+    if sum(costs) <= 0 or left.amount < budgets.LEAST * len(tunable):
+        return
+    for job, share in zip(tunable, budgets.shares(left, costs), strict=True):
+        job.share = share
 
 
 def _open(jobs: Sequence[_Job], budget: Budget) -> list[_Job]:

@@ -113,6 +113,24 @@ def test_untuned_code_for_a_cpu_stays_on_onnx_runtime_and_says_why(tmp_path: Pat
     assert load(tmp_path / "out").run({"image": images})["logits"].shape == (2, 10)
 
 
+def test_a_model_that_is_all_of_onnx_runtimes_refuses_inputs_as_others_do(tmp_path: Path) -> None:
+    resnet = Path(__file__).parents[3] / "tools" / "demo" / "digits_resnet.onnx"
+    burnish.optimize(resnet, tmp_path / "out", target="llvm", dims="batch=1")
+    runner, images = load(tmp_path / "out"), np.zeros((1, 1, 8, 8), np.float32)
+    assert runner.run({"image": images})["logits"].shape == (1, 10)
+    for feeds, message in (
+        ({}, "`image` is missing"),
+        ({"image": images, "other": images}, "no input `other`"),
+        ({"image": images.astype(np.float64)}, "is float64, and has to be float32"),
+        ({"image": np.zeros((2, 1, 8, 8), np.float32)}, r"has shape \[2, 1, 8, 8\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runner.run(feeds)
+    runner.close()
+    with pytest.raises(InputError, match="closed"):
+        runner.run({"image": images})
+
+
 def test_code_that_computes_something_else_is_not_compiled_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     run = choose.TvmRunner.run
     monkeypatch.setattr(choose.TvmRunner, "run", lambda self, given: {n: a + 1 for n, a in run(self, given).items()})

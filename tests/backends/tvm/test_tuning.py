@@ -10,6 +10,7 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tvm import relax  # noqa: E402
 
 from burnish.backends.tvm import compiling, tuning  # noqa: E402
 from burnish.backends.tvm.target import parse  # noqa: E402
-from burnish.backends.tvm.tuning import budget, kernels, laboratory, records  # noqa: E402
+from burnish.backends.tvm.tuning import budget, kernels, laboratory, records, search  # noqa: E402
 from burnish.backends.tvm.tuning.records import Record  # noqa: E402
 
 TARGET = parse("llvm")
@@ -126,6 +127,19 @@ def test_a_budget_is_trials_or_minutes(text: str) -> None:
     assert (budget.parse("200"), budget.parse("1.5m")) == (tuning.Budget(200), tuning.Budget(90, True))
     with pytest.raises(InputError, match="no budget"):
         budget.parse(text)
+
+
+def test_once_all_kernels_were_timed_the_budget_is_shared_by_the_time_they_take() -> None:
+    def job(best: float | None, trials: int, end: str = "") -> Any:
+        kernel = SimpleNamespace(calls=2)
+        return SimpleNamespace(kernel=kernel, best=best, trials=trials, end=end, share=100.0, done=lambda: 8.0)
+
+    jobs = [job(1e-3, 8), job(3e-3, 8), job(None, 0)]
+    search._share(jobs, tuning.Budget(300))
+    assert [one.share for one in jobs] == [100.0] * 3
+    jobs = [job(1e-3, 8), job(3e-3, 8), job(1.0, 1, "every schedule was tried")]
+    search._share(jobs, tuning.Budget(300, timed=True))
+    assert jobs[0].share + jobs[1].share == 292 and jobs[1].share == 8 + 3 * (jobs[0].share - 8)
 
 
 def test_shares_are_within_the_budget_and_those_that_cost_more_get_more() -> None:
