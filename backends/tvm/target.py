@@ -11,6 +11,9 @@ from burnish.ir.errors import InputError
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 _SHARED = 49152
 """Bytes of shared memory that every architecture gives a block without being asked twice."""
+_ASKED = {"sm_70": 96, "sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
+"""KiB that a block of an architecture may have where its launch asks for them (CUDA C++ Programming Guide, table of
+compute capabilities). TVM's launches do for the scope `shared.dyn`, and nothing can for `shared`."""
 _CPU = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
@@ -29,17 +32,20 @@ class Target:
     def __str__(self) -> str:
         return f"{self.kind}:{self.model}" if self.model else self.kind
 
-    def tvm(self, *, threads: int = 1, host: str = "llvm") -> Any:
+    def tvm(self, *, threads: int = 1, host: str = "llvm", asking: bool = False) -> Any:
         """The `tvm.target.Target`.
 
         Args:
             threads: cores that CPU code is scheduled for; part of what tuned records are found by.
             host: what launches kernels: `llvm`, or `cuda_host` for C++ source.
+            asking: with the shared memory of a GPU that a launch has to ask for: for schedules that put it into
+                `shared.dyn`, which rules of dlight do not.
         """
         import tvm
 
         if self.kind == "cuda":
-            limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": _SHARED, "thread_warp_size": 32}
+            shared = _ASKED[self.model] << 10 if asking else _SHARED
+            limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": shared, "thread_warp_size": 32}
             return tvm.target.Target({"kind": "cuda", "arch": self.model, **limits}, host={"kind": host})
         return tvm.target.Target({"kind": "llvm", "num-cores": threads} | ({"mcpu": self.model} if self.model else {}))
 

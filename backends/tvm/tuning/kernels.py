@@ -43,6 +43,11 @@ class Kernel:
         """Types of the arguments: `float32[512,512] float32[512,512]`."""
         return " ".join(f"{dtype}[{','.join(map(str, sizes))}]" for dtype, sizes in self.arguments or ())
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it reads numbers that tensor cores take: halves or 8-bit integers."""
+        return any(dtype in ("float16", "bfloat16", "int8", "uint8") for dtype, _ in self.arguments or ())
+
     def cost(self, kind: str) -> float:
         """What all calls take, in no unit: for shares only. By operations or by bytes, whichever is more."""
         moved = sum(tvm.DataType(dtype).bits / 8 * _product(sizes) for dtype, sizes in self.arguments or ())

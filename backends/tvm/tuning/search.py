@@ -16,6 +16,7 @@ from burnish.backends.tvm import intrinsics, quiet
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.tuning import budget as budgets
+from burnish.backends.tvm.tuning import shared_memory
 from burnish.backends.tvm.tuning.applying import DYNAMIC, replayed
 from burnish.backends.tvm.tuning.budget import Budget
 from burnish.backends.tvm.tuning.database import Database, Found
@@ -244,6 +245,7 @@ class _Search:
 
         self.schedule, self.laboratory = meta_schedule, laboratory
         self.target, self.made = target, target.tvm(threads=threads)
+        self.asking = target.tvm(threads=threads, asking=True)
         self.workers, self.space, self.seed = workers, space, seed
         self.known = meta_schedule.database.MemoryDatabase()
         if model == "random":
@@ -266,7 +268,7 @@ class _Search:
             return self._kept(job, [Record(end=f"it cannot be tuned: {last_line(error, 200)}")])
         if not candidates:
             return self._kept(job, [Record(end="every schedule was tried")])
-        results = self.laboratory.measure(candidates, _SLOW * (job.best or 0.25))
+        results = self._measured(candidates, _SLOW * (job.best or 0.25))
         with quiet.quiet():
             self._learn(job, candidates, results)
         spent = (time.monotonic() - began) / len(candidates)
@@ -280,6 +282,15 @@ class _Search:
             records.append(Record(end=f"none of its schedules could be measured: {records[-1].error}"))
         return self._kept(job, records)
 
+    def _measured(self, candidates: Sequence[Any], limit: float) -> list[tuple[float | None, str]]:
+        """As `Laboratory.measure`; candidates that no compiler would take for their shared memory are not built."""
+        fit = [self._fits(one) for one in candidates]
+        timed = iter(self.laboratory.measure([one for one, good in zip(candidates, fit, strict=True) if good], limit))
+        return [next(timed) if good else (None, "it takes too much static shared memory") for good in fit]
+
+    def _fits(self, candidate: Any) -> bool:
+        return self.target.kind != "cuda" or shared_memory.bytes_of(candidate.sch.mod)["shared"] <= shared_memory.GIVEN
+
     def _kept(self, job: _Job, records: list[Record]) -> list[Record]:
         for record in records:
             job.add(record)
@@ -287,10 +298,11 @@ class _Search:
 
     def _begin(self, job: _Job) -> None:
         """Make a kernel's design space, and tell what is known of it already."""
+        # Tiles of tensor cores lie in memory that the launch asks for; those of other kernels do not.
         strategy = self.schedule.search_strategy.EvolutionarySearch(population_size=min(512, 64 * self.workers))
         job.context = self.schedule.TuneContext(
             job.kernel.module,
-            target=self.made,
+            target=self.asking if job.kernel.is_short else self.made,
             space_generator=self.schedule.space_generator.PostOrderApply(
                 sch_rules=self.space, postprocs=self.space, mutator_probs=self.space
             ),

@@ -25,8 +25,8 @@ pytest.importorskip("cloudpickle")
 from tvm import relax  # noqa: E402
 
 from burnish.backends.tvm import compiling, tuning  # noqa: E402
-from burnish.backends.tvm.target import parse  # noqa: E402
-from burnish.backends.tvm.tuning import budget, kernels, laboratory, records, search  # noqa: E402
+from burnish.backends.tvm.target import ARCHITECTURES, Target, parse  # noqa: E402
+from burnish.backends.tvm.tuning import budget, kernels, laboratory, records, search, shared_memory  # noqa: E402
 from burnish.backends.tvm.tuning.records import Record  # noqa: E402
 
 TARGET = parse("llvm")
@@ -111,6 +111,38 @@ def test_a_module_that_was_scheduled_by_rules_can_be_tuned_all_the_same() -> Non
     module = fused(SIZE)
     compiling.scheduled(module, target)
     assert len(kernels.kernels(module)) == 1
+
+
+@pytest.mark.parametrize("scope", ["shared", "shared.dyn"])
+def test_large_tiles_lie_in_shared_memory_that_the_launch_asks_for(scope: str) -> None:
+    from tvm import te
+    from tvm.backend.cuda import export_cuda_host
+
+    size = 128 * 150
+    a = te.placeholder((2, size), "float32", name="a")
+    turned = te.compute((2, size), lambda i, j: a[i, size - 1 - j], name="turned")
+    schedule = tvm.s_tir.Schedule(te.create_prim_func([a, turned]))
+    block = schedule.get_sblock("turned")
+    copy = schedule.cache_read(block, 0, scope)
+    rows, columns = schedule.get_loops(block)
+    schedule.bind(rows, "blockIdx.x")
+    schedule.compute_at(copy, rows)
+    for loop in (schedule.get_loops(copy)[-1], columns):
+        schedule.bind(schedule.split(loop, [None, 128])[1], "threadIdx.x")
+    found = shared_memory.bytes_of(schedule.mod)
+    assert found[scope] == 4 * size and sum(found.values()) == 4 * size
+    made = parse("cuda:sm_90").tvm(host="cuda_host")
+    with made:
+        kernel = tvm.IRModule({"turned": schedule.mod["main"].with_attr("global_symbol", "turned")})
+        source = export_cuda_host(tvm.compile(kernel, made).mod)
+    assert ("cudaFuncAttributeMaxDynamicSharedMemorySize" in source) == (scope == "shared.dyn")
+
+
+def test_a_gpu_of_each_architecture_has_what_its_blocks_may_ask_for() -> None:
+    for name in ARCHITECTURES:
+        plain, asking = (Target("cuda", name).tvm(asking=one) for one in (False, True))
+        assert plain.attrs["max_shared_memory_per_block"] == shared_memory.GIVEN
+        assert 65536 <= int(asking.attrs["max_shared_memory_per_block"]) <= 232448
 
 
 def test_kernels_with_symbolic_sizes_are_left_as_they_are(tuned: Any) -> None:
