@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,32 @@ class Maker:
             return one
         return self._builder.match_cast(one, relax.TensorType(held, self.dtype(one)))
 
+    def filled(self, one: Any, axes: Sequence[int], kept: Sequence[Any]) -> Any:
+        """`one`, refused when the function runs where one of the axes is empty and the result is not.
+
+        TVM's kernels do not write a sum over nothing.
+
+        Args:
+            one: an expression.
+            axes: what is summed over.
+            kept: the sizes of the result: where one of them is nothing whenever the axis is, there is nothing to write.
+        """
+        shape = self.shape(one)
+        held = list(shape)
+        for axis in axes:
+            size = shape[axis]
+            if not isinstance(size, int) and not any(_empties(size, other) for other in kept):
+                held[axis] = tirx.max(size, tirx.const(1, "int64"))
+        if all(a is b for a, b in zip(held, shape, strict=True)):
+            return one
+        return self._builder.match_cast(one, relax.TensorType(held, self.dtype(one)))
+
+    def summed(self, a: Any, b: Any) -> tuple[Any, Any]:
+        """The factors of a product of matrices, `filled` along the axes that it sums over."""
+        between = max(self.rank(b) - 2, 0)
+        kept = [*self.shape(a)[:-1], *(size for axis, size in enumerate(self.shape(b)) if axis != between)]
+        return self.filled(a, [self.rank(a) - 1], kept), self.filled(b, [between], kept)
+
     def sizes_as_tensor(self, sizes: list[Any], dtype: str = "int64") -> Any:
         """Sizes as a vector that the compiled function computes from its arguments."""
 
@@ -144,6 +170,19 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, int) and isinstance(other, int):
         return True
     return bool(Analyzer().can_prove_equal(one, other))
+
+
+def _empties(size: Any, other: Any) -> bool:
+    """Whether a size, sums and products of symbols, is 0 only where another is."""
+    return not isinstance(other, int) and _is_natural(Analyzer().simplify(size - other))
+
+
+def _is_natural(size: Any) -> bool:
+    """Whether no symbols make a size negative, as far as its form tells."""
+    if isinstance(size, tirx.IntImm):
+        return int(size) >= 0
+    parts = isinstance(size, tirx.Add | tirx.Mul) and _is_natural(size.a) and _is_natural(size.b)
+    return isinstance(size, tirx.Var) or parts
 
 
 def type_of(expression: Any) -> Any:

@@ -65,7 +65,10 @@ class TvmRunner:
             try:
                 return list(self._function(*tensors, *self._weights))
             except Exception as error:
-                raise InputError(f"the compiled code refuses the inputs: {last_line(error)}") from error
+                text = str(error)
+                empty = "(0 vs. 1)" in text and "T.max(" in text  # as `Maker.filled` has it
+                said = "an axis that is summed or searched over is empty" if empty else last_line(error)
+                raise InputError(f"the compiled code refuses the inputs: {said}") from error
 
     def close(self) -> None:
         """Free the code and the weights."""

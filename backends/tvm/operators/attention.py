@@ -121,7 +121,9 @@ def attend(
     chances = make.emit(op.nn.softmax(scores, -1))
     if bias is not None:
         chances = _without_blind(make, chances, bias, LOWEST[dtype], offset)
-    return make.emit(op.matmul(op.astype(chances, dtype) if dtype != "float32" else chances, v))
+    if dtype != "float32":
+        chances = make.emit(op.astype(chances, dtype))
+    return make.emit(op.matmul(*make.summed(chances, v)))
 
 
 def _first(make: Maker, offset: Any) -> Any:

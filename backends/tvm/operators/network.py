@@ -23,6 +23,7 @@ def product(make: Maker, a: Any, b: Any) -> Any:
     """The matrix product; halves are summed in float32."""
     if make.rank(a) > 2 and make.rank(b) > 2:
         a, b = make.alike_batches(a, b)
+    a, b = make.summed(a, b)
     dtype = make.dtype(a)
     return op.astype(op.matmul(a, b, out_dtype="float32"), dtype) if dtype in HALVES else op.matmul(a, b)
 

@@ -147,9 +147,11 @@ def lp_pool(make: Maker, x: Any, *, p: int = 2, **window: Any) -> Any:
 
 @lowers("GlobalAveragePool")
 def global_average_pool(make: Maker, x: Any) -> Any:
-    return op.mean(x, list(range(2, make.rank(x))), True)
+    axes = list(range(2, make.rank(x)))
+    return op.mean(make.filled(x, axes, make.shape(x)[:2]), axes, True)
 
 
 @lowers("GlobalMaxPool")
 def global_max_pool(make: Maker, x: Any) -> Any:
-    return op.max(x, list(range(2, make.rank(x))), True)
+    axes = list(range(2, make.rank(x)))
+    return op.max(make.filled(x, axes, make.shape(x)[:2]), axes, True)

@@ -48,6 +48,7 @@ def _reduced(make: Maker, reduction: Reduction, x: Any, axes: list[int] | None, 
     kind, dtype, shape = make.node.op_type, make.dtype(x), make.shape(x)
     if any(shape[axis] == 0 for axis in (axes or range(len(shape))) if isinstance(shape[axis], int)):
         raise Unsupported("a reduction over nothing, which TVM leaves unwritten")
+    x = _filled(make, x, axes)
     if "float" not in dtype:
         if kind not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceSumSquare"):
             raise Unsupported(f"{kind} of {dtype}")
@@ -60,6 +61,12 @@ def _reduced(make: Maker, reduction: Reduction, x: Any, axes: list[int] | None, 
     if kind in ("ReduceMax", "ReduceMin"):
         found = _with_infinities(make, wide, found, axes, keep)
     return op.astype(found, dtype) if dtype in HALVES else found
+
+
+def _filled(make: Maker, x: Any, axes: list[int] | None) -> Any:
+    """`x`, whose axes that are reduced hold something whenever the others do."""
+    over = {axis % max(make.rank(x), 1) for axis in (range(make.rank(x)) if axes is None else axes)}
+    return make.filled(x, sorted(over), [size for axis, size in enumerate(make.shape(x)) if axis not in over])
 
 
 def _with_infinities(make: Maker, x: Any, found: Any, axes: list[int] | None, keep: bool) -> Any:
@@ -145,6 +152,7 @@ def arg(make: Maker, x: Any, *, axis: int = 0, keepdims: int = 1, select_last_in
     """The place of the largest or smallest element; a NaN is not looked for."""
     find = op.argmax if make.node.op_type == "ArgMax" else op.argmin
     axis %= make.rank(x)
+    x = _filled(make, x, [axis])
     first = relax.const(0, "int64")
     if not select_last_index:
         return op.maximum(find(x, axis, bool(keepdims)), first)  # -1 where all are infinite

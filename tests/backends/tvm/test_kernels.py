@@ -189,6 +189,18 @@ def test_a_weight_in_a_size_of_the_inputs_is_made_in_each_run(tmp_path: Path) ->
     assert tuple(found.shape) == (3, 8) and (np.from_dlpack(found) == np.from_dlpack(found)[:1]).all()
 
 
+def test_a_sum_over_nothing_is_refused(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[n, 8] x) => (float[1, 8] y) {
+      a = Constant<value = int64[1] {0}>()
+      y = ReduceSum (x, a)
+    }"""
+    emitting.emit(model(text), parse("llvm"), tmp_path / "out")
+    run = bound(tmp_path / "out")
+    np.testing.assert_allclose(np.from_dlpack(run(tensor(np.ones((3, 8), np.float32)))[0]), np.full((1, 8), 3.0))
+    with pytest.raises(ValueError, match="two sizes do not agree"):
+        run(tensor(np.ones((0, 8), np.float32)))
+
+
 def test_kernels_with_threads_run_without_the_library_of_tvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_parallel(module: Any, target: Target) -> Any:
         schedule = tvm.s_tir.Schedule(module)

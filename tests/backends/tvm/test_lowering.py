@@ -78,6 +78,43 @@ def test_sizes_that_are_not_proven_equal_are_compared_when_the_code_runs() -> No
         compiled.run({"x": one, "y": other})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[n, 4] x) => (float[1, 4] y) <int64[1] a = {0}> { y = ReduceMean(x, a) }",
+        "g (float[4, n] x, float[n, 3] w) => (float[4, 3] y) { y = MatMul(x, w) }",
+        "g (float[n, 4] x) => (int64[1, 4] y) { y = ArgMax(x) }",
+        "g (float[1, 2, n, 4] x) => (float[1, 2, 1, 1] y) { y = GlobalAveragePool(x) }",
+    ],
+)
+def test_nothing_is_summed_over_nothing(text: str) -> None:
+    model = graph(text)
+    compiled = runner(model)
+    for size in (3, 0):
+        shapes = {
+            str(one.name): [size if not isinstance(d, int) else d for d in one.shape] for one in model.graph.inputs
+        }
+        feeds = {name: np.random.default_rng(0).random(shape, np.float32) for name, shape in shapes.items()}
+        if size:
+            np.testing.assert_allclose(compiled.run(feeds)["y"], executor()(model).run(feeds)["y"], rtol=1e-5)
+            continue
+        with pytest.raises(InputError, match="an axis that is summed or searched over is empty"):
+            compiled.run(feeds)
+
+
+def test_a_result_that_is_empty_may_be_summed_over_nothing() -> None:
+    compiled = runner(
+        graph(
+            """g (float[n, 4] x, float[m, 4] past) => (float[n, 4] y) {
+            all = Concat<axis=0>(past, x)  t = Transpose<perm=[1, 0]>(all)
+            s = MatMul(x, t)  p = Softmax(s)  y = MatMul(p, all) }"""
+        )
+    )
+    for rows, before in ((0, 0), (2, 0), (2, 3)):
+        feeds = {"x": np.ones((rows, 4), np.float32), "past": np.ones((before, 4), np.float32)}
+        np.testing.assert_allclose(compiled.run(feeds)["y"], feeds["x"], rtol=1e-5)
+
+
 def test_what_is_not_in_the_table_is_refused_with_the_reason() -> None:
     with pytest.raises(InputError, match="not in the table"):
         lower(graph("g (float[4] x) => (float[4] y) { y = RandomUniformLike(x) }"))
