@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from burnish.passes.grids import Grid, Scales, dequantize, fit, quantize
+from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
 
 Rounding = Literal["nearest", "mse", "hqq", "gptq"]
 
@@ -28,6 +28,11 @@ DAMPING = 0.01
 _LAZY = 64
 _ROUNDS = 2
 _ROWS = 2048
+
+
+def clip_of(rounding: Rounding) -> Clip:
+    """How scales are fitted without samples."""
+    return "minmax" if rounding == "nearest" else "hqq" if rounding == "hqq" else "mse"
 
 
 def rounded(
@@ -55,9 +60,8 @@ def rounded(
     Raises:
         InputError: the numbers are not finite.
     """
-    clip = {"nearest": "minmax", "hqq": "hqq"}.get(rounding, "mse")
     if rounding != "gptq" or moment is None:
-        scales = fit(weight, grid, 1, block, clip, mirrored=mirrored, dtype=dtype)  # type: ignore[arg-type]
+        scales = fit(weight, grid, 1, block, clip_of(rounding), mirrored=mirrored, dtype=dtype)
         return quantize(weight, scales), scales
     damped = moment + DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
     metric = damped / max(np.trace(damped) / len(damped), np.finfo(np.float64).tiny)

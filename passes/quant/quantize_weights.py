@@ -13,13 +13,13 @@ from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.packing import pack, unpack
 from burnish.ir.walk import walk
-from burnish.passes import catalog, packed_layers
+from burnish.passes import catalog, packed_layers, stored_convolutions
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Scales, signed
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
 from burnish.passes.moments import moments
 from burnish.passes.packed_layers import Form
-from burnish.passes.weight_rounding import MEASURED, Rounding, of_tied, rounded
+from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of, of_tied, rounded
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, found_again, matrices
 
 _GRID = (8, 4, 2)
@@ -40,6 +40,7 @@ class QuantizeWeights(LossyPass):
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
+        convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller.
     """
 
     bits: int = 0
@@ -48,6 +49,7 @@ class QuantizeWeights(LossyPass):
     form: Form = "matmul-nbits"
     rounding: Rounding = "mse"
     embeddings: bool = True
+    convolutions: bool = False
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
 
@@ -82,28 +84,26 @@ class QuantizeWeights(LossyPass):
                 f"`quantize-weights` has to be told {what}",
                 hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
             )
-        return [
-            edit
-            for name, matrix in self._found(model, outcome).items()
-            for edit in self._edits(model, name, matrix, None, outcome)
-        ]
+        return self._plain(model, self._found(model, outcome), outcome)
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds `levels`, packed, `scale` and `zero`, where samples made them."""
         found = self._found(model, outcome)
-        if self.rounding not in MEASURED:
-            return [edit for name, matrix in found.items() for edit in self._edits(model, name, matrix, None, outcome)]
-        edits: dict[str, list[Edit]] = {}
-        for name, matrix in found.items():
-            if not matrix.linears:
-                edits[name] = self._edits(model, name, matrix, None, outcome)
-        groups = {name: matrix.linears for name, matrix in found.items() if matrix.linears}
-        for name, moment in moments(model, groups, context):
+        measured = {name: one for name, one in found.items() if one.linears and self.rounding in MEASURED}
+        edits = self._plain(model, {name: one for name, one in found.items() if name not in measured}, outcome)
+        for name, moment in moments(model, {name: one.linears for name, one in measured.items()}, context):
             if isinstance(moment, str):
                 outcome.skip(found[name].readers[0].node, moment)
             else:
-                edits[name] = self._edits(model, name, found[name], moment, outcome)
-        return [edit for name in found for edit in edits.get(name, ())]
+                edits += self._edits(model, name, found[name], moment, outcome)
+        places = {name: index for index, name in enumerate(found)}
+        return sorted(edits, key=lambda edit: places.get(edit.site, len(places)))
+
+    def _plain(self, model: oir.Model, found: dict[str, Matrix], outcome: Outcome) -> list[Edit]:
+        """The edits that need no samples."""
+        wanted = (self.bits,) if self.bits else _GRID
+        more = stored_convolutions.edits(model, catalog.spec(self), wanted, outcome) if self.convolutions else []
+        return [e for name, one in found.items() for e in self._edits(model, name, one, None, outcome)] + more
 
     def _found(self, model: oir.Model, outcome: Outcome) -> dict[str, Matrix]:
         found = {}
@@ -161,10 +161,13 @@ class QuantizeWeights(LossyPass):
         """See the class of passes."""
         nodes = {str(node.name): node for node in walk(model)}
         for edit in edits:
-            matrix = found_again(nodes, edit.anchors)
-            if not outcome.take(matrix.readers[0].node):
+            if not outcome.take(nodes[edit.anchors[0]]):
                 return
-            bits, block = (int(word) for word in edit.option.removeprefix("int").split(" block "))
+            bits = int(edit.option.split()[0].removeprefix("int"))
+            if edit.option.endswith("per channel"):
+                stored_convolutions.write(model, nodes[edit.anchors[0]], bits, clip_of(self.rounding))
+                continue
+            matrix, block = found_again(nodes, edit.anchors), int(edit.option.split()[-1])
             if edit.payload:
                 grid = packed_layers.grid(self.form, bits, self.symmetric)
                 scales = Scales(grid, edit.payload["scale"], edit.payload["zero"], 1, block)

@@ -16,6 +16,7 @@ from burnish.backends.reference.runner import ReferenceRunner
 from burnish.ir import cost
 from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.inference import Inference
+from burnish.ir.views.convolution import convolutions
 from burnish.ir.views.linear import linears
 from burnish.ir.walk import walk
 from burnish.passes import catalog, lossy
@@ -121,6 +122,20 @@ def test_the_same_model_gives_the_same_bytes() -> None:
     model = model_of(KINDS["three that share"])
     texts = {tuple(v.const_value.tobytes() for v in quantized(model, bits=4).graph.initializers.values()) for _ in "ab"}  # type: ignore[union-attr]
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if "Conv" in name])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_convolutions_are_stored_smaller_and_read_nearly_the_same(kind: str, bits: int) -> None:
+    model = model_of(opset(KINDS[kind], 21))
+    after = quantized(model, bits=bits, convolutions=True)
+    (old,), (new,) = convolutions(model), convolutions(after)
+    assert new.parameter.quantized and constant_bytes(after) < (0.35 if bits == 8 else 0.25) * constant_bytes(model)
+    apart = np.abs(new.weight() - old.weight()).max() / np.abs(old.weight()).max()
+    assert apart < {4: 0.25, 8: 0.01}[bits]
+    for sample in samples_of(model):
+        wanted, found = ReferenceRunner(after).run(sample.feeds), executor()(after).run(sample.feeds)
+        assert all(np.abs(found[name] - one).max() < 1e-5 * np.abs(one).max() for name, one in wanted.items())
 
 
 @pytest.mark.parametrize(

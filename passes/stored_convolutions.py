@@ -1,0 +1,78 @@
+"""Weights of convolutions as integers behind a DequantizeLinear, a scale for each output: smaller, not faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as oir
+
+from burnish.ir import weights
+from burnish.ir.views.convolution import Convolution, find_convolution
+from burnish.passes import qdq
+from burnish.passes.base import Outcome
+from burnish.passes.grids import Clip, Grid, fit, quantize
+from burnish.passes.layers import layers
+from burnish.passes.lossy import Edit, Savings
+
+_OPSETS = {8: 13, 4: 21}
+"""The bits that are stored, and the first opset whose DequantizeLinear takes them for each output."""
+
+
+def edits(model: oir.Model, spec: str, wanted: Sequence[int], outcome: Outcome) -> list[Edit]:
+    """Storing each convolution's weight in each of the wanted bits; where it stays, `outcome` is told why.
+
+    Args:
+        model: the model.
+        spec: of the pass.
+        wanted: bits.
+        outcome: takes what stays.
+    """
+    found = []
+    for name, layer in layers(model).items():
+        if not isinstance(layer, Convolution):
+            continue
+        tensor = weights.tensor_of(layer.parameter.source)
+        for bits in wanted:
+            reason = _refusal(layer, bits, model.graph.opset_imports.get("", 1))
+            if reason is not None or tensor is None:
+                outcome.skip(layer.node, str(reason))
+                continue
+            count = layer.parameter.shape[_axis(layer)]
+            stored = -(-tensor.size * bits // 8) + count * tensor.dtype.bitwidth // 8 + -(-count * bits // 8)
+            if stored >= tensor.nbytes:
+                outcome.skip(layer.node, f"{bits} bits with their scales take no fewer bytes")
+                continue
+            savings = Savings(-2 * count, tensor.nbytes - stored, 0)
+            anchor = str(layer.node.name)
+            found.append(Edit(spec, name, f"int{bits} per channel", frozenset({anchor}), savings, anchors=(anchor,)))
+    return found
+
+
+def write(model: oir.Model, node: oir.Node, bits: int, clip: Clip) -> None:
+    """Store the weight of a convolution in so many bits, with one positive scale for each output."""
+    layer = find_convolution(node)
+    assert layer is not None and layer.dtype is not None
+    numbers = layer.parameter.read()
+    scales = fit(numbers, Grid(bits), _axis(layer), clip=clip, dtype=layer.dtype.numpy())
+    qdq.put_weight(model, node, 1, quantize(numbers, scales), scales)
+
+
+def _axis(layer: Convolution) -> int:
+    return 1 if layer.transposed else 0
+
+
+def _refusal(layer: Convolution, bits: int, opset: int) -> str | None:
+    if layer.read_only is not None:
+        return layer.read_only
+    if layer.shared:
+        return f"{layer.shared[0].op_type} shares the weight"
+    if layer.parameter.steps:
+        return f"its weight lies behind a {layer.parameter.steps[0].op_type}"
+    if layer.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
+        return "its weight is not float32 or float16"
+    if bits not in _OPSETS:
+        return f"convolutions are not stored in {bits} bits"
+    least = _OPSETS[bits]
+    if opset < least:
+        return f"{bits} bits for each output need opset {least}, and the model has {opset}: raise it with `--opset`"
+    return None
