@@ -61,3 +61,22 @@ def shares(budget: Budget, costs: Sequence[float]) -> list[float]:
         part = LEAST + rest * costs[index] / total
         parts[index] = part if budget.timed else part // LEAST * LEAST
     return parts
+
+
+def filled(amount: float, floors: Sequence[float], costs: Sequence[float]) -> list[float]:
+    """Parts in proportion to the costs, but none below its floor; together the amount, where the floors leave some.
+
+    Args:
+        amount: what there is.
+        floors: of each part.
+        costs: of each, in any unit.
+    """
+    fixed: set[int] = set()
+    while True:
+        free = [index for index in range(len(costs)) if index not in fixed]
+        rest = amount - sum(floors[index] for index in fixed)
+        total = sum(costs[index] for index in free)
+        low = [index for index in free if total <= 0 or rest * costs[index] / total < floors[index]]
+        if not low:
+            return [floors[index] if index in fixed else rest * cost / total for index, cost in enumerate(costs)]
+        fixed.update(low)

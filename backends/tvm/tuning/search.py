@@ -161,15 +161,17 @@ def tune(
 
 
 def _share(jobs: Sequence[_Job], budget: Budget) -> None:
-    """Share the budget by the time that the kernels take, once each that can be tuned was timed."""
-    tunable = [job for job in jobs if not job.end and job.share]
+    """Share the budget by the time that the kernels take, once each that can be tuned was timed.
+
+    What a kernel spent of its first share stays its own, so that the budget holds, and a second time nothing is left.
+    """
+    tunable = [job for job in jobs if not job.end and job.first]
     if not tunable or any(not job.trials for job in tunable):
         return
-    left = Budget(budget.amount - sum(min(job.done(), job.share) for job in jobs if job.end), budget.timed)
+    left = budget.amount - sum(min(job.done(), job.first) for job in jobs if job.end)
+    floors = [max(min(job.done(), job.first), budgets.LEAST) for job in tunable]
     costs = [(job.best or 0.0) * job.kernel.calls for job in tunable]
-    if sum(costs) <= 0 or left.amount < budgets.LEAST * len(tunable):
-        return
-    for job, share in zip(tunable, budgets.shares(left, costs), strict=True):
+    for job, share in zip(tunable, budgets.filled(left, floors, costs), strict=True):
         job.share = share
 
 
@@ -197,6 +199,7 @@ class _Job:
 
     def __init__(self, kernel: Kernel, share: float, found: Found, timed: bool) -> None:
         self.kernel, self.share, self.found, self.timed = kernel, share, found, timed
+        self.first = share
         self.trials, self.spent, self.end = found.trials, found.spent, found.end
         best = found.best()
         self.best = best[0].seconds if best else None

@@ -162,16 +162,20 @@ def test_a_budget_is_trials_or_minutes(text: str) -> None:
 
 
 def test_once_all_kernels_were_timed_the_budget_is_shared_by_the_time_they_take() -> None:
-    def job(best: float | None, trials: int, end: str = "") -> Any:
-        kernel = SimpleNamespace(calls=2)
-        return SimpleNamespace(kernel=kernel, best=best, trials=trials, end=end, share=100.0, done=lambda: 8.0)
+    def job(best: float | None, trials: int, spent: float, end: str = "") -> Any:
+        given = {"best": best, "trials": trials, "end": end, "share": 100.0, "first": 100.0, "done": lambda: spent}
+        return SimpleNamespace(kernel=SimpleNamespace(calls=2), **given)
 
-    jobs = [job(1e-3, 8), job(3e-3, 8), job(None, 0)]
+    jobs = [job(1e-3, 8, 8), job(3e-3, 8, 8), job(None, 0, 0)]
     search._share(jobs, tuning.Budget(300))
     assert [one.share for one in jobs] == [100.0] * 3
-    jobs = [job(1e-3, 8), job(3e-3, 8), job(1.0, 1, "every schedule was tried")]
+    jobs = [job(1e-3, 8, 8), job(3e-3, 8, 8), job(1.0, 1, 8, "every schedule was tried")]
     search._share(jobs, tuning.Budget(300, timed=True))
-    assert jobs[0].share + jobs[1].share == 292 and jobs[1].share == 8 + 3 * (jobs[0].share - 8)
+    assert [one.share for one in jobs] == [73, 219, 100]
+    jobs = [job(1e-3, 8, 90), job(3e-3, 8, 8), job(None, 8, 8)]
+    search._share(jobs, tuning.Budget(300, timed=True))
+    assert [one.share for one in jobs] == [90, 202, 8]
+    assert sum(budget.filled(10, [8, 8, 8], [1, 2, 0])) == 24
 
 
 def test_shares_are_within_the_budget_and_those_that_cost_more_get_more() -> None:
