@@ -15,7 +15,7 @@ from burnish.passes.budget import Budget
 from burnish.passes.lossy import LossyPass
 from burnish.passes.prove import Verify
 
-NAMED = ("default", "normal-form", "none")
+NAMED = ("default", "normal-form", "none", *recipes.QUANTIZED)
 
 
 @dataclass(frozen=True)

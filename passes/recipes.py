@@ -61,12 +61,20 @@ LAST: tuple[str, ...] = ("drop-annotations",)
 LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "project-rank")
 """What is searched for a budget when no lossy pass is named."""
 
+QUANTIZED: dict[str, tuple[str, ...]] = {
+    "int8": ("quantize-dynamic", "quantize-static"),
+    "int4": ("quantize-weights{bits=4}",),
+    "mixed": (*LOSSY, "quantize-dynamic", "quantize-static", "quantize-weights"),
+}
+"""Recipes that are `default` with lossy passes behind the normal form. Without a budget a layer goes to the first pass
+that can take it; with one all are searched together."""
+
 OPTIONS: dict[tuple[str, str], dict[str, object]] = {("fold-affine", "ort-cpu"): {"attention_scale": True}}
 """Options of passes by target. ONNX Runtime's CPU multiplies small matrices slower with a scale than without."""
 
 
 def named(name: str, target: str, opset: int | None) -> list[Pass]:
-    """The passes of `default`, `normal-form` or `none`.
+    """The passes of `default`, `normal-form`, `none`, or a recipe of `QUANTIZED`.
 
     Args:
         name: the recipe.
@@ -74,7 +82,7 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
         opset: raise the model to it; None to keep the model's, or to write what the target runs best.
     """
     chosen: dict[str, object] | None = None if opset is None else {"to": opset}
-    if opset is None and target != "onnx" and name == "default":
+    if opset is None and target != "onnx" and name not in ("normal-form", "none"):
         chosen = {"to": ORT_OPSET, "when": "softmax"}
     raised = [] if chosen is None else [catalog.make("infer-types"), catalog.make("raise-opset", chosen)]
     if name == "none":
@@ -83,6 +91,7 @@ def named(name: str, target: str, opset: int | None) -> list[Pass]:
     first[2:2] = raised
     if name == "normal-form":
         return first
+    first += [one for spec in QUANTIZED.get(name, ()) for one in catalog.parse(spec)]
     return [*first, *(_for_target(one, target) for one in (*RECOGNISE, *FOLD, *CLEAN, *FUSE, *CLEAN, *LAST))]
 
 

@@ -18,7 +18,7 @@ from burnish.ir.errors import BudgetError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import walk
 from burnish.passes import catalog, pipeline, prove
-from burnish.passes.base import Skip
+from burnish.passes.base import Outcome, Skip
 from burnish.passes.budget import Budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit, LossyPass
@@ -131,6 +131,20 @@ class Lossy:
             reason = score.refusal or ("a chosen edit changes the same nodes" if there else "the search chose others")
             own = sum(weights.parameter_bytes(nodes[name]) for name in edit.claims if name in nodes)
             found.append(Skip("edit", shown, reason, own, True))
+        return found
+
+    def free(self, wanted: Sequence[Edit], taken: Sequence[Edit], outcome: Outcome) -> list[Edit]:
+        """Those edits of a pass whose sites no edit of a pass before it has; `outcome` takes the others' reasons."""
+        owners = {claim: edit for edit in taken for claim in edit.claims}
+        nodes = {node.name: node for node in walk(self.model)}
+        found = []
+        for edit in wanted:
+            owner = next((owners[claim] for claim in sorted(edit.claims) if claim in owners), None)
+            if owner is None:
+                found.append(edit)
+            else:
+                node = next(nodes[name] for name in (*edit.anchors, *sorted(edit.claims)) if name in nodes)
+                outcome.skip(node, f"`{owner.spec}` has it: {owner.option}")
         return found
 
     def fired(self) -> dict[str, Any]:

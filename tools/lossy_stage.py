@@ -208,7 +208,8 @@ class _Stage:
     def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None], outcomes: Sequence[Outcome]) -> None:
         edits: list[Edit] = []
         for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
-            edits += one.propose(found.model, self.context, outcome) if given is None else given
+            wanted = one.propose(found.model, self.context, outcome) if given is None else given
+            edits += found.free(wanted, edits, outcome)
         if not edits:
             raise UnchangedError(_nothing(outcomes, {}), hint=OTHERS)
         self._make(found, edits, outcomes)

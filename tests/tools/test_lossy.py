@@ -359,3 +359,24 @@ def test_what_loses_more_once_it_is_written_is_not_written(tmp_path: Path, monke
     with pytest.raises(BudgetError, match="what would be written loses") as error:
         optimize(tmp_path)
     assert error.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
+
+
+def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None:
+    result = optimize(tmp_path, "digits_resnet", passes=None, recipe="int8", max_drop=None)
+    found = result.lossy
+    assert found is not None
+    claimed = [claim for edit in found.edits for claim in edit.claims]
+    assert len(claimed) == len(set(claimed))
+    dynamic, static = (step.outcome for step in found.steps)
+    assert dynamic.rewritten == 1 and static.rewritten == 9
+    assert [skip.reason for skip in static.skipped] == ["`quantize-dynamic` has it: int8, inputs in each run"]
+    assert result.sizes[1] < 0.35 * result.sizes[0]
+
+
+def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:
+    others = ["remove-blocks", "drop-attention", "drop-mlp", "project-rank"]
+    result = optimize(tmp_path, "digits_resnet", passes=None, recipe="mixed", without=others)
+    found = report.as_dict(result)["lossy"]
+    assert found["result"]["drop"] + found["result"]["spread"] <= found["budget"]["allowed"]
+    assert {edit.spec for edit in result.lossy.edits} >= {"quantize-static", "quantize-weights"}  # type: ignore[union-attr]
+    assert result.sizes[1] < 0.35 * result.sizes[0]
