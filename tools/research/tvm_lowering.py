@@ -1,7 +1,8 @@
 """The page on lowering to TVM: `python -m burnish.tools.research.tvm_lowering NODES... --models MODELS...`.
 
 Writes `docs/results/tvm-lowering.md` from the lines of `tvm_nodes` and `tvm_models`; of several lines about one case or
-model the last one counts.
+model the last one counts. Without lines of `tvm_nodes` the cases stay as the page has them, and so do models that no
+line is about.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ Lines = dict[tuple[str, str], dict[str, Any]]
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("nodes", type=Path, nargs="+")
+    parser.add_argument("nodes", type=Path, nargs="*")
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     given = parser.parse_args()
-    PAGE.write_text(page(_read(given.nodes, "case"), _read(given.models, "model")))
+    models = _read(given.models, "model")
+    PAGE.write_text(page(_read(given.nodes, "case"), models) if given.nodes else _with_models(PAGE.read_text(), models))
 
 
 def _read(files: Iterable[Path], key: str) -> Lines:
@@ -69,12 +71,28 @@ def _short(why: str) -> str:
 
 def _models(models: Lines) -> list[str]:
     rows = ["## Whole models", "", "| model | this lowering | error | allowed | compiled in | TVM's importer |"]
-    rows.append("| --- " * 6 + "|")
-    for name in dict.fromkeys(model for model, _ in models):
+    return [*rows, "| --- " * 6 + "|", *_rows(models, {}).values(), "", _SILERO]
+
+
+def _rows(models: Lines, known: dict[str, list[str]]) -> dict[str, str]:
+    """A row for each model, by its name; what was not measured is as in the cells that are known."""
+    rows = {}
+    for name in dict.fromkeys([*known, *(model for model, _ in models)]):
         ours, theirs = models.get((name, "lowering")), models.get((name, "importer"))
-        cells = [_told(ours), *_numbers(ours), _told(theirs)]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return [*rows, "", _SILERO]
+        cells = known.get(name, ["not run", "", "", "", "not run"])
+        first = [_told(ours), *_numbers(ours)] if ours is not None else cells[:4]
+        rows[name] = f"| {name} | {' | '.join([*first, _told(theirs) if theirs is not None else cells[4]])} |"
+    return rows
+
+
+def _with_models(text: str, models: Lines) -> str:
+    """The page with new rows for some models."""
+    above, _, below = text.partition("## Whole models\n\n")
+    lines = below.splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("|"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:end]]
+    rows = _rows(models, {name: rest for name, *rest in cells})
+    return "\n".join([f"{above}## Whole models\n", *lines[:2], *rows.values(), *lines[end:], ""])
 
 
 _SILERO = """a4-silero-op18-ifless gives a probability near 1e-4. There ONNX Runtime's result is 1.7e-8 from that of the

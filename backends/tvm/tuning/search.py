@@ -292,7 +292,12 @@ class _Search:
         return [next(timed) if good else (None, "it takes too much static shared memory") for good in fit]
 
     def _fits(self, candidate: Any) -> bool:
-        return self.target.kind != "cuda" or shared_memory.bytes_of(candidate.sch.mod)["shared"] <= shared_memory.GIVEN
+        if self.target.kind != "cuda":
+            return True
+        try:
+            return shared_memory.bytes_of(candidate.sch.mod)["shared"] <= shared_memory.GIVEN
+        except Exception:  # TVM's errors have many types; the compiler will say what is wrong with it
+            return True
 
     def _kept(self, job: _Job, records: list[Record]) -> list[Record]:
         for record in records:
@@ -301,8 +306,8 @@ class _Search:
 
     def _begin(self, job: _Job) -> None:
         """Make a kernel's design space, and tell what is known of it already."""
-        # Tiles of tensor cores lie in memory that the launch asks for; those of other kernels do not.
         strategy = self.schedule.search_strategy.EvolutionarySearch(population_size=min(512, 64 * self.workers))
+        # Tiles of tensor cores lie in memory that the launch asks for; those of other kernels do not.
         job.context = self.schedule.TuneContext(
             job.kernel.module,
             target=self.asking if job.kernel.is_short else self.made,
