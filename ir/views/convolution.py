@@ -67,7 +67,9 @@ class Convolution:
         """Why the layer cannot be rewritten exactly, in plain words; None when it can."""
         if is_op(self.node, "FusedConv", domain="com.microsoft"):
             return "an activation is fused into it"
-        return "its weight is quantized" if self.parameter.quantized else None
+        if self.parameter.quantized:
+            return "its weight is quantized"
+        return "its weight is stored in fewer bits" if self.parameter.widened else None
 
     @property
     def strides(self) -> tuple[int, ...]:

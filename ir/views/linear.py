@@ -72,7 +72,7 @@ class Linear:
             return f"its weight is held by a {self.node.op_type}"
         if self.parameter is None or self.parameter.quantized:
             return "its weight is quantized"
-        return None
+        return "its weight is stored in fewer bits" if self.parameter.widened else None
 
     @property
     def bias_is_free(self) -> bool:

@@ -35,6 +35,14 @@ class Parameter:
         return any(is_op(step, "DequantizeLinear") for step in self.steps)
 
     @property
+    def widened(self) -> bool:
+        """Whether the numbers are stored in fewer bits of floating point than the layer reads."""
+        tensor, dtype = weights.tensor_of(self.source), self.dtype
+        if tensor is None or dtype is None or self.quantized or not tensor.dtype.is_floating_point():
+            return False
+        return tensor.dtype.bitwidth < dtype.bitwidth
+
+    @property
     def dtype(self) -> oir.DataType | None:
         """The dtype in which the layer reads the numbers; None when unknown."""
         for step in reversed(self.steps):

@@ -13,6 +13,7 @@ from burnish.passes.base import ExactPass, Outcome
 
 _COPIED = 1024  # bytes of the largest constant that may be stored once more in another form while it is still read
 _CUTS = ("Slice", "Split")
+_STORED = 256  # elements from which on a weight in fewer bits is not widened
 _NODE_BYTES = 256  # what a node with its names and metadata takes in the file; gone when it is folded
 
 
@@ -38,7 +39,7 @@ class FoldConstants(ExactPass):
         read = [value for value in node.inputs if value is not None]
         if not read or not all(weights.is_constant(value) for value in read):
             return 0
-        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+        if (node.op_type == "Identity" and node.outputs[0].is_graph_output()) or _widens(node):
             return 0
         parted = is_op(node, *_CUTS) and _is_parted(read[0])
         if parted:
@@ -71,6 +72,15 @@ class FoldConstants(ExactPass):
         for value in values:
             edit.drop_if_unused(value)
         return 0 if parted else max(growth, 0)
+
+
+def _widens(node: oir.Node) -> bool:
+    """Whether a node only reads a stored weight in more bits than it takes."""
+    tensor = weights.tensor_of(node.inputs[0]) if node.op_type == "Cast" else None
+    if tensor is None or tensor.size < _STORED or not tensor.dtype.is_floating_point():
+        return False
+    wanted = oir.DataType(match.attribute(node, "to"))
+    return wanted.is_floating_point() and wanted.bitwidth > tensor.dtype.bitwidth
 
 
 def _is_parted(value: oir.Value) -> bool:

@@ -1,0 +1,152 @@
+"""What must hold of layers in numbers of 16 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as oir
+import pytest
+from golden import parse_graph, prepare
+from laws import OrtRunner, make_samples
+from lossy_laws import made, proposals
+
+from burnish.backends.ort.session import executor
+from burnish.frontends import onnx_file
+from burnish.ir import edit
+from burnish.ir.errors import BudgetError, InputError
+from burnish.ir.samples import Sample
+from burnish.ir.walk import walk
+from burnish.passes import catalog, half_floats, lossy, pipeline, recipes
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import LossyPass
+from burnish.passes.pipeline import Pipeline
+from burnish.tools.lossy_context import context_for
+
+DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
+
+
+def cast_half(**options: object) -> LossyPass:
+    one = catalog.make("cast-half", options)
+    assert isinstance(one, LossyPass)
+    return one
+
+
+def digits(name: str) -> tuple[oir.Model, list[Sample]]:
+    """A trained model in normal form, with opset 20 for one Gelu, and some digits."""
+    model = Pipeline(recipes.named("normal-form", "ort-cpu", None)).rewrite(onnx_file.read(DEMO / f"{name}.onnx")).model
+    edit.name_nodes(model)
+    with np.load(DEMO / "digits.npz") as data:
+        return model, [Sample("some", {"image": data["image"][:40]})]
+
+
+@pytest.mark.parametrize("name", ["digits_vit", "digits_resnet"])
+def test_a_trained_model_in_halves_answers_as_before_at_half_the_size(name: str) -> None:
+    model, samples = digits(name)
+    one = cast_half()
+    edits = one.propose(model, context_for(model, samples), Outcome(""))
+    after, _ = lossy.apply(model, edits, [one])
+    before, now = (executor()(each).run(samples[0].feeds)["logits"] for each in (model, after))
+    assert 0 < np.linalg.norm(now - before) <= 3e-3 * np.linalg.norm(before)
+    assert pipeline.constant_bytes(after) < 0.56 * pipeline.constant_bytes(model)
+    assert [(v.name, v.dtype) for v in after.graph.outputs] == [(v.name, v.dtype) for v in model.graph.outputs]
+
+
+def test_no_cast_follows_another_and_no_value_is_cast_twice() -> None:
+    model, samples = digits("digits_vit")
+    one = cast_half()
+    edits = one.propose(model, context_for(model, samples), Outcome(""))
+    for chosen in (edits, edits[::2], edits[:1]):
+        after, _ = lossy.apply(model, chosen, [one])
+        casts = [node for node in walk(after, "Cast") if node.name not in {n.name for n in walk(model, "Cast")}]
+        sources = [node.inputs[0] for node in casts]
+        assert len(set(sources)) == len(sources)
+        for source in sources:
+            made_by = None if source is None else source.producer()
+            assert made_by is None or made_by not in casts
+
+
+@pytest.mark.parametrize("op", half_floats.FOLLOWERS)
+def test_onnx_runtime_takes_every_operator_that_may_follow_into_halves(op: str) -> None:
+    arguments = {
+        **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu"), "x, x"),
+        **{
+            "Reshape": "x, s",
+            "Expand": "x, s",
+            "Tile": "x, s",
+            "Squeeze": "x",
+            "Unsqueeze": "x, a",
+            "Where": "c, x, x",
+        },
+        **{"Gather": "x, a", "Pad": "x, p", "Slice": "x, a, s", "Concat": "x, x", "Clip": "x"},
+    }.get(op, "x")
+    attributes = {"Concat": "<axis = 0>", "Split": "<num_outputs = 2>"}
+    attributes |= dict.fromkeys(("MaxPool", "AveragePool"), "<kernel_shape = [1, 1]>")
+    source = f"""
+g (float16[2, 2, 2, 2] x, bool[2] c) => (float16 y)
+    <int64[1] a = {{0}}, int64[4] s = {{2, 2, 2, 2}}, int64[8] p = {{0, 0, 0, 0, 1, 1, 1, 1}}> {{
+  y{", z" * (op == "Split")} = {op} {attributes.get(op, "")} ({arguments})
+}}"""
+    source = source.replace("x, a, s", "x, a, a") if op == "Slice" else source
+    proto = parse_graph(source)
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, None))
+    runner = executor()(oir.from_proto(proto))
+    feeds = {"x": np.ones((2, 2, 2, 2), np.float16), "c": np.array([True, False])}
+    assert runner.run(feeds)["y"].dtype == np.float16
+
+
+def test_nothing_that_was_seen_near_the_limit_is_cast() -> None:
+    one = cast_half()
+    source = """
+g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w, float[4, 4] v> {
+  a = MatMul (x, w)
+  big = Constant <value = float {30000.0}> ()
+  b = Mul (a, big)
+  small = Constant <value = float {0.00001}> ()
+  c = Mul (b, small)
+  y = MatMul (c, v)
+}"""
+    model = prepare(parse_graph(source), one)
+    edits, _ = proposals(one, model)
+    after, _ = made(one, model, edits)
+    before, now = OrtRunner(model, optimize=True), OrtRunner(after, optimize=True)
+    for sample in make_samples(model):
+        found, wanted = now.run(sample.feeds)["y"], before.run(sample.feeds)["y"]
+        assert np.linalg.norm(found - wanted) <= 5e-3 * np.linalg.norm(wanted)
+    assert {node.op_type for node in walk(after) if node.outputs[0].dtype == oir.DataType.FLOAT16} == {"MatMul", "Cast"}
+    before.close()
+    now.close()
+
+
+def test_weights_stored_in_fewer_bits_stay_so_behind_the_recipe() -> None:
+    model, samples = digits("digits_resnet")
+    one = cast_half(stored=True)
+    after, _ = lossy.apply(model, one.asked(model, Outcome("")), [one])
+    written = Pipeline(recipes.named("default", "ort-cpu", None)).rewrite(after).model
+    assert pipeline.constant_bytes(written) < 0.56 * pipeline.constant_bytes(model)
+    before, now = (executor()(each).run(samples[0].feeds)["logits"] for each in (model, written))
+    assert np.linalg.norm(now - before) <= 2e-3 * np.linalg.norm(before)
+
+
+def test_a_search_for_time_on_a_cpu_never_takes_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import burnish
+
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
+    with np.load(DEMO / "digits.npz") as data:
+        np.savez(tmp_path / "digits.npz", image=data["image"][:60], labels=data["label"][:60])
+    with pytest.raises(BudgetError, match="saves time"):
+        burnish.optimize(
+            DEMO / "digits_resnet.onnx",
+            tmp_path / "out.onnx",
+            data=tmp_path / "digits.npz",
+            passes=["cast-half"],
+            max_drop="5%",
+            objective="latency",
+        )
+
+
+@pytest.mark.parametrize("options", [{"margin": 0.5}, {"dtype": "bfloat16"}])
+def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        cast_half(**options)
