@@ -19,7 +19,13 @@ from burnish.ir.views.convolution import Convolution
 from burnish.ir.walk import STANDARD_DOMAINS, is_op
 from burnish.passes.layers import Layer
 
-COMPUTING = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu", "Relu", "Clip")
+CLIPPED = ("HardSigmoid", "HardSwish")
+"""Operators that are a sum on integers which ends at 0 and 1, and for HardSwish a product with it."""
+
+COMPUTING = (
+    *("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu", "Relu", "Clip"),
+    *CLIPPED,
+)
 """Operators with a kernel on integers (ONNX Runtime 1.32, CPU), whose result has a scale of its own."""
 
 MOVING = (

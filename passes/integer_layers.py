@@ -16,7 +16,8 @@ from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import grids, qdq, ranges
 from burnish.passes.grids import Grid, Scales
-from burnish.passes.integer_flow import flow
+from burnish.passes.integer_clips import spell_out
+from burnish.passes.integer_flow import CLIPPED, flow
 from burnish.passes.layers import Layer, unobservable
 from burnish.passes.lossy import Savings
 
@@ -124,6 +125,9 @@ def round_values(
         if there is None:
             raise InputError(f"`{value.name}` has a QuantizeLinear whose scale is not one constant")
         given[value] = there
+    for node in [one for one in model.graph if one in found.nodes]:
+        if is_op(node, *CLIPPED):
+            spell_out(model, node)
     return [given[value].scale for value in inputs]
 
 

@@ -124,7 +124,7 @@ def put_weight(model: oir.Model, node: oir.Node, index: int, levels: np.ndarray,
     old = match.input_of(node, index)
     stem = (old.name if old is not None else None) or "weight"
     dtype = _stored_type(scales)
-    stored = oir.tensor(np.ascontiguousarray(levels).astype(dtype.numpy()), dtype=dtype)
+    stored = oir.tensor(np.asarray(levels, order="C").astype(dtype.numpy()), dtype=dtype)
     constant = edit.add_constant(model, f"{stem}_quantized", stored)
     attributes: dict[str, int] = {}
     if scales.axis is not None:

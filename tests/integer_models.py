@@ -50,6 +50,17 @@ GATED = """g (float[2, 8, 12, 12] x) => (float[2, 8, 12, 12] y)
   y = Conv <pads = [1, 1, 1, 1]> (b, w2)
 }"""
 
+HARD = """g (float[2, 8, 12, 12] x) => (float[2, 8, 12, 12] y)
+<float[8, 8, 3, 3] w0, float[8, 8, 1, 1] w1, float[8, 8, 3, 3] w2> {
+  c0 = Conv <pads = [1, 1, 1, 1]> (x, w0)
+  a = HardSwish (c0)
+  p = GlobalAveragePool (a)
+  g = Conv (p, w1)
+  h = HardSigmoid <alpha = 0.2, beta = 0.6> (g)
+  b = Mul (a, h)
+  y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+}"""
+
 ATTENTIVE = """g (float[2, 9, 32] x) => (float[2, 9, 32] y)
 <float[32, 64] w0, float[64] b0, float[64, 32] w1, float[32] b1> {
   p = MatMul (x, w0)

@@ -10,7 +10,7 @@ import onnx_ir as oir
 from burnish.ir import match, weights
 from burnish.ir.walk import is_op
 
-ROOTS = ("Erf", "Tanh", "Sigmoid", "HardSigmoid", "Softplus")
+ROOTS = ("Erf", "Tanh", "Sigmoid", "HardSigmoid", "Softplus", "Clip")
 """The operators around which spelled-out activations are looked for."""
 
 
@@ -162,7 +162,9 @@ def _silu(node: oir.Node) -> Activation | None:
 
 
 def _hard_swish(node: oir.Node) -> Activation | None:
-    """`x * HardSigmoid(x)` with alpha 1/6 and beta 1/2."""
+    """`x * HardSigmoid(x)` with alpha 1/6 and beta 1/2, or `x * Clip(x + 3, 0, 6) / 6`."""
+    if node.op_type == "Clip":
+        return _clipped_swish(node)
     if node.op_type != "HardSigmoid" or node.inputs[0] is None:
         return None
     alpha, beta = match.attribute(node, "alpha", 0.2), match.attribute(node, "beta", 0.5)
@@ -170,6 +172,33 @@ def _hard_swish(node: oir.Node) -> Activation | None:
     if end is None or abs(alpha - 1 / 6) > 1e-6 or beta != 0.5:
         return None
     return Activation("HardSwish", node.inputs[0], end, (node, end))
+
+
+def _clipped_swish(node: oir.Node) -> Activation | None:
+    """`x * Clip(x + 3, 0, 6) / 6`, the division before or behind the product."""
+    plus = match.producer(node.inputs[0], "Add")
+    shifted = None if plus is None else match.with_scalar(plus, 3.0)
+    ends = [weights.scalar(match.input_of(node, index)) for index in (1, 2)]
+    if plus is None or shifted is None or ends != [0.0, 6.0]:
+        return None
+    source = shifted[0]
+    for reader in match.consumers(node.outputs[0]):
+        if _is_sixth(reader, node.outputs[0]):
+            end = _product(reader.outputs[0], source)
+        else:
+            product = _product(node.outputs[0], source)
+            behind = [] if product is None or product is not reader else match.consumers(reader.outputs[0])
+            end = next((one for one in behind if _is_sixth(one, reader.outputs[0])), None)
+        if end is not None:
+            return Activation("HardSwish", source, end, (plus, node, reader, end))
+    return None
+
+
+def _is_sixth(node: oir.Node, value: oir.Value) -> bool:
+    """Whether a node computes a sixth of `value`."""
+    if node.op_type == "Div":
+        return node.inputs[0] is value and weights.scalar(node.inputs[1]) == 6.0
+    return node.op_type == "Mul" and match.with_scalar(node, 1 / 6) is not None
 
 
 def _mish(node: oir.Node) -> Activation | None:

@@ -49,7 +49,12 @@ class QuantizeStatic(LossyPass):
     correct_bias: bool = True
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
-    prepare: ClassVar[tuple[str, ...]] = ("raise-opset{to=13}", "fold-batchnorm")
+    prepare: ClassVar[tuple[str, ...]] = (
+        "raise-opset{to=14}",
+        "fuse-activation",
+        "fold-batchnorm",
+        "fold-affine",
+    )
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as oir
 import pytest
 from golden import parse_graph
-from integer_models import ATTENTIVE, GATED, RESIDUAL, kernels, model_of, proposed, quantized, samples_of
+from integer_models import ATTENTIVE, GATED, HARD, RESIDUAL, kernels, model_of, proposed, quantized, samples_of
 from laws import OrtRunner
 
 import burnish
@@ -31,7 +31,21 @@ def error(model: oir.Model, other: oir.Model) -> float:
     return float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))
 
 
-FLOAT = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm", "Relu", "Clip", "Add", "Mul", "Sigmoid", "MaxPool"}
+FLOAT = {
+    "HardSigmoid",
+    "HardSwish",
+    "Conv",
+    "FusedConv",
+    "MatMul",
+    "Gemm",
+    "FusedGemm",
+    "Relu",
+    "Clip",
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "MaxPool",
+}
 
 
 @pytest.mark.parametrize(
@@ -43,9 +57,10 @@ FLOAT = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm", "Relu", "Clip", "Ad
             {"MaxPool"},
         ),
         (GATED, {"QLinearConv": 3, "QLinearSigmoid": 2, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
+        (HARD, {"QLinearConv": 3, "QLinearAdd": 2, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
         (ATTENTIVE, {"MatMulIntegerToFloat": 2}, {"Add"}),
     ],
-    ids=["residual", "gated", "attentive"],
+    ids=["residual", "gated", "hard", "attentive"],
 )
 def test_everything_between_layers_runs_on_integers(
     source: str, wanted: dict[str, int], float_left: set[str], tmp_path: Path
@@ -57,7 +72,7 @@ def test_everything_between_layers_runs_on_integers(
     assert not (FLOAT - float_left) & set(found), found
     convolutional = source is not ATTENTIVE
     assert found["QuantizeLinear"] == (1 if convolutional else 2)
-    assert found["DequantizeLinear"] == (1 if source is GATED else 0)
+    assert found["DequantizeLinear"] == (1 if source in (GATED, HARD) else 0)
     assert error(model, after) < 0.05
 
 
