@@ -104,6 +104,15 @@ class Maker:
         kept = [*self.shape(a)[:-1], *(size for axis, size in enumerate(self.shape(b)) if axis != between)]
         return self.filled(a, [self.rank(a) - 1], kept), self.filled(b, [between], kept)
 
+    def held(self, one: Any, sizes: list[Any]) -> Any:
+        """An expression, held to have the sizes when the function runs, where TVM cannot prove that it has them."""
+        found = self.shape(one)
+        if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(found, sizes, strict=True)):
+            raise Unsupported(f"sizes {found} where {sizes} are needed")
+        if all(_equal(size, wanted) for size, wanted in zip(found, sizes, strict=True)):
+            return one
+        return self._builder.match_cast(one, relax.TensorType(sizes, self.dtype(one)))
+
     def sizes_as_tensor(self, sizes: list[Any], dtype: str = "int64") -> Any:
         """Sizes as a vector that the compiled function computes from its arguments."""
 

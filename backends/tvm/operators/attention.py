@@ -96,6 +96,8 @@ def attend(
 ) -> Any:
     """softmax(softcap(scale * q k^T) + mask) v, rows without any key as zeros; scores and softmax in float32.
 
+    Keys and values are neither copied for the heads that share them nor transposed.
+
     Args:
         q: [batch, heads, queries, size]; k and v: [batch, groups, keys, size], groups dividing heads.
         mask: to be added, or of bool: true where a key is seen; broadcast to [batch, heads, queries, keys].
@@ -104,11 +106,12 @@ def attend(
     heads, groups = (fixed(make.shape(one)[1], "the number of heads") for one in (q, k))
     if heads % groups:
         raise Unsupported(f"{heads} heads of queries over {groups} of keys")
-    if heads != groups:
-        k, v = (_repeated(make, one, heads // groups) for one in (k, v))
-    dtype = make.dtype(q)
-    turned = op.permute_dims(k, [0, 1, 3, 2])
-    scores = op.matmul(op.multiply(q, number(make, q, scale)), turned, out_dtype="float32")
+    dtype, shape = make.dtype(q), make.shape(q)
+    k = make.held(k, [shape[0], groups, make.shape(k)[2], shape[3]])
+    v = make.held(v, [shape[0], groups, make.shape(k)[2], make.shape(v)[3]])
+    rows = _grouped(make, make.emit(op.multiply(q, number(make, q, scale))), groups)
+    scores = make.te(_scores, rows, k)
+    scores = scores if heads == groups else op.reshape(scores, [*shape[:3], make.shape(k)[2]])
     if softcap:
         most = relax.const(softcap, "float32")
         scores = op.multiply(op.tanh(op.divide(scores, most)), most)
@@ -121,9 +124,12 @@ def attend(
     chances = make.emit(op.nn.softmax(scores, -1))
     if bias is not None:
         chances = _without_blind(make, chances, bias, LOWEST[dtype], offset)
-    if dtype != "float32":
-        chances = make.emit(op.astype(chances, dtype))
-    return make.emit(op.matmul(*make.summed(chances, v)))
+    chances = make.emit(op.astype(chances, dtype)) if dtype != "float32" else chances
+    chances, v = make.summed(chances, v)
+    found = make.te(_values, _grouped(make, chances, groups), v)
+    if heads != groups:
+        found = make.emit(op.reshape(found, [*shape[:3], make.shape(v)[3]]))
+    return found if dtype == "float32" else make.emit(op.astype(found, dtype))
 
 
 def _first(make: Maker, offset: Any) -> Any:
@@ -131,11 +137,32 @@ def _first(make: Maker, offset: Any) -> Any:
     return relax.const([offset], "int64") if isinstance(offset, int) else make.sizes_as_tensor([offset])
 
 
-def _repeated(make: Maker, x: Any, times: int) -> Any:
-    """Every head several times, one after the other."""
-    batch, groups, length, width = make.shape(x)
-    apart = make.emit(op.broadcast_to(op.expand_dims(x, [2]), [batch, groups, times, length, width]))
-    return make.emit(op.reshape(apart, [batch, groups * times, length, width]))
+def _grouped(make: Maker, x: Any, groups: int) -> Any:
+    """[batch, heads, rows, size], where heads share keys as [batch, groups, heads, rows, size]."""
+    batch, heads, *rest = make.shape(x)
+    return x if heads == groups else make.emit(op.reshape(x, [batch, groups, heads // groups, *rest]))
+
+
+def _scores(q: Any, k: Any) -> Any:
+    """q times the transpose of k, which is read as it lies, in float32."""
+    width = te.reduce_axis((0, q.shape[-1]), name="k")
+
+    def element(*at: Any) -> Any:
+        left, right = q(*at[:-1], width), k(*at[:2], at[-1], width)
+        return te.sum(left.astype("float32") * right.astype("float32"), axis=width)
+
+    return te.compute((*q.shape[:-1], k.shape[2]), element, name="matmul")
+
+
+def _values(chances: Any, v: Any) -> Any:
+    """Sums of v, in float32."""
+    key = te.reduce_axis((0, v.shape[2]), name="k")
+
+    def element(*at: Any) -> Any:
+        left, right = chances(*at[:-1], key), v(*at[:2], key, at[-1])
+        return te.sum(left.astype("float32") * right.astype("float32"), axis=key)
+
+    return te.compute((*chances.shape[:-1], v.shape[3]), element, name="matmul")
 
 
 def _bias(make: Maker, scores: Any, mask: Any, dtype: str) -> Any:

@@ -53,11 +53,11 @@ def matmul_bits(
         raise Unsupported("a MatMulNBits of this form")
     shape, dtype, blocks, per = make.shape(a), make.dtype(a), -(-K // block_size), 8 // bits
     packed = zeros is not None and make.dtype(zeros) == "uint8"
-    flat = make.emit(op.reshape(a, [times(shape[:-1]), K]))
-    b = make.emit(op.reshape(b, [N, blocks, block_size // per]))
-    given = [make.emit(op.reshape(scales, [N, blocks]))]
+    flat = _shaped(make, a, [times(shape[:-1]), K])
+    b = _shaped(make, b, [N, blocks, block_size // per])
+    given = [_shaped(make, scales, [N, blocks])]
     if zeros is not None:
-        given.append(make.emit(op.reshape(zeros, [N, -(-blocks // per) if packed else blocks])))
+        given.append(_shaped(make, zeros, [N, -(-blocks // per) if packed else blocks]))
 
     def multiplied(x: Any, w: Any, s: Any, *z: Any) -> Any:
         def weight(n: Any, k: Any) -> Any:
@@ -82,7 +82,13 @@ def matmul_bits(
     found = make.te(multiplied, flat, b, *given)
     if bias is not None:
         found = make.emit(op.add(found, op.astype(bias, "float32")))
-    return op.reshape(op.astype(found, dtype) if dtype != "float32" else found, [*shape[:-1], N])
+    found = make.emit(op.astype(found, dtype)) if dtype != "float32" else found
+    return _shaped(make, found, [*shape[:-1], N])
+
+
+def _shaped(make: Maker, x: Any, shape: list[Any]) -> Any:
+    """A tensor in a shape; itself where it has it, for a reshape can become a kernel that copies."""
+    return x if len(shape) == make.rank(x) else make.emit(op.reshape(x, shape))
 
 
 @lowers("GatherBlockQuantized", domain="com.microsoft")

@@ -94,3 +94,24 @@ def test_recurrent_layers_of_a_fixed_length_are_written_out() -> None:
         "gr": random(1, 12, 4, seed=1), "gb": random(1, 24, seed=1),
     }  # fmt: skip
     agree(model, weights | {"x": random(5, 2, 3), "h": random(1, 2, 4)}, within=10)
+
+
+def test_two_layers_read_the_keys_and_values_of_one_cache_where_they_lie() -> None:
+    """Heads in groups, keys of another layer: nothing as large as the keys is written, and no transpose of them."""
+    from burnish.backends.tvm import compiling
+    from burnish.backends.tvm.lowering import lower
+    from burnish.backends.tvm.target import parse
+
+    text = """g (float[1, 6, 5, 16] q, float[1, 6, 5, 16] p, float[1, 2, 7, 16] k, float[1, 2, 7, 16] v)
+        => (float[1, 6, 5, 16] y, float[1, 6, 5, 16] z) { y = Attention(q, k, v)  z = Attention(p, k, v) }"""
+    model = graph(text, 23)
+    agree(model, {"q": random(1, 6, 5, 16), "p": random(1, 6, 5, 16, seed=1), "k": random(1, 2, 7, 16, seed=2),
+                  "v": random(1, 2, 7, 16, seed=3)})  # fmt: skip
+    module = compiling.fused(lower(model).module, parse("llvm"))
+    main = next(one for variable, one in module.functions_items() if variable.name_hint == "main")
+    keys, wide = 2 * 7 * 16, 6 * 7 * 16
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            shape = getattr(binding.var.ty, "shape", None)
+            if shape is not None:
+                assert int(np.prod([int(size) for size in shape.values])) not in (keys, wide), binding

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from burnish.ir.samples import Sample
 from burnish.passes import recipes
 from burnish.passes.pipeline import Pipeline
 from burnish.tools.api import samples_for
+from burnish.tools.research import fused_cases
 from burnish.tools.research.gpu.kernels_check import error
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -68,7 +70,20 @@ def models() -> dict[str, tuple[Callable[[], onnx.ModelProto], bool]]:
         "bert": (lambda: onnx.load(zoo / "bert-s-dynp.onnx"), True),
         "llama-kv": (lambda: onnx.load(zoo / "llama-kv-dynp.onnx"), False),
         "efficientnet": (lambda: onnx.load(zoo / "a1-efficientnet.onnx"), True),
+        **fused_regions(),
     }
+
+
+def fused_regions(depth: int = 2048, width: int = 1024) -> dict[str, tuple[Callable[[], onnx.ModelProto], bool]]:
+    """Products with quantized weights, for decoding and for a prompt; torch's twin of `half` is the vendor's."""
+    found: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {}
+    for rows in (1, 16, 256):
+        for bits in (4, 8):
+            maker = partial(fused_cases.dequantized, rows, depth, width, bits, transposed=True, dtype=np.float16)
+            found[f"int{bits}-{rows}"] = maker, False
+        found[f"half-{rows}"] = partial(fused_cases.plain, rows, depth, width, np.float16), False
+        found[f"pair-{rows}"] = partial(fused_cases.pair, rows, depth, 128, width, np.float16), False
+    return found
 
 
 def samples(proto: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
