@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ def bits(rows: Rows, depth: int, width: int, number: int, dtype: type = np.float
     """MatMulNBits of weights of some bits, in blocks of 32, as exporters of language models write it."""
     random = np.random.default_rng(0)
     weight = random.integers(0, 256, (width, depth // _BLOCK, _BLOCK * number // 8), dtype=np.uint8)
-    scales = (random.random(width * depth // _BLOCK) * 0.02 + 0.001).astype(dtype)
+    scales: np.ndarray = (random.random(width * depth // _BLOCK) * 0.02 + 0.001).astype(dtype)
     node = helper.make_node(
         "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=depth, N=width, bits=number, block_size=_BLOCK
     )
@@ -34,8 +35,8 @@ def dequantized(
     weight = random.integers(-half, half, shape).astype(np.int8 if number == 8 else ml_dtypes.int4)
     place = int(transposed)  # of the depth
     scaled = [width] if number == 8 else [size // (_BLOCK if at == place else 1) for at, size in enumerate(shape)]
-    scales = (random.random(scaled) * 0.02 + 0.001).astype(dtype)
-    options = {"axis": 1 - place} if number == 8 else {"axis": place, "block_size": _BLOCK}
+    scales: np.ndarray = (random.random(scaled) * 0.02 + 0.001).astype(dtype)
+    options: dict[str, Any] = {"axis": 1 - place} if number == 8 else {"axis": place, "block_size": _BLOCK}
     product = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1) if transposed else None
     nodes = [
         helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **options),

@@ -79,7 +79,8 @@ def measured(maker: Maker, rows: int) -> dict[str, Any]:
     given = tvm.runtime.tensor(x)
     found: dict[str, Any] = {"rows": rows}
     ours = {"fused": fused, "unfused": written, "dynamic": dynamic}
-    for name, runner in {**ours, "ort": quickest}.items():
+    runners: dict[str, Any] = {**ours, "ort": quickest}
+    for name, runner in runners.items():
         found[f"{name}_error"] = float(np.abs(runner.run({"x": x})["y"] - truth).max() / np.abs(truth).max())
     actions = [
         lambda: fused.run_tensors([given]),
