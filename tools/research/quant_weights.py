@@ -1,7 +1,7 @@
 """Measure weights in few bits: `OMP_NUM_THREADS=1 python -m burnish.tools.research.quant_weights MODEL [ROW...]`.
 
-MODEL is `a2`, `a3`, `a5`, or `decode` for the time of one token of SmolLM2 with a cache. Every row is a way to round
-the same layers, ours and those of `onnxruntime.quantization.matmul_nbits_quantizer`, run by ONNX Runtime on data that
+MODEL is `a2`, `a3`, `a5`, `decode` for the time of one token of SmolLM2 with a cache, or `awq` for what scales of the
+inputs would add. Every row is a way to round the same layers, ours and those of `onnxruntime.quantization.matmul_nbits_quantizer`, run by ONNX Runtime on data that
 nothing was calibrated on. Rows that are named are made, else all. Writes `docs/results/quant-weights.json` after each
 row and `quant-weights.md`.
 """
@@ -29,12 +29,16 @@ from burnish.ir.edit import name_nodes
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
+from burnish.passes.grids import Grid
 from burnish.passes.lossy import Context, LossyPass
+from burnish.passes.moments import moments
 from burnish.passes.pipeline import Pipeline, constant_bytes
 from burnish.passes.protocols import Observer
 from burnish.passes.recipes import NORMAL_FORM
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import LIMIT, Site
+from burnish.passes.weight_rounding import change, rounded
+from burnish.passes.weight_sites import Matrix, matrices
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import quant_weights_page as page
 from burnish.tools.research import zoo, zoo_tasks
@@ -251,6 +255,42 @@ def measure(name: str, wanted: list[str]) -> None:
     page.write()
 
 
+def activation_aware() -> None:
+    """What scales of the inputs, the AWQ of Lin et al. (2023, arXiv:2306.00978), take off the errors of layers of A2.
+
+    An input that is s times smaller meets weights that are s times larger, for s the root mean square of the input to
+    a power from 0 to 1 that is best for the layer; weights are rounded by squared error, or by GPTQ, in blocks of 32.
+    """
+    bed = minilm()
+    found = {name: one for name, one, _ in matrices(bed.model) if isinstance(one, Matrix) and one.linears}
+    changes: dict[str, list[float]] = {}
+    groups = {name: one.linears for name, one in found.items()}
+    for name, moment in moments(bed.model, groups, context_for(bed.model, bed.calibration)):
+        assert not isinstance(moment, str)
+        weight, sizes = found[name].weight(), np.sqrt(np.diag(moment)) + 1e-9
+        exponents = [(sizes**power) / np.exp(np.log(sizes**power).mean()) for power in np.linspace(0, 1, 20)]
+        plain = np.ones(len(sizes))
+        best = min(exponents, key=lambda scale: _changed(weight, moment, scale, "mse"))
+        for row, scale, rounding in (
+            ("nearest", plain, "nearest"),
+            ("squared error", plain, "mse"),
+            ("squared error, scaled", best, "mse"),
+            ("GPTQ", plain, "gptq"),
+            ("GPTQ, scaled", best, "gptq"),
+        ):
+            changes.setdefault(row, []).append(_changed(weight, moment, scale, rounding))
+    for row, all_of_them in changes.items():
+        page.note("awq", row, {"error": float(np.exp(np.log(all_of_them).mean() / 2)), "layers": len(all_of_them)})
+    page.write()
+
+
+def _changed(weight: np.ndarray, moment: np.ndarray, scale: np.ndarray, rounding: Any) -> float:
+    kind, scaled = np.dtype(np.float32), weight * scale
+    own = moment / np.outer(scale, scale)
+    levels, scales = rounded(scaled, Grid(4, False), 32, rounding, mirrored=True, dtype=kind, moment=own)
+    return change(scaled, levels, scales, own)
+
+
 def decode() -> None:
     """The time of one token of SmolLM2 behind 256 others, in turns with float32, on one thread."""
     from burnish.backends.ort.timing import paired
@@ -284,5 +324,7 @@ def decode() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "decode":
         decode()
+    elif sys.argv[1] == "awq":
+        activation_aware()
     else:
         measure(sys.argv[1], sys.argv[2:])
