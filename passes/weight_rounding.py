@@ -11,6 +11,7 @@ QuantEase, Behdin et al. 2023, arXiv:2309.01885), and the scales of a row are so
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -60,23 +61,24 @@ def rounded(
     Raises:
         InputError: the numbers are not finite.
     """
-    if rounding != "gptq" or moment is None:
-        scales = fit(weight, grid, 1, block, clip_of(rounding), mirrored=mirrored, dtype=dtype)
-        return quantize(weight, scales), scales
-    damped = moment + DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
-    metric = damped / max(np.trace(damped) / len(damped), np.finfo(np.float64).tiny)
-    metric[np.diag_indices(len(metric))] += 1e-9
-    scales = fit(weight, grid, 1, block, "mse", importance=np.diag(metric), mirrored=mirrored, dtype=dtype)
     levels = np.empty(weight.shape, grid.dtype)
-    scale = scales.scale.copy()
-    order = np.argsort(-np.diag(metric), kind="stable")
-    factor = _inverse_factor(metric[np.ix_(order, order)])
+    found: list[Scales] = []
+    exact = None if rounding != "gptq" or moment is None else _Metric.of(moment)
     for rows in _parts(len(weight)):
-        part = _Part(weight[rows], metric, Scales(grid, scales.scale[rows], scales.zero_point[rows], 1, block))
-        part.compensated(order, factor)
-        part.improved(mirrored)
-        levels[rows], scale[rows] = part.integers, part.scales.scale
-    return levels, Scales(grid, scale, scales.zero_point, 1, block)
+        some = weight[rows]
+        if exact is None:
+            scales = fit(some, grid, 1, block, clip_of(rounding), mirrored=mirrored, dtype=dtype)
+            levels[rows] = quantize(some, scales)
+        else:
+            weights = np.diag(exact.matrix)
+            scales = fit(some, grid, 1, block, "mse", importance=weights, mirrored=mirrored, dtype=dtype)
+            part = _Part(some, exact.matrix, scales)
+            part.compensated(exact.order, exact.factor)
+            part.improved(mirrored)
+            levels[rows], scales = part.integers, part.scales
+        found.append(scales)
+    scale, zero = (np.concatenate([getattr(one, name) for one in found]) for name in ("scale", "zero_point"))
+    return levels, Scales(grid, scale, zero, 1, block)
 
 
 def of_tied(moment: np.ndarray) -> np.ndarray:
@@ -97,12 +99,25 @@ def _parts(rows: int) -> Iterator[slice]:
         yield slice(start, min(start + _ROWS, rows))
 
 
-def _inverse_factor(metric: np.ndarray) -> np.ndarray:
-    """The upper triangular U with UᵀU the inverse of a positive definite matrix."""
-    from scipy.linalg import cholesky, solve_triangular
+@dataclass(frozen=True)
+class _Metric:
+    """A damped moment with a mean of 1, the order of inputs by it, and U, upper triangular, UᵀU its inverse there."""
 
-    lower = cholesky(metric[::-1, ::-1], lower=True)[::-1, ::-1]  # metric = lower @ lower.T, upper triangular
-    return np.asarray(solve_triangular(lower, np.eye(len(metric)), lower=False))
+    matrix: np.ndarray
+    order: np.ndarray
+    factor: np.ndarray
+
+    @classmethod
+    def of(cls, moment: np.ndarray) -> _Metric:
+        from scipy.linalg import cholesky, solve_triangular
+
+        unit = np.eye(len(moment))
+        damped = moment + DAMPING * np.trace(moment) / len(moment) * unit
+        matrix = damped / max(np.trace(damped) / len(damped), np.finfo(np.float64).tiny) + 1e-9 * unit
+        order = np.argsort(-np.diag(matrix), kind="stable")
+        inner = matrix[np.ix_(order, order)]
+        upper = cholesky(inner[::-1, ::-1], lower=True)[::-1, ::-1]
+        return cls(matrix, order, np.asarray(solve_triangular(upper, unit, lower=False)))
 
 
 class _Part:

@@ -1,9 +1,9 @@
 """Measure weights in few bits: `OMP_NUM_THREADS=1 python -m burnish.tools.research.quant_weights MODEL [ROW...]`.
 
 MODEL is `a2`, `a3`, `a5`, `decode` for the time of one token of SmolLM2 with a cache, or `awq` for what scales of the
-inputs would add. Every row is a way to round the same layers, ours and those of `onnxruntime.quantization.matmul_nbits_quantizer`, run by ONNX Runtime on data that
-nothing was calibrated on. Rows that are named are made, else all. Writes `docs/results/quant-weights.json` after each
-row and `quant-weights.md`.
+inputs would add. Every row is a way to round the same layers, ours and those of
+`onnxruntime.quantization.matmul_nbits_quantizer`, run by ONNX Runtime on data that nothing was calibrated on. Rows that
+are named are made, else all. Writes `docs/results/quant-weights.json` after each row and `quant-weights.md`.
 """
 
 from __future__ import annotations

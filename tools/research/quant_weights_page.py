@@ -26,6 +26,17 @@ all constants take. Rows of one block and one kind of zero points take the same 
 whose zero points are floating-point numbers. CPU seconds are those of rounding on one core, with what it observes.
 """
 
+_AWQ = """## Scales of the inputs
+
+By how much what a layer computes is changed, as a share of it: the geometric mean over the {layers} layers of
+all-MiniLM-L6, 4 bits, symmetric, blocks of 32, on the data that it is calibrated on. `scaled` is AWQ (Lin et al. 2023,
+arXiv:2306.00978): inputs divided by a power of their root mean square, the best of 20 for the layer. GPTQ gains next to
+nothing by it, so `quantize-weights` does not offer it.
+
+| rounding | error |
+| --- | --- |
+"""
+
 
 def read() -> dict[str, dict[str, Row]]:
     """All numbers, by model and row."""
@@ -49,13 +60,7 @@ def write() -> None:
     if "awq" in numbers:
         lines = [f"| {row} | {one['error']:.4f} |" for row, one in numbers["awq"].items()]
         layers = max(one["layers"] for one in numbers["awq"].values())
-        parts.append(
-            "## Scales of the inputs\n\nWhat a layer computes is changed by, as a share of it: the geometric mean over the"
-            f" {layers} layers of all-MiniLM-L6, 4\nbits, symmetric, blocks of 32, on the data that it is calibrated on."
-            " `scaled` is AWQ (Lin et al. 2023,\narXiv:2306.00978): inputs divided by a power of their root mean square,"
-            " the best of 20 for the layer. GPTQ gains\nnothing by it, so `quantize-weights` does not offer it.\n\n"
-            "| rounding | error |\n| --- | --- |\n" + "\n".join(lines) + "\n"
-        )
+        parts.append(_AWQ.format(layers=layers) + "\n".join(lines) + "\n")
     if "decode" in numbers:
         lines = []
         for row, one in numbers["decode"].items():
