@@ -1,0 +1,310 @@
+"""The model that learns rotations: its graph, and its weights as functions of rotations and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as oir
+import torch
+from torch import Tensor, fx
+
+from burnish.backends.fx import bridge
+from burnish.backends.fx.builder import to_graph_module
+from burnish.backends.fx.operators.quantize import nearest
+from burnish.ir import edit
+from burnish.ir.errors import InputError
+from burnish.ir.views.linear import Linear, find_linear
+from burnish.ir.views.norm import norms
+from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.projection import Projection
+from burnish.passes import learned, online, scaling, simulated, turning
+from burnish.passes.simulated import Bits
+
+
+@dataclass
+class Space:
+    """What is learned, as tensors: the parts of `burnish.passes.learned.Learned`."""
+
+    turn: Tensor
+    values: list[Tensor]
+    norm_logs: list[Tensor]
+    value_logs: list[Tensor]
+    score_logs: list[Tensor | None]
+    gated_logs: list[Tensor]
+
+
+Step = Callable[[Tensor, Tensor | None, Space], tuple[Tensor, Tensor | None]]
+"""Makes of a weight [out, in] and a bias [out] those behind a rotation or a scale."""
+
+
+@dataclass
+class Piece:
+    """One layer with few bits.
+
+    Attributes:
+        path, bias_path: of its weight and its bias in the module.
+        shape, transposed: of the weight as it is stored, and whether that is [out, in].
+        weight, bias: before all rotations and scales, [out, in] and [out].
+        steps: what happens to them, in order.
+        last: what its input is multiplied with when the model runs, [in, in]; None for nothing.
+    """
+
+    path: str
+    bias_path: str | None
+    shape: tuple[int, ...]
+    transposed: bool
+    weight: Tensor
+    bias: Tensor | None
+    steps: list[Step]
+    last: Tensor | None
+
+
+@dataclass
+class Student:
+    """A torch module that computes what the model does with few bits, given rotations and scales.
+
+    Attributes:
+        module: of the graph.
+        pieces: the layers with few bits.
+        turn_paths, back_paths: the parameters that hold the rotation of the stream and its transpose.
+        gain_paths: those that hold the gains of norms.
+        bits: of weights; 0 for all.
+    """
+
+    module: fx.GraphModule
+    pieces: list[Piece]
+    turn_paths: list[str]
+    back_paths: list[str]
+    gain_paths: list[str]
+    bits: int
+
+    def weights(self, space: Space) -> dict[str, Tensor]:
+        """The parameters of the module for rotations and scales."""
+        found = dict.fromkeys(self.turn_paths, space.turn) | dict.fromkeys(self.back_paths, space.turn.T)
+        found |= {path: torch.exp(-logs) for path, logs in zip(self.gain_paths, space.norm_logs, strict=True)}
+        for piece in self.pieces:
+            weight, bias = piece.weight, piece.bias
+            for step in piece.steps:
+                weight, bias = step(weight, bias, space)
+            if piece.last is not None:
+                weight = weight @ piece.last
+            if self.bits:
+                weight = rounded(weight, self.bits)
+            found[piece.path] = (weight if piece.transposed else weight.T).reshape(piece.shape)
+            if piece.bias_path is not None and bias is not None:
+                found[piece.bias_path] = bias
+        return found
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """A weight [out, in] on a symmetric grid of each output; gradients pass straight through."""
+    high = 2.0 ** (bits - 1) - 1
+    scale = (weight.abs().amax(1, keepdim=True) / high).clamp_min(1e-12)
+    return nearest(weight / scale) * scale
+
+
+def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
+    """The student of a model in normal form, which is not changed.
+
+    Raises:
+        InputError: the model's stream cannot be rotated, or an end of it is none that can be learned with.
+    """
+    graph = model.clone()
+    turning.rotate(graph, learned.stream_of(graph), np.eye(learned.stream_of(graph).width), untie=False)
+    for norm in learned.scaled_norms(graph):
+        scaling.scale_norm(graph, norm, np.zeros(learned.stream_of(graph).width))
+    few = simulated.quantized(graph)
+    steps: dict[oir.Node, list[Step]] = {node: [] for node in few}
+    turns = _ends(graph, steps)
+    _heads(graph, steps)
+    _gates(graph, steps)
+    gains = _norms(graph, steps)
+    raw = {node: layer for node in few if (layer := find_linear(node)) is not None}
+    before = {node: (layer.weight(), layer.bias()) for node, layer in raw.items()}
+    simulated.simulate(graph, replace(bits, weights=0), hadamard=hadamard)
+    module = to_graph_module(graph)
+    for node in module.graph.nodes:
+        if node.target is torch.round:
+            node.target = nearest
+    module.recompile()
+    paths = {origin.name: path for path, origin in bridge.bridge_of(module).weights.items()}
+    pieces = []
+    for node in few:
+        layer = find_linear(node)
+        assert layer is not None and layer.parameter is not None
+        weight, bias = before[node]
+        pieces.append(_piece(layer, paths, weight, bias, steps[node]))
+    return Student(
+        module,
+        pieces,
+        [paths[name] for name in turns[0]],
+        [paths[name] for name in turns[1]],
+        [paths[name] for name in gains],
+        bits.weights,
+    )
+
+
+def _piece(
+    layer: Linear, paths: dict[str, str], weight: np.ndarray, bias: np.ndarray | None, steps: list[Step]
+) -> Piece:
+    parameter = layer.parameter
+    assert parameter is not None
+    if parameter.steps or parameter.source.name not in paths:
+        raise InputError("a weight is not stored as it is read", place=str(layer.node.name))
+    now, last = layer.weight(), None
+    if not np.array_equal(now, weight):  # its input is multiplied by a Hadamard matrix when it runs
+        last = torch.from_numpy(np.kron(*online.pair(layer.in_features))).float()
+    bias_path = None
+    if layer.bias_parameter is not None:
+        bias_path = paths.get(str(layer.bias_parameter.source.name))
+    return Piece(
+        paths[parameter.source.name],
+        bias_path,
+        tuple(parameter.shape),
+        layer.stored_transposed,
+        torch.from_numpy(weight.copy()).float(),
+        None if bias is None else torch.from_numpy(bias.copy()).float(),
+        list(steps),
+        last,
+    )
+
+
+def _ends(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> tuple[list[str], list[str]]:
+    """Let the ends of the stream that are no layers with few bits be followed or led by its rotation."""
+    stream = learned.stream_of(graph)
+    for reader in stream.readers:
+        if reader.linear.node in steps:
+            steps[reader.linear.node].append(lambda w, b, s: (w @ s.turn, b))
+    turned, back = [], []
+    eye, dtype = np.eye(stream.width), oir.DataType.FLOAT
+    for writer in stream.writers:
+        if writer.node in steps:
+            steps[writer.node].append(lambda w, b, s: (s.turn.T @ w, None if b is None else b @ s.turn))
+        elif isinstance(writer, Linear):
+            turned.append(_behind(graph, writer.output, eye, dtype))
+        else:
+            raise InputError("a convolution writes the residual stream", place=str(writer.node.name))
+    for one in stream.constants:
+        if one.axis != -1 or one.node.op_type != "Gather":
+            raise InputError("a constant is added to the residual stream", place=str(one.node.name))
+        turned.append(_behind(graph, one.node.outputs[0], eye, dtype))
+    for reader in stream.readers:
+        if reader.linear.node not in steps:
+            node = reader.linear.node
+            stored = edit.add_rounded(graph, "turned_back", eye, dtype)
+            product = edit.make("MatMul", [node.inputs[0], stored], like=node)
+            edit.insert_before(node, [product])
+            node.replace_input_with(0, same_shape(product, node.inputs[0]))  # type: ignore[arg-type]
+            back.append(str(stored.name))
+    return turned, back
+
+
+def _behind(graph: oir.Model, value: oir.Value, matrix: np.ndarray, dtype: oir.DataType) -> str:
+    node, uses = value.producer(), list(value.uses())
+    assert node is not None and node.graph is not None
+    stored = edit.add_rounded(graph, "turned", matrix, dtype)
+    product = edit.make("MatMul", [value, stored], like=node)
+    node.graph.insert_after(node, [product])
+    for use in uses:
+        use.node.replace_input_with(use.idx, same_shape(product, value))
+    return str(stored.name)
+
+
+def _rows(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
+    """A step on the rows of one projection, as [heads, size, in], and on its bias, as [heads, size, 1]."""
+    places = torch.from_numpy(part.places.reshape(-1).copy())
+
+    def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
+        def at(x: Tensor) -> Tensor:
+            own = change(x[places].reshape(part.heads, part.size, -1), space)
+            return x.index_copy(0, places, own.reshape(len(places), *x.shape[1:]))
+
+        return at(weight), None if bias is None else at(bias)
+
+    return step
+
+
+def _columns(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
+    """A step on the columns of one projection, as [heads, size, out]."""
+    places = torch.from_numpy(part.places.reshape(-1).copy())
+
+    def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
+        own = change(weight.T[places].reshape(part.heads, part.size, -1), space)
+        return weight.T.index_copy(0, places, own.reshape(len(places), -1)).T, bias
+
+    return step
+
+
+def _heads(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> None:
+    for number, layer in enumerate(learned.attention_of(graph)):
+        query, key, value, output = layer.projections
+        repeats = layer.heads // layer.kv_heads
+        assert key is not None and value is not None
+
+        def wide(x: Tensor, repeats: int = repeats) -> Tensor:
+            return x.repeat_interleave(repeats, 0)
+
+        def values(x: Tensor, s: Space, n: int = number) -> Tensor:
+            return s.values[n].transpose(1, 2) @ x / torch.exp(s.value_logs[n])[..., None]
+
+        def outputs(x: Tensor, s: Space, n: int = number, wide: Callable[[Tensor], Tensor] = wide) -> Tensor:
+            return wide(s.values[n].transpose(1, 2)) @ x * wide(torch.exp(s.value_logs[n]))[..., None]
+
+        def queries(x: Tensor, s: Space, n: int = number, wide: Callable[[Tensor], Tensor] = wide) -> Tensor:
+            return x * wide(_scores(s, n))[..., None]
+
+        def keys(x: Tensor, s: Space, n: int = number) -> Tensor:
+            return x / _scores(s, n)[..., None]
+
+        for part, step in (
+            (value, _rows(value, values)),
+            (output, _columns(output, outputs)),
+            (query, _rows(query, queries)),
+            (key, _rows(key, keys)),
+        ):
+            node = part.holder
+            if node not in steps:
+                raise InputError("a layer of an attention keeps all its bits", place=str(node.name))
+            steps[node].append(step)
+
+
+def _scores(space: Space, number: int) -> Tensor:
+    logs = space.score_logs[number]
+    return torch.exp(logs) if logs is not None else torch.ones_like(space.value_logs[number][:, :1])
+
+
+def _gates(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> None:
+    for number, one in enumerate(learned.gated_of(graph)):
+        rows = torch.from_numpy(one.rows.copy())
+
+        def up(
+            w: Tensor, b: Tensor | None, s: Space, n: int = number, rows: Tensor = rows
+        ) -> tuple[Tensor, Tensor | None]:
+            scale = torch.ones(len(w)).index_copy(0, rows, torch.exp(-s.gated_logs[n]))
+            return w * scale[:, None], None if b is None else b * scale
+
+        def down(w: Tensor, b: Tensor | None, s: Space, n: int = number) -> tuple[Tensor, Tensor | None]:
+            return w * torch.exp(s.gated_logs[n]), b
+
+        for node, step in ((one.up.node, up), *((layer.node, down) for layer in one.downs)):
+            if node in steps:
+                steps[node].append(step)
+
+
+def _norms(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> list[str]:
+    """Let readers undo the scales of norms; the names of the gains."""
+    names = []
+    wanted = {norm.output: number for number, norm in enumerate(learned.scaled_norms(graph))}
+    for norm in norms(graph):
+        if norm.output in wanted:
+            assert norm.scale is not None
+            names.append(str(norm.scale.source.name))
+            readers = scaling.norm_readers(norm)
+            assert not isinstance(readers, str)
+            for layer in readers:
+                steps[layer.node].append(
+                    lambda w, b, s, n=wanted[norm.output]: (w * torch.exp(s.norm_logs[n]), b)  # type: ignore[misc]
+                )
+    return names

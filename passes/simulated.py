@@ -1,0 +1,213 @@
+"""What a model would compute with few bits for weights, activations and cache, simulated in floating point.
+
+No runtime has kernels for 4-bit activations on a CPU: what is made here is as slow as the original, or slower, and says
+only what would be lost. Weights are rounded on a symmetric grid of each output. Activations are rounded when the model
+runs, on a grid with a zero point for each token (and for each head of keys and values), fitted to that token alone:
+
+    s = (high - low) / (2^bits - 1),    y = (clip(round(x / s) + z, 0, 2^bits - 1) - z) s,    z = round(-low / s)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir import edit
+from burnish.ir.errors import InputError
+from burnish.ir.inference import Inference
+from burnish.ir.views import embedding
+from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
+from burnish.ir.views.linear import Linear, find_linear, linears
+from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.stream import Stream, streams
+from burnish.passes import grids, online
+
+_SMALLEST = 1e-8
+"""The least step of a grid: that of a token of zeros."""
+
+Round = Callable[[Linear], np.ndarray]
+"""Gives the rounded weight of a layer, float64 [out, in]."""
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How many bits a simulation has for each kind of number; 0 leaves them as they are.
+
+    Attributes:
+        weights: of linear layers; not of heads and tables.
+        activations: what these layers read.
+        cache: keys, behind their rotary embedding, and values.
+        activation_range: the share of the range of a token that its grid spans.
+        cache_range: likewise for a head of keys and values of a token.
+    """
+
+    weights: int = 4
+    activations: int = 4
+    cache: int = 4
+    activation_range: float = 1.0
+    cache_range: float = 1.0
+
+
+def nearest(bits: int) -> Round:
+    """Rounding to the nearest number of the grid with the least squared error, output by output."""
+
+    def made(layer: Linear) -> np.ndarray:
+        weight = layer.weight()
+        scales = grids.fit(weight, grids.Grid(bits), axis=0, clip="mse")
+        return grids.dequantize(grids.quantize(weight, scales), scales)
+
+    return made
+
+
+def simulate(model: oir.Model, bits: Bits, *, hadamard: bool = False, rounded: Round | None = None) -> list[str]:
+    """Let a model compute what it would with few bits.
+
+    Args:
+        model: with the types of its values; changed in place. What it computes is slower than before.
+        bits: how many.
+        hadamard: multiply what the last layers of MLPs read, and queries and keys behind their rotary embedding, by
+            Hadamard matrices first, as `rotate-residual{online=true}` does.
+        rounded: how weights are rounded; by default `nearest`.
+
+    Returns:
+        The names of the outputs of the layers that have few bits.
+
+    Raises:
+        InputError: the model has an attention whose keys or values are not found.
+    """
+    facts = Inference(model)
+    attention = [one for one in attention_layers(model, facts) if isinstance(one, AttentionLayer)]
+    turner = online.Turner(model, facts)
+    layers = quantized(model)
+    keys = {one.anchor: _keys(one) for one in attention}
+    if hadamard:
+        found_streams = [one for one in streams(model, facts) if isinstance(one, Stream)]
+        inner = [down for stream in found_streams for down in online.inner_layers(stream, attention)]
+        for one in attention:
+            if online.score_refusal(one, facts) is None:
+                keys[one.anchor] = turner.turn_scores(one)
+        for down in inner:
+            if online.input_refusal(down, facts) is None:
+                turner.turn_input(down)
+    made = _Rounding(model)
+    if bits.cache:
+        for one in attention:
+            value = one.value.output if one.value is not None and not one.packed else None
+            key = keys[one.anchor]
+            if value is None or key is None:
+                raise InputError("the keys or values of an attention are not found", place=str(one.anchor.name))
+            made.round(key, bits.cache, bits.cache_range)
+            made.round(value, bits.cache, bits.cache_range, one.value_size)
+    found = [layer for node in layers if (layer := find_linear(node)) is not None]
+    if bits.activations:
+        for value in dict.fromkeys(layer.input for layer in found):
+            own = [layer.node for layer in found if layer.input is value]
+            made.round(value, bits.activations, bits.activation_range, readers=own)
+    if bits.weights:
+        make = rounded or nearest(bits.weights)
+        for node in layers:
+            layer_now = find_linear(node)
+            assert layer_now is not None
+            layer_now.write(model, make(layer_now), layer_now.bias())
+    return [str(layer.output.name) for layer in found]
+
+
+def quantized(model: oir.Model) -> list[oir.Node]:
+    """The nodes of the linear layers that get few bits: all but heads, what stands before them alone, and rotations."""
+    ends = {one.linear.node for one in embedding.heads(model) if isinstance(one, embedding.Head)}
+    found = []
+    for layer in linears(model):
+        behind = [use.node for use in layer.output.uses()]
+        if layer.node in ends or (behind and all(node in ends for node in behind)) or layer.read_only is not None:
+            continue
+        if layer.input_axis == -1 and not _is_rotation(layer):
+            found.append(layer.node)
+    return found
+
+
+def _is_rotation(layer: Linear) -> bool:
+    if layer.in_features != layer.out_features or layer.bias_parameter is not None:
+        return False
+    weight = layer.weight()
+    return bool(np.abs(weight @ weight.T - np.eye(len(weight))).max() < 1e-5)
+
+
+def _keys(layer: AttentionLayer) -> oir.Value | None:
+    if layer.key_rotary is not None:
+        return layer.key_rotary.y
+    return layer.key.output if layer.key is not None and not layer.packed else None
+
+
+class _Rounding:
+    """Writes the arithmetic of rounding into a model."""
+
+    def __init__(self, model: oir.Model) -> None:
+        self.model, self.version = model, model.opset_imports.get("", 0)
+        self.held: dict[tuple[str, float], oir.Value] = {}
+
+    def round(
+        self,
+        value: oir.Value,
+        bits: int,
+        share: float,
+        size: int | None = None,
+        readers: list[oir.Node] | None = None,
+    ) -> None:
+        """Let readers of a value (all of them, unless they are given) read it rounded, row by row of its last axis.
+
+        `size` splits the last axis into rows of so many elements.
+        """
+        maker = value.producer()
+        assert maker is not None and maker.graph is not None and value.shape is not None
+        uses = [(one.node, one.idx) for one in value.uses() if one.node.op_type not in ("Shape", "Size")]
+        if readers is not None:
+            uses = [(node, index) for node, index in uses if node in readers and index == 0]
+        nodes: list[oir.Node] = []
+
+        def add(op: str, *inputs: oir.Value, **attributes: object) -> oir.Value:
+            node = edit.make(op, inputs, attributes, like=maker)
+            nodes.append(node)
+            node.outputs[0].type = value.type
+            return node.outputs[0]
+
+        last = value.shape[-1]
+        x = value
+        lead = [0] * (len(value.shape) - 1)
+        if size is not None:
+            x = add("Reshape", value, self._sizes([*lead, -1, size]))
+        low, high = (self._reduced(add, op, x) for op in ("ReduceMin", "ReduceMax"))
+        zero, scale = self._number(0.0, value), self._number(share, value)
+        low, high = add("Mul", add("Min", low, zero), scale), add("Mul", add("Max", high, zero), scale)
+        levels = self._number(float(2**bits - 1), value)
+        step = add("Max", add("Div", add("Sub", high, low), levels), self._number(_SMALLEST, value))
+        offset = add("Round", add("Div", low, step))
+        whole = add("Sub", add("Round", add("Div", x, step)), offset)
+        kept = add("Min", add("Max", whole, zero), levels)
+        y = add("Mul", add("Add", kept, offset), step)
+        if size is not None:
+            y = add("Reshape", y, self._sizes([*lead, last if isinstance(last, int) else -1]))
+        same_shape(nodes[-1], value)
+        maker.graph.insert_after(maker, nodes)
+        for node, index in uses:
+            node.replace_input_with(index, y)
+
+    def _reduced(self, add: Callable[..., oir.Value], op: str, x: oir.Value) -> oir.Value:
+        if self.version < 18:
+            return add(op, x, axes=[-1], keepdims=1)
+        return add(op, x, self._sizes([-1]), keepdims=1)
+
+    def _number(self, number: float, like: oir.Value) -> oir.Value:
+        dtype = like.dtype or oir.DataType.FLOAT
+        key = (dtype.name, number)
+        if key not in self.held:
+            self.held[key] = edit.add_rounded(self.model, "grid", np.array(number), dtype)
+        return self.held[key]
+
+    def _sizes(self, sizes: list[int]) -> oir.Value:
+        key = (str(sizes), -1.0)
+        if key not in self.held:
+            self.held[key] = edit.add_constant(self.model, "sizes", np.array(sizes, np.int64))
+        return self.held[key]

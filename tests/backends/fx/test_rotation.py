@@ -1,0 +1,97 @@
+"""Learned rotations and scales: they lower the loss, merge exactly, and survive a kill."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from laws import check_same_outputs
+from small_llama import WORDS, decoder
+
+from burnish.backends.fx.rotation import LearnOptions, compared, learn
+from burnish.backends.fx.rotation_student import make_student
+from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
+from burnish.passes import learned, simulated
+from burnish.passes.simulated import Bits
+
+torch = pytest.importorskip("torch")
+
+
+def samples(count: int, seed: int = 0) -> list[Sample]:
+    random = np.random.default_rng(seed)
+    return [Sample(f"text {index}", {"ids": random.integers(0, WORDS, (8, 12))}) for index in range(count)]
+
+
+def test_learning_lowers_the_loss_and_what_is_learned_merges_exactly() -> None:
+    model = decoder()
+    losses: list[float] = []
+    options = LearnOptions(bits=Bits(3, 3, 3), steps=60, rate=0.03, scale_rate=0.02)
+    found = learn(model, samples(3), options, lambda _, loss: losses.append(loss))
+    assert np.mean(losses[-12:]) < 0.8 * np.mean(losses[:12])
+    turn = found.turn
+    assert np.abs(turn @ turn.T - np.eye(len(turn))).max() < 1e-12
+    assert all(np.abs(logs).max() > 0 for logs in found.gated_logs)
+    merged = model.clone()
+    learned.merge(merged, found)
+    check_same_outputs(model, merged)
+
+
+@pytest.mark.parametrize("hadamard", [True, False])
+def test_the_student_computes_what_the_merged_model_does(hadamard: bool) -> None:
+    from burnish.backends.fx.rotation import _Space
+    from burnish.backends.ort.session import executor
+
+    model, bits = decoder(), Bits(0, 0, 0)
+    start = learned.initial(model, 1)
+    space = _Space(model, start)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for logs in (*space.norm_logs, *space.value_logs, *space.gated_logs, *space.score_logs):
+            logs += 0.3 * torch.randn(logs.shape, generator=random)
+    student = make_student(model, bits, hadamard=hadamard)
+    (sample,) = samples(1)
+    with torch.no_grad():
+        scores = torch.func.functional_call(
+            student.module, student.weights(space()), (torch.from_numpy(sample.feeds["ids"]),)
+        )[0]
+    merged = model.clone()
+    learned.merge(merged, space.learned())
+    simulated.simulate(merged, bits, hadamard=hadamard)
+    for one in (merged, model):
+        (expected,) = executor()(one).run(sample.feeds).values()
+        assert np.abs(scores.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path) -> None:
+    model, options = decoder(), LearnOptions(steps=6, every=2)
+    whole = learn(model, samples(3), options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, loss: float) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learn(model, samples(3), options, kill, folder=tmp_path)
+    steps: list[int] = []
+    rest = learn(model, samples(3), options, lambda step, _: steps.append(step), folder=tmp_path)
+    assert steps == [5, 6]
+    assert np.array_equal(whole.turn, rest.turn)
+    assert all(np.array_equal(one, other) for one, other in zip(whole.gated_logs, rest.gated_logs, strict=True))
+
+
+def test_the_loss_is_that_of_the_largest_scores_alone() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0, -9.0]])
+    largest, where = scores.topk(2, -1)
+    assert float(compared(scores, largest, where)) == pytest.approx(0)
+    assert float(compared(scores + torch.tensor([5.0, 0, 0, 5.0]), largest, where)) == pytest.approx(0, abs=1e-6)
+    assert float(compared(scores.flip(-1), largest, where)) > 0.1
+
+
+def test_what_cannot_be_learned_is_said() -> None:
+    with pytest.raises(InputError, match="there are no samples"):
+        learn(decoder(), [])
+    with pytest.raises(InputError, match="`steps` is 0"):
+        learn(decoder(), samples(1), LearnOptions(steps=0))

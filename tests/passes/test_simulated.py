@@ -1,0 +1,70 @@
+"""Few bits, simulated: on the grids they claim, and borne better behind rotations."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as oir
+from laws import OrtRunner
+from small_llama import WIDTH, WORDS, decoder
+
+from burnish.ir.views.linear import linears
+from burnish.ir.views.norm import norms
+from burnish.passes import catalog, scaling, simulated
+from burnish.passes.base import Outcome
+from burnish.passes.simulated import Bits
+
+IDS = np.random.default_rng(0).integers(0, WORDS, (8, 12))
+
+
+def scores(model: oir.Model) -> np.ndarray:
+    return OrtRunner(model, optimize=True).run({"ids": IDS})["logits"].astype(np.float64)
+
+
+def behind(model: oir.Model, spec: str) -> oir.Model:
+    copy = model.clone()
+    for one in catalog.parse(spec):
+        one.rewrite(copy, Outcome(one.pass_name()))
+    return copy
+
+
+def error(model: oir.Model, spec: str, bits: Bits) -> float:
+    expected = scores(model)
+    copy = behind(model, spec) if spec else model.clone()
+    simulated.simulate(copy, bits, hadamard=bool(spec))
+    return float(np.linalg.norm(scores(copy) - expected) / np.linalg.norm(expected))
+
+
+def test_no_bits_change_nothing_and_few_bits_something() -> None:
+    model = decoder()
+    assert error(model, "", Bits(0, 0, 0)) == 0
+    found = [error(model, "", bits) for bits in (Bits(16, 16, 16), Bits(8, 8, 8), Bits(4, 4, 4), Bits(2, 2, 2))]
+    assert found[0] < 1e-3 and found == sorted(found)
+    assert all(error(model, "", bits) > 0 for bits in (Bits(4, 0, 0), Bits(0, 4, 0), Bits(0, 0, 4)))
+
+
+def test_layers_have_as_many_levels_as_their_bits_say() -> None:
+    model = decoder()
+    names = simulated.simulate(model, Bits(3, 0, 0))
+    assert len(names) == 2 * 7, "all but the head"
+    few = [one for one in linears(model) if one.output.name in names]
+    assert all(len(np.unique(row)) <= 8 for layer in few for row in layer.weight())
+
+
+def outlier(model: oir.Model, channel: int = 3, size: float = 50.0) -> None:
+    """Let a channel behind each norm reach `size` times as far, and the weights that read it the less."""
+    for norm in list(norms(model)):
+        logs = np.zeros(WIDTH)
+        logs[channel] = -np.log(size)
+        scaling.scale_norm(model, norm, logs)
+
+
+def test_a_channel_that_stands_out_is_borne_behind_a_rotation() -> None:
+    model = decoder()
+    outlier(model)
+    bits = Bits(4, 4, 0)
+    nothing = error(model, "", bits)
+    random = np.mean([error(model, f"rotate-residual{{init=hadamard;seed={seed}}}", bits) for seed in range(3)])
+    ours = np.mean([error(model, f"rotate-residual{{seed={seed}}}", bits) for seed in range(3)])
+    assert nothing > 1.5 * random, (nothing, random, ours)
+    assert ours < 1.1 * random, (nothing, random, ours)
+    assert error(model, "rotate-residual", Bits(0, 0, 0)) < 1e-4
