@@ -12,7 +12,7 @@ import onnx_ir as oir
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import lossy
-from burnish.passes.lossy import Edit, LossyPass, port
+from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.measures import spread
 from burnish.passes.protocols import Executor, Measure, Runner
 from burnish.passes.search import Judgement
@@ -84,15 +84,12 @@ class Judged:
             runner: of `model`.
             model: made from the original by `lossy.apply` and exact passes: its ports tell what they were called.
         """
-        inputs = {str(value.name): port(value) for value in model.graph.inputs}
-        outputs = {str(value.name): port(value) for value in model.graph.outputs}
         original = None if self._outputs is not None else self.execute(self.model)
         partials = []
         try:
             for number, sample in enumerate(self.samples):
                 reference = self._outputs[number] if self._outputs is not None else _run(original, sample)
-                feeds = {name: sample.feeds[old] for name, old in inputs.items() if old in sample.feeds}
-                found = {outputs.get(name, name): array for name, array in runner.run(feeds).items()}
+                found = lossy.results(model, runner.run(lossy.feeds(model, sample.feeds)))
                 partials.append(self.measure.partial(found, reference, sample))
             value = self.measure.value(partials)
         except InputError:

@@ -30,6 +30,7 @@ Gradients = Callable[[oir.Model, Sequence[Sample]], Mapping[str, np.ndarray]]
 
 
 _PORT = "burnish.port"
+_UNIT = "burnish.unit"
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,36 @@ def saved(before: oir.Model, after: oir.Model, dims: Mapping[str, int]) -> Savin
 def port(value: oir.Value) -> str:
     """The name that an input or output of a model made by `apply` had in the original; passes may rename caches."""
     return str(value.meta.get(_PORT, value.name))
+
+
+def set_unit(value: oir.Value, dtype: oir.DataType, unit: np.ndarray) -> None:
+    """Let an input or output be integers of a smaller dtype: multiples of `unit`, which broadcasts to them."""
+    value.type = oir.TensorType(dtype)
+    value.meta[_UNIT] = unit
+
+
+def feeds(model: oir.Model, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a model made by `apply` is to be given where the original is given these arrays by name."""
+    found = {}
+    for value in model.graph.inputs:
+        array, unit = given.get(port(value)), value.meta.get(_UNIT)
+        if array is not None and unit is not None and value.dtype is not None:
+            limits = np.iinfo(value.dtype.numpy())
+            array = np.clip(np.rint(array / unit), limits.min, limits.max).astype(limits.dtype)
+        if array is not None:
+            found[str(value.name)] = array
+    return found
+
+
+def results(model: oir.Model, computed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a model made by `apply` has computed, under the names and in the units of the original's outputs."""
+    outputs = {str(value.name): value for value in model.graph.outputs}
+    found = {}
+    for name, array in computed.items():
+        value = outputs.get(name)
+        unit = None if value is None else value.meta.get(_UNIT)
+        found[name if value is None else port(value)] = array if unit is None else (array * unit).astype(unit.dtype)
+    return found
 
 
 def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass]) -> tuple[oir.Model, list[Outcome]]:

@@ -44,9 +44,11 @@ def decoded(model: oir.Model, ids: np.ndarray, mask: np.ndarray, cuts: list[int]
     """The logits of `ids` given in pieces that end at `cuts`, each with the cache of those before."""
     runner = OrtRunner(model, optimize=True)
     past = {
-        str(value.name): np.zeros([len(ids), *(n if isinstance(n, int) else 0 for n in value.shape[1:])], np.float32)
+        str(value.name): np.zeros(
+            [len(ids), *(n if isinstance(n, int) else 0 for n in value.shape[1:])], value.dtype.numpy()
+        )
         for value in model.graph.inputs
-        if value.dtype == oir.DataType.FLOAT
+        if value.dtype in (oir.DataType.FLOAT, oir.DataType.INT8)
     }
     logits = []
     for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):

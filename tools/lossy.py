@@ -17,7 +17,7 @@ from burnish.ir.edit import name_nodes, sources
 from burnish.ir.errors import BudgetError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import walk
-from burnish.passes import catalog, pipeline, prove
+from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome, Skip
 from burnish.passes.budget import Budget
 from burnish.passes.judging import Judged
@@ -228,7 +228,8 @@ class Lossy:
                 hint="allow a little less, or a little more, so that rounding does not decide",
             )
         sample = self.judged.samples[0]
-        if original is None or set(sample.feeds) != {str(value.name) for value in model.graph.inputs}:
+        given = lossy.feeds(model, sample.feeds)
+        if original is None or any(given.get(name) is not array for name, array in sample.feeds.items()):
             return
         with original(self.judged.model) as rival:
             self.latency, self.timed = clock(rival, runner, sample.feeds), sample.name

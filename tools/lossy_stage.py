@@ -356,11 +356,7 @@ class _Stage:
         if self.todo.heal and edits:
             found.healed = self._healed(edits)
             found.model = found.healed.model
-        ports = {str(value.name): lossy.port(value) for value in found.model.graph.inputs}
-        found.proved_on = [
-            replace(one, feeds={name: one.feeds[old] for name, old in ports.items() if old in one.feeds})
-            for one in found.proved_on
-        ]
+        found.proved_on = [replace(one, feeds=lossy.feeds(found.model, one.feeds)) for one in found.proved_on]
 
     def _healed(self, edits: Sequence[Edit]) -> Healed:
         """The model with these edits, trained against the original on the fitting samples; each once."""
