@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.ir.walk import walk
 from burnish.passes import catalog, factors, integer_layers, ranges
 from burnish.passes.base import Outcome
+from burnish.passes.calibration import Known, best, mean_of, observed
 from burnish.passes.grids import Grid
 from burnish.passes.integer_flow import flow
 from burnish.passes.layers import Layer, layers
 from burnish.passes.lossy import Context, Edit, LossyPass
-from burnish.passes.reducers import Moments
-from burnish.passes.sites import Site
 
 _PLACE = "quantize-static"
+_BEST: tuple[ranges.Method, ...] = ("minmax", "percentile", "mse")
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,25 @@ class QuantizeStatic(LossyPass):
 
     Attributes:
         calibration: how much of an activation's range is kept: `minmax` all of it, `percentile` a share, `mse` what
-            makes the squared error least, `entropy` what keeps the distribution.
+            makes the squared error least, `entropy` what keeps the distribution; `best` the one of the first three by
+            which all layers together change the outputs least on the samples.
         percentile: for `percentile`: the percent of the numbers that are not cut off at each end.
         symmetric: activations have their zero point in the middle, or at 0 where none is negative.
         per_channel: weights have a scale for each output, else one for all.
         weight_clip: `mse` cuts off a few weights where that makes the squared error less.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
+        memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
     """
 
-    calibration: ranges.Method = "mse"
+    calibration: Literal["best", "minmax", "percentile", "mse", "entropy"] = "best"
     percentile: float = 99.99
     symmetric: bool = False
     per_channel: bool = True
     weight_clip: Literal["minmax", "mse"] = "mse"
     weight_bits: int = 8
     correct_bias: bool = True
+    memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
     prepare: ClassVar[tuple[str, ...]] = (
@@ -61,6 +66,8 @@ class QuantizeStatic(LossyPass):
             raise InputError(f"`percentile` is {self.percentile}", place=_PLACE, hint="give more than 50, at most 100")
         if self.weight_bits not in (7, 8):
             raise InputError(f"`weight_bits` is {self.weight_bits}", place=_PLACE, hint="give 8 or 7")
+        if self.memory < 1:
+            raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
     @property
     def decided(self) -> bool:
@@ -75,64 +82,46 @@ class QuantizeStatic(LossyPass):
                 found[name] = layer
             else:
                 outcome.skip(layer.node, reason)
-        known, wrong = self._observed(model, found, context)
-        whole = flow(model.graph, list(found.values()))
-        edits = []
-        for name, layer in found.items():
-            reason = next((wrong[v] for v in flow(model.graph, [layer]).scale_of if v in wrong), None)
+        for node in walk(model, "LSTM", "GRU", "RNN"):
+            outcome.skip(node, "no runtime computes it on integers with fixed scales; `quantize-dynamic` has a kernel")
+        methods: tuple[ranges.Method, ...] = _BEST if self.calibration == "best" else (self.calibration,)
+        values = flow(model.graph, list(found.values())).scale_of
+        corrected = [layer for layer in found.values() if self._corrected(layer)]
+        seen = observed(model, values, corrected, context, self._grid, methods, self.percentile, self.memory << 20)
+        for name, layer in list(found.items()):
+            reason = next((seen.wrong[v] for v in flow(model.graph, [layer]).scale_of if v in seen.wrong), None)
             if reason is not None:
                 outcome.skip(layer.node, reason)
-                continue
-            edits.append(
-                Edit(
-                    catalog.spec(self),
-                    name,
-                    "int8 per channel" if self.per_channel else "int8",
-                    frozenset(str(node.name) for node in layer.nodes),
-                    integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
-                    known,
-                    (str(layer.node.name),),
-                    whole.unconverted(layer),
-                )
+                del found[name]
+        if not found:
+            return []
+        whole = flow(model.graph, list(found.values()))
+        made = partial(self._made, model, list(found.values()))
+        known = seen.known[best(model, seen.known, made, context)]
+        return [
+            Edit(
+                catalog.spec(self),
+                name,
+                "int8 per channel" if self.per_channel else "int8",
+                frozenset(str(node.name) for node in layer.nodes),
+                integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
+                known,
+                (str(layer.node.name),),
+                whole.unconverted(layer),
             )
-        return edits
+            for name, layer in found.items()
+        ]
 
     def _corrected(self, layer: Layer) -> bool:
         return self.correct_bias and integer_layers.takes_bias(layer)
 
-    def _observed(
-        self, model: oir.Model, found: Mapping[str, Layer], context: Context
-    ) -> tuple[dict[str, np.ndarray], dict[oir.Value, str]]:
-        """Ranges and means by name, and the values that have none, each with the reason."""
-        values = {str(value.name): value for value in flow(model.graph, list(found.values())).scale_of}
-        wanted = {name: ranges.reducer(self.calibration) for name in values}
-        keeps = context.keeps(model, {name: (value, None) for name, value in values.items()})
-        sites = {}
-        for name, value in values.items():
-            keep = keeps[name]
-            sites[name] = Site(value, None if isinstance(keep, str) else keep)
-        means = {}
-        for layer in found.values():
-            if self._corrected(layer):
-                means[f"mean {layer.node.name}"] = Moments(axis=integer_layers.feature_axis(layer))
-                sites[f"mean {layer.node.name}"] = sites[str(layer.input.name)]
-        if not sites:
-            return {}, {}
-        observer = context.observe(model)
-        seen = observer.observe(sites, wanted | means, context.samples)
-        observer.close()
-        known, wrong = {}, {}
-        for name, value in values.items():
-            try:
-                known[name] = np.array(ranges.limits(seen[name], self.calibration, self._grid, self.percentile))
-            except InputError as error:
-                wrong[value] = f"`{name}` cannot be rounded: {error.cause}"
-        for name in means:
-            one = seen[name]
-            assert isinstance(one, Moments)
-            if one.mean is not None:
-                known[name] = one.mean
-        return known, wrong
+    def _made(self, model: oir.Model, found: Sequence[Layer], known: Known) -> oir.Model:
+        """A copy of the model with all layers on integers; their weights are rounded in the quickest way."""
+        copy = model.clone()
+        nodes = {node.name: node for node in copy.graph}
+        quick = replace(self, weight_clip="minmax")
+        quick._write(copy, [factors.found(nodes[layer.node.name]) for layer in found], known)
+        return copy
 
     @property
     def _grid(self) -> Grid:
@@ -149,9 +138,12 @@ class QuantizeStatic(LossyPass):
                 break
             known |= edit.payload
             chosen.append(layer)
+        self._write(model, chosen, known)
+
+    def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> None:
         inputs = integer_layers.round_values(model, chosen, known, self._grid)
         axis = 0 if self.per_channel else None
         for layer, scale in zip(chosen, inputs, strict=True):
-            mean = known.get(f"mean {layer.node.name}") if self._corrected(layer) else None
+            mean = known.get(mean_of(layer)) if self._corrected(layer) else None
             fitted = integer_layers.fitted(layer, scale, Grid(self.weight_bits), axis, self.weight_clip)
             integer_layers.write(model, layer, scale, fitted, mean)

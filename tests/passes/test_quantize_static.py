@@ -76,13 +76,24 @@ def test_everything_between_layers_runs_on_integers(
     assert error(model, after) < 0.05
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("calibration", ["best", "minmax", "percentile", "mse", "entropy"])
 @pytest.mark.parametrize("symmetric", ["true", "false"])
 def test_every_calibration_keeps_the_function(calibration: str, symmetric: str, tmp_path: Path) -> None:
     model = model_of(RESIDUAL)
     after = quantized(model, f"{{calibration={calibration},symmetric={symmetric}}}")
     assert error(model, after) < (0.2 if calibration == "entropy" else 0.06)
     assert kernels(after, tmp_path)["QLinearConv"] == 4
+
+
+def test_the_calibration_is_the_best_of_three() -> None:
+    spiky = model_of(ATTENTIVE.replace("(x, w0)", "(t, w0)").replace("p = MatMul", "t = Tan (x)\n  p = MatMul"))
+    _, edits, _ = proposed(spiky, samples_of(spiky))
+    errors = {}
+    for rule in ("minmax", "percentile", "mse"):
+        _, tried, _ = proposed(spiky, samples_of(spiky), f"{{calibration={rule}}}")
+        errors[rule] = tried[0].payload["t"]
+    assert any(np.array_equal(edits[0].payload["t"], ends) for ends in errors.values())
+    assert len({tuple(ends) for ends in errors.values()}) == 3
 
 
 def test_single_layers_and_pairs_of_them_can_be_edited() -> None:
@@ -130,7 +141,7 @@ def test_values_that_are_not_finite_are_named() -> None:
     assert not edits and "`l` cannot be rounded: it holds NaN or infinity" in {one.reason for one in outcome.skipped}
 
 
-@pytest.mark.parametrize("options", ["{percentile=20}", "{weight_bits=4}", "{calibration=best}"])
+@pytest.mark.parametrize("options", ["{percentile=20}", "{weight_bits=4}", "{memory=0}", "{calibration=most}"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(InputError):
         catalog.parse(f"quantize-static{options}")
