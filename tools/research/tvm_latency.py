@@ -43,11 +43,11 @@ HEAD = """# Edits chosen by compiled kernels
 
 `python -m burnish.tools.research.tvm_latency` looks for the ranks of layers (`project-rank`) that save most time
 within a drop of {drop} of the accuracy, twice: by times in ONNX Runtime and by times of kernels compiled for this
-machine ([how](../ideas/latency.md#where-kernels-are-compiled)). Kernels are not tuned, and all of the model is compiled.
-Both choices are then run in turns with the model without edits, as compiled code and in ONNX Runtime, {rounds} rounds
-there and back on the clock of the thread. Microseconds are medians, the ratio is the median of the rounds' with its
-95 % interval. *Foretold* is what the edits chosen by times there save by their own timings, each alone, over what they
-were measured to save together.
+machine ([how](../ideas/latency.md#where-kernels-are-compiled)). Kernels are not tuned, and all of the model is
+compiled. Both choices are then run in turns with the model without edits, as compiled code and in ONNX Runtime,
+{rounds} rounds there and back on the clock of the thread. Microseconds are medians, the ratio is the median of the
+rounds' with its 95 % interval. *Foretold* is what the edits chosen by times there save by their own timings, each
+alone, over what they were measured to save together.
 
 {versions}, {processor}, one thread of a shared machine.
 
