@@ -34,9 +34,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "tvm-latency.m
 DROP = "2%"
 ROUNDS = 20
 SUBJECTS = {
-    "digits ViT, batch 64": ("digits_vit", 64),
-    "digits ViT, batch 1": ("digits_vit", 1),
-    "digits ResNet, batch 64": ("digits_resnet", 64),
     "digits ResNet, batch 1": ("digits_resnet", 1),
 }
 HEAD = """# Edits chosen by compiled kernels
