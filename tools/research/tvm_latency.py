@@ -25,6 +25,7 @@ from burnish.passes import plan
 from burnish.passes.lossy import Edit
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.plan import Plan
+from burnish.passes.score_store import Store
 from burnish.tools import api, compiled, compiled_times, lossy_stage
 from burnish.tools.lossy import Lossy
 from burnish.tools.lossy_context import largest, with_seconds
@@ -73,7 +74,7 @@ class Choice:
     def foretold(self, edits: Sequence[Edit], samples: Sequence[Sample]) -> float:
         """Seconds that edits save by the timings of this search, which were kept."""
         assert self.found.judged is not None
-        normal, store = self.found.judged.model, lossy_stage.Store()
+        normal, store = self.found.judged.model, Store()
         passes = self.todo.lossy
         timed = with_seconds(normal, edits, passes, samples, store=store, last=self.todo.passes, kernels=self.kernels)[
             1
@@ -125,8 +126,7 @@ def in_turns(calls: Sequence[Callable[[], object]]) -> np.ndarray:
         for index in order if number % 2 == 0 else reversed(order):
             row[index] = _stretch(calls[index], counts[index])
         rows.append(row)
-    times = np.asarray(rows)
-    return (times[::2] + times[1::2]) / 2
+    return np.asarray(rows).reshape(ROUNDS, 2, len(calls)).mean(axis=1)
 
 
 def _stretch(call: Callable[[], object], count: int) -> float:
