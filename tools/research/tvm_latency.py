@@ -35,6 +35,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "tvm-latency.m
 DROP = "2%"
 ROUNDS = 20
 SUBJECTS = {
+    "digits ViT, batch 64": ("digits_vit", 64),
     "digits ResNet, batch 1": ("digits_resnet", 1),
 }
 HEAD = """# Edits chosen by compiled kernels
@@ -126,7 +127,8 @@ def in_turns(calls: Sequence[Callable[[], object]]) -> np.ndarray:
         for index in order if number % 2 == 0 else reversed(order):
             row[index] = _stretch(calls[index], counts[index])
         rows.append(row)
-    return np.asarray(rows).reshape(ROUNDS, 2, len(calls)).mean(axis=1)
+    times: np.ndarray = np.asarray(rows).reshape(ROUNDS, 2, len(calls)).mean(axis=1)
+    return times
 
 
 def _stretch(call: Callable[[], object], count: int) -> float:
