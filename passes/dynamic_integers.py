@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
+from burnish.ir import edit, match, weights
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import same_shape
@@ -63,7 +63,8 @@ def write(model: oir.Model, layers: Sequence[Layer], payload: Mapping[str, np.nd
         model: the model the layers are in.
         layers: a layer that `refusal` allows, and its `twins`.
         payload: `levels`, int8 or uint8, shaped like the layer's weight: [out, in], or [out, in / groups, *kernel];
-            `scale`, float32, and `zero`, like the levels, one for each output; zeros are left out.
+            `scale`, float32, and `zero`, like the levels, one for each output; zeros are left out; and `factor`,
+            float32, where there is one: what each channel of the input is multiplied with before it is quantized.
     """
     first = layers[0]
     stem = (first.parameter.source.name if first.parameter is not None else None) or "weight"
@@ -76,14 +77,22 @@ def write(model: oir.Model, layers: Sequence[Layer], payload: Mapping[str, np.nd
     for layer in layers:
         bias = bias_of(layer)
         value = edit.add_constant(model, f"{stem}_bias", bias) if isinstance(bias, np.ndarray) else bias
-        _write(layer, weight, factor, offset, value)
+        source = layer.input
+        if "factor" in payload:
+            source = _multiplied(model, source, payload["factor"], layer.node)
+        _write(layer, source, weight, factor, offset, value)
 
 
 def _write(
-    layer: Layer, weight: oir.Value, factor: oir.Value, offset: oir.Value | None, bias: oir.Value | None
+    layer: Layer,
+    source: oir.Value,
+    weight: oir.Value,
+    factor: oir.Value,
+    offset: oir.Value | None,
+    bias: oir.Value | None,
 ) -> None:
     old = layer.node
-    rounded, scale, zero = quantized(layer.input, old)
+    rounded, scale, zero = quantized(source, old)
     product = edit.make(
         "MatMulInteger" if isinstance(layer, Linear) else "ConvInteger", [rounded, weight, zero, offset], like=old
     )
@@ -117,6 +126,18 @@ def bias_of(layer: Layer) -> oir.Value | np.ndarray | None:
     return bias.reshape(_spread(layer)).astype(np.float32)
 
 
+def _multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: oir.Node) -> oir.Value:
+    """A value times a constant; made once in each graph."""
+    for node in match.consumers(value):
+        held = weights.constant(node.inputs[1]) if node.op_type == "Mul" and node.graph is reader.graph else None
+        if held is not None and node.inputs[0] is value and np.array_equal(held, factor):
+            return node.outputs[0]
+    new = edit.make("Mul", [value, edit.add_constant(model, f"{value.name}_factor", factor)], like=reader)
+    same_shape(new, value)
+    _place(new, value, reader)
+    return new.outputs[0]
+
+
 def quantized(value: oir.Value, reader: oir.Node) -> tuple[oir.Value, oir.Value, oir.Value]:
     """The integers (uint8), the scale and the zero point of a value, for a node that reads it; made once in each graph.
 
@@ -124,19 +145,23 @@ def quantized(value: oir.Value, reader: oir.Node) -> tuple[oir.Value, oir.Value,
         value: float32, any shape.
         reader: the node; a value of an outer graph is quantized in the graph of the node.
     """
-    graph = reader.graph
-    assert isinstance(graph, oir.Graph)
     for node in match.consumers(value):
-        if node.op_type == QUANTIZE and node.graph is graph:
+        if node.op_type == QUANTIZE and node.graph is reader.graph:
             return node.outputs[0], node.outputs[1], node.outputs[2]
     new = edit.make(QUANTIZE, [value], like=reader, outputs=3)
     byte = oir.TensorType(oir.DataType.UINT8)
     same_shape(new, value).type = byte
     for out, kind in zip(new.outputs[1:], (oir.TensorType(oir.DataType.FLOAT), byte), strict=True):
         out.type, out.shape = kind, oir.Shape([])
-    made = value.producer()
+    _place(new, value, reader)
+    return new.outputs[0], new.outputs[1], new.outputs[2]
+
+
+def _place(new: oir.Node, value: oir.Value, reader: oir.Node) -> None:
+    """Put a node behind what computes a value, or first in the graph of a reader."""
+    graph, made = reader.graph, value.producer()
+    assert isinstance(graph, oir.Graph)
     if made is not None and made.graph is graph:
         graph.insert_after(made, [new])
     else:
         graph.insert_before(graph[0], [new])
-    return new.outputs[0], new.outputs[1], new.outputs[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,13 +12,17 @@ import onnx_ir as oir
 from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
+from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter
 from burnish.ir.walk import walk
-from burnish.passes import catalog, dynamic_integers, dynamic_lstm, factors, grids
+from burnish.passes import balance, catalog, dynamic_integers, dynamic_lstm, grids, sites
 from burnish.passes.base import Outcome
+from burnish.passes.factors import found
 from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer, layers
-from burnish.passes.lossy import Context, Edit, LossyPass, Savings
+from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.reservoirs import Several
+from burnish.passes.sites import Site
 
 _OPSET = 11
 _CELLS = ("LSTM", "GRU", "RNN")
@@ -34,6 +38,8 @@ class QuantizeDynamic(LossyPass):
         bits: of the weights; 7 for processors whose 16-bit sums saturate (x86 before VNNI).
         signed: weights are symmetric, which VNNI multiplies twice as fast; else products have zero points.
         clip: `mse` lets the largest weights be cut off where that makes the error smaller; `minmax` does not.
+        balanced: what a layer reads is divided channel by channel, so that none is much wider than the others, and its
+            weight multiplied; how far is fitted to samples. Where it gains nothing, it is left out.
         convolutions: convolutions too, which ONNX Runtime then computes several times slower.
         recurrent: LSTMs too, as DynamicQuantizeLSTM, which only ONNX Runtime has.
     """
@@ -41,6 +47,7 @@ class QuantizeDynamic(LossyPass):
     bits: int = 8
     signed: bool = True
     clip: Literal["mse", "minmax"] = "mse"
+    balanced: bool = False
     convolutions: bool = False
     recurrent: bool = True
     order: ClassVar[int] = 40
@@ -51,25 +58,51 @@ class QuantizeDynamic(LossyPass):
             raise InputError(f"`bits` is {self.bits}", place="quantize-dynamic", hint="give 7 or 8")
 
     @property
+    def decided(self) -> bool:
+        return self.balanced
+
+    @property
     def everywhere(self) -> bool:
-        return True
+        return not self.balanced
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds what `apply` stores: the integers and their scales."""
-        return list(self._edits(model, outcome))
+        return list(self._edits(model, outcome, self._factors(model, context) if self.balanced else {}))
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         """Every layer that becomes smaller by it."""
+        if self.balanced:
+            raise Undecided("how far channels are balanced is measured", hint="give samples with `--data`")
         found = []
         nodes = {node.name: node for node in walk(model)}
-        for one in self._edits(model, outcome):
+        for one in self._edits(model, outcome, {}):
             if one.savings.bytes > 0:
                 found.append(one)
             else:
                 outcome.skip(nodes[one.anchors[0]], "the integers would be held beside its weight, which others read")
         return found
 
-    def _edits(self, model: oir.Model, outcome: Outcome) -> Iterator[Edit]:
+    def _factors(self, model: oir.Model, context: Context) -> dict[oir.Value, np.ndarray]:
+        """By what the layers read, what its channels are multiplied with, float32; nothing for most values."""
+        readers: dict[oir.Value, list[Linear]] = {}
+        for layer in layers(model).values():
+            usual = isinstance(layer, Linear) and dynamic_integers.refusal(layer) is None and not layer.shared
+            if usual and isinstance(layer, Linear) and sites.refusal(model, layer.input) is None:
+                readers.setdefault(layer.input, []).append(layer)
+        places = {str(value.name): Site(value) for value in readers}
+        observer = context.observe(model)
+        seen = observer.observe(places, balance.reducer(), context.samples) if places else {}
+        observer.close()
+        found = {}
+        for value, group in readers.items():
+            one = seen[str(value.name)]
+            assert isinstance(one, Several)
+            divisors = balance.divisors(one, [layer.weight() for layer in group], self.bits)
+            if divisors is not None:
+                found[value] = (1 / divisors).astype(np.float32)
+        return found
+
+    def _edits(self, model: oir.Model, outcome: Outcome, factors: Mapping[oir.Value, np.ndarray]) -> Iterator[Edit]:
         """An edit for each layer, in the order of the nodes; layers that multiply one weight are one."""
         found = {id(layer.node): (name, layer) for name, layer in layers(model).items()}
         done: set[str] = set()
@@ -78,7 +111,7 @@ class QuantizeDynamic(LossyPass):
             if node.name in done or (layer is None and node.op_type not in _CELLS):
                 continue
             try:
-                one = self._cell(model, node) if layer is None else self._layer(model, name, layer)
+                one = self._cell(model, node) if layer is None else self._layer(model, name, layer, factors)
             except InputError as error:
                 one = error.cause
             if isinstance(one, Edit):
@@ -87,7 +120,7 @@ class QuantizeDynamic(LossyPass):
             else:
                 outcome.skip(node, one)
 
-    def _layer(self, model: oir.Model, name: str, layer: Layer) -> Edit | str:
+    def _layer(self, model: oir.Model, name: str, layer: Layer, factors: Mapping[oir.Value, np.ndarray]) -> Edit | str:
         if isinstance(layer, Convolution) and not self.convolutions:
             return "ONNX Runtime computes dynamic convolutions several times slower; static ones are quick"
         if (opset := model.opset_imports.get("", 1)) < _OPSET:
@@ -95,10 +128,12 @@ class QuantizeDynamic(LossyPass):
         reason = dynamic_integers.refusal(layer)
         if reason is not None or layer.parameter is None:
             return str(reason)
-        weight = layer.weight()
+        factor = None if layer.shared else factors.get(layer.input)
+        weight = layer.weight() if factor is None else layer.weight() / factor.astype(np.float64)
         signed = self.signed or isinstance(layer, Convolution)
         scales = grids.fit(weight, Grid(self.bits, signed, signed), 0, clip=self.clip)
         payload = {"levels": grids.quantize(weight, scales), "scale": scales.scale, "zero": scales.zero_point}
+        payload |= {} if factor is None else {"factor": factor}
         group = (layer, *dynamic_integers.twins(layer))
         alone = len(group) == len(layer.shared) + 1
         added = [array for array in payload.values() if array.any()]
@@ -112,7 +147,8 @@ class QuantizeDynamic(LossyPass):
         savings = _saved(gone, added)
         if alone and savings.bytes <= 0:
             return "its integers and their scales take no fewer bytes"
-        return Edit(catalog.spec(self), name, self._option, claims, savings, payload, (str(layer.node.name),))
+        option = self._option + (", balanced" if factor is not None else "")
+        return Edit(catalog.spec(self), name, option, claims, savings, payload, (str(layer.node.name),))
 
     def _cell(self, model: oir.Model, node: oir.Node) -> Edit | str:
         if not self.recurrent:
@@ -144,7 +180,7 @@ class QuantizeDynamic(LossyPass):
             if not isinstance(cell, str):
                 dynamic_lstm.write(model, cell, edit.payload)
                 continue
-            layer = factors.found(node)
+            layer = found(node)
             dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload)
 
 

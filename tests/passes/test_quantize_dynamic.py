@@ -10,10 +10,13 @@ from laws import OrtRunner, make_samples
 from lossy_laws import check_edits, made, proposals
 
 from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
 from burnish.ir.views.linear import linears
 from burnish.ir.walk import walk
 from burnish.passes import catalog
-from burnish.passes.lossy import LossyPass
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import LossyPass, Undecided
+from burnish.tools.lossy_context import context_for
 
 MODELS = {
     "two readers": """
@@ -104,6 +107,36 @@ def test_the_same_model_gives_the_same_bytes() -> None:
         after, _ = made(one, model, proposals(one, model)[0])
         found.append(oir.to_proto(after).SerializeToString())
     assert found[0] == found[1]
+
+
+def test_balanced_channels_lose_less() -> None:
+    random = np.random.default_rng(0)
+    wide = np.where(np.arange(32) % 8 == 0, 50.0, 1.0)
+    weight = random.standard_normal((32, 48)) / wide[:, None]
+    source = """
+g (float[N, 32] x) => (float[N, 48] y) <float[32, 48] w> {
+  y = MatMul (x, w)
+}"""
+    rows = (random.standard_normal((200, 32)) * wide).astype(np.float32)
+    errors = []
+    for balanced in (False, True):
+        one = catalog.make("quantize-dynamic", {"balanced": balanced})
+        assert isinstance(one, LossyPass)
+        model = prepare(parse_graph(source), one)
+        model.graph.initializers["w"].const_value = oir.tensor(weight.astype(np.float32), name="w")
+        context = context_for(model, [Sample("rows", {"x": rows[:100]})])
+        after, _ = made(one, model, one.propose(model, context, Outcome("")))
+        runner = OrtRunner(after, optimize=True)
+        found = runner.run({"x": rows[100:]})["y"]
+        runner.close()
+        errors.append(np.linalg.norm(found - rows[100:] @ weight))
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_balancing_is_never_made_without_samples() -> None:
+    one, model = model_of("two readers", balanced=True)
+    with pytest.raises(Undecided):
+        one.asked(model, Outcome(""))
 
 
 def test_bits_that_no_kernel_has_are_refused() -> None:
