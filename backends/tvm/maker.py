@@ -81,7 +81,8 @@ class Maker:
     def filled(self, one: Any, axes: Sequence[int], kept: Sequence[Any]) -> Any:
         """`one`, refused when the function runs where one of the axes is empty and the result is not.
 
-        TVM's kernels do not write a sum over nothing.
+        TVM's kernels do not write a sum over nothing. Only inputs are held to that: FuseOps loses values that are cast between
+        the operators that it joins ("Var lv74 is not defined").
 
         Args:
             one: an expression.
@@ -90,7 +91,7 @@ class Maker:
         """
         shape = self.shape(one)
         held = list(shape)
-        for axis in axes:
+        for axis in axes if not isinstance(one, relax.DataflowVar) else ():
             size = shape[axis]
             if not isinstance(size, int) and not any(_empties(size, other) for other in kept):
                 held[axis] = tirx.max(size, tirx.const(1, "int64"))
