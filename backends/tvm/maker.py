@@ -81,8 +81,8 @@ class Maker:
     def filled(self, one: Any, axes: Sequence[int], kept: Sequence[Any]) -> Any:
         """`one`, refused when the function runs where one of the axes is empty and the result is not.
 
-        TVM's kernels do not write a sum over nothing. Only inputs are held to that: FuseOps loses values that are cast between
-        the operators that it joins ("Var lv74 is not defined").
+        TVM's kernels do not write a sum over nothing. Only inputs are held to that: FuseOps loses values that are cast
+        between the operators that it joins ("Var lv74 is not defined").
 
         Args:
             one: an expression.
