@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import integer_layers, ranges
@@ -22,7 +23,7 @@ from burnish.passes.sites import Site
 Known = dict[str, np.ndarray]
 """The least and the largest number of values by their names, and mean inputs of layers under `mean NAME`."""
 
-TRIED = 16
+TRIED = 64
 """Samples on which calibrations are compared with each other."""
 
 
@@ -107,25 +108,31 @@ def best(
     if len(known) == 1:
         return next(iter(known))
     samples = context.samples[:TRIED]
-    reference = list(_outputs(model, samples, context))
+    reference = list(_scores(model, samples, context))
     errors: dict[Method, float] = {}
     for method, one in known.items():
         apart = size = 0.0
-        for wanted, found in zip(reference, _outputs(make(one), samples, context), strict=True):
-            for name, array in wanted.items():
+        for wanted, found in zip(reference, _scores(make(one), samples, context), strict=True):
+            for array, other in zip(wanted, found, strict=True):
                 if array.dtype.kind == "f" and np.isfinite(array).all():
                     spread = float(np.square(array, dtype=np.float64).sum()) or 1.0
-                    apart += float(np.square(found[name].astype(np.float64) - array).sum()) / spread
+                    apart += float(np.square(other.astype(np.float64) - array).sum()) / spread
                     size += 1
         errors[method] = apart / size if size and np.isfinite(apart) else np.inf
     return min(errors, key=lambda method: errors[method])
 
 
-def _outputs(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterable[Mapping[str, np.ndarray]]:
-    runner = context.execute(model)
+def _scores(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterable[list[np.ndarray]]:
+    """What a model computes, before it is made to probabilities: these hardly tell large errors from small ones."""
+    copy = model.clone()
+    for index, value in enumerate(copy.graph.outputs):
+        node = match.producer(value, "Softmax", "LogSoftmax", "Sigmoid")
+        before = None if node is None else node.inputs[0]
+        if before is not None and not before.is_graph_output() and not before.is_graph_input():
+            copy.graph.outputs[index] = before
+    runner = context.execute(copy)
     try:
         for sample in samples:
-            found = runner.run(sample.feeds)
-            yield {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+            yield [array for array in runner.run(sample.feeds).values() if isinstance(array, np.ndarray)]
     finally:
         runner.close()
