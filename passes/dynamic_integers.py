@@ -15,6 +15,7 @@ from burnish.ir import edit, match, weights
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import same_shape
+from burnish.ir.walk import walk
 from burnish.passes.layers import Layer
 
 QUANTIZE = "DynamicQuantizeLinear"
@@ -136,6 +137,43 @@ def _multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: 
     same_shape(new, value)
     _place(new, value, reader)
     return new.outputs[0]
+
+
+def absorb(model: oir.Model) -> None:
+    """Let norms and products with a constant do what a `factor` behind them does, where nobody else reads them."""
+    for node in walk(model, "Mul"):
+        if match.sole_consumer(node.outputs[0], QUANTIZE) is None or not weights.is_constant(node.inputs[1]):
+            continue
+        factor = weights.constant(node.inputs[1])
+        assert factor is not None
+        written = _absorbed(node.inputs[0], factor) if factor.ndim == 1 else None
+        if written is None:
+            continue
+        for one, index, array in written:
+            name = f"{one.inputs[index].name}_balanced"  # type: ignore[union-attr]
+            edit.set_input(one, index, edit.add_constant(model, name, array))
+        edit.bypass(node)
+
+
+def _absorbed(value: oir.Value | None, factor: np.ndarray) -> list[tuple[oir.Node, int, np.ndarray]] | None:
+    """New constants, by node and input, with which a value is what it was times the factor; None for none."""
+    node = match.producer(value, "LayerNormalization", "RMSNormalization", "Mul", "Add")
+    if value is None or node is None or match.sole_consumer(value) is None:
+        return None
+    if node.op_type in ("Mul", "Add"):
+        sides = [index for index in (0, 1) if weights.is_constant(node.inputs[index])]
+        if len(sides) != 1:
+            return None
+        before = [] if node.op_type == "Mul" else _absorbed(node.inputs[1 - sides[0]], factor)
+    else:
+        plain = match.attribute(node, "axis", -1) == -1 and not any(out.uses() for out in node.outputs[1:])
+        before, sides = ([], [*range(1, len(node.inputs))]) if plain else (None, [])
+    held = [weights.constant(node.inputs[index]) for index in sides]
+    if before is None or any(
+        one is None or one.dtype != np.float32 or one.shape not in ((), (1,), factor.shape) for one in held
+    ):
+        return None
+    return [*before, *((node, index, one * factor) for index, one in zip(sides, held, strict=True) if one is not None)]
 
 
 def quantized(value: oir.Value, reader: oir.Node) -> tuple[oir.Value, oir.Value, oir.Value]:

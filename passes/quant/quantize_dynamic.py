@@ -182,6 +182,8 @@ class QuantizeDynamic(LossyPass):
                 continue
             layer = found(node)
             dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload)
+        if any("factor" in edit.payload for edit in edits):
+            dynamic_integers.absorb(model)
 
 
 def _saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:

@@ -133,6 +133,38 @@ g (float[N, 32] x) => (float[N, 48] y) <float[32, 48] w> {
     assert errors[1] < 0.2 * errors[0]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "z = LayerNormalization (x, g, b)",
+        "z = LayerNormalization (x, g)",
+        "m = Mul (x, g) z = Add (b, m)",
+    ],
+)
+def test_a_norm_that_only_balanced_layers_read_balances_by_itself(before: str) -> None:
+    one = catalog.make("quantize-dynamic", {"balanced": True})
+    assert isinstance(one, LossyPass)
+    source = f"""
+g (float[N, 32] x) => (float[N, 48] y, float[N, 8] u) <float[32] g, float[32] b, float[32, 48] w, float[32, 8] v> {{
+  {before}
+  y = MatMul (z, w)
+  u = MatMul (z, v)
+}}"""
+    model = prepare(parse_graph(source), one)
+    held = model.graph.initializers["g"].const_value
+    assert held is not None
+    wide = np.where(np.arange(32) == 5, 40, 1).astype(np.float32)
+    model.graph.initializers["g"].const_value = oir.tensor(held.numpy() * wide, name="g")
+    rows = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
+    edits = one.propose(model, context_for(model, [Sample("rows", {"x": rows})]), Outcome(""))
+    whole, _ = made(one, model, edits)
+    part, _ = made(one, model, edits[:1])
+    kinds = [[node.op_type for node in walk(each)] for each in (model, part, whole)]
+    assert [kind.count("Mul") - kinds[0].count("Mul") for kind in kinds] == [0, 3, 4]
+    found, wanted = (OrtRunner(each, optimize=True).run({"x": rows})["y"] for each in (whole, model))
+    assert np.linalg.norm(found - wanted) <= 0.02 * np.linalg.norm(wanted)
+
+
 def test_balancing_is_never_made_without_samples() -> None:
     one, model = model_of("two readers", balanced=True)
     with pytest.raises(Undecided):
