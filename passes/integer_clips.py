@@ -1,11 +1,11 @@
-"""HardSigmoid and HardSwish between rounded values, as sums and products for which there are kernels on integers."""
+"""HardSigmoid, HardSwish and arithmetic with one number between rounded values, as kernels on integers have them."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
+from burnish.ir import edit, match, weights
 from burnish.ir.views.parameter import same_shape
 from burnish.ir.walk import is_op
 from burnish.passes import qdq
@@ -38,21 +38,15 @@ def spell_out(model: oir.Model, node: oir.Node) -> None:
     if alpha <= 0 or beta <= 0:
         return
     stem = str(node.outputs[0].name or "gate")
-    slope = np.float32(float(scales.scale) * alpha)
-    steeper = edit.make(
-        "DequantizeLinear",
-        [back.inputs[0], edit.add_constant(model, f"{stem}_slope", np.asarray(slope)), *back.inputs[2:]],
-        like=node,
-    )
+    steeper = _reread(model, back, qdq.scaled(scales, alpha), node)
     total = edit.make("Add", [steeper.outputs[0], steeper.outputs[0]], like=node)
     ends = [edit.add_constant(model, f"{stem}_{name}", np.asarray(end, np.float32)) for name, end in _ENDS]
     clipped = edit.make("Clip", [total.outputs[0], *ends], like=node)
-    for one in (steeper, total, clipped):
+    for one in (total, clipped):
         same_shape(one, node.outputs[0])
     edit.insert_before(node, [steeper, total])
-    offset = Scales(_LEVELS, np.asarray(beta, np.float32), np.zeros((), np.uint8))
     edit.set_input(total, 1, edit.add_constant(model, f"{stem}_offset", np.asarray(beta, np.float32)))
-    qdq.put_weight(model, total, 1, np.ones((), np.uint8), offset)
+    round_number(model, total)
     if not swish:
         edit.replace_node(node, clipped)
         return
@@ -60,3 +54,42 @@ def spell_out(model: oir.Model, node: oir.Node) -> None:
     same_shape(product, node.outputs[0])
     edit.replace_node(node, [clipped, product])
     qdq.put_pair(model, clipped.outputs[0], _UNIT)
+
+
+def round_number(model: oir.Model, node: oir.Node) -> None:
+    """Let the one number that an Add takes to something be an integer: 1, or -1 with a zero point, times its size."""
+    pair = match.with_constant(node)
+    if pair is None:
+        return
+    number = np.asarray(weights.constant(pair[1]))
+    if number.size != 1:
+        return
+    size, below = np.abs(number).reshape(()).astype(np.float32), bool(number.reshape(()) < 0)
+    scales = Scales(_LEVELS, size, np.asarray(int(below), np.uint8))
+    index = 1 if node.inputs[1] is pair[1] else 0
+    qdq.put_weight(model, node, index, np.full(number.shape, int(not below), np.uint8), scales)
+
+
+def rescale(model: oir.Model, value: oir.Value, scales: Scales) -> None:
+    """Let the integers of a rounded value that is multiplied by a number be read with scales that hold the number.
+
+    Args:
+        model: the model.
+        value: the product; the node that computes it is removed.
+        scales: of the product.
+    """
+    node = value.producer()
+    pair = None if node is None else match.with_constant(node)
+    back = None if pair is None else match.producer(pair[0], "DequantizeLinear")
+    if node is None or back is None:
+        raise ValueError(f"`{value.name}` is no product of a rounded value")
+    edit.replace_node(node, _reread(model, back, scales, node))
+
+
+def _reread(model: oir.Model, back: oir.Node, scales: Scales, like: oir.Node) -> oir.Node:
+    """A DequantizeLinear of the integers that `back` reads, with other scales."""
+    stem = str(like.outputs[0].name or "value")
+    slope = edit.add_constant(model, f"{stem}_slope", np.asarray(scales.scale))
+    node = edit.make("DequantizeLinear", [back.inputs[0], slope, *back.inputs[2:]], like=like)
+    same_shape(node, like.outputs[0])
+    return node

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import isfinite
 
 import onnx_ir as oir
 
@@ -48,11 +49,14 @@ class Flow:
         readers: the nodes that read the rounded form of each value; None for all of them, where an operator on integers
             computes it.
         nodes: the operators on integers.
+        factors: values that are a positive constant times the one whose scale they take over: their integers are the
+            same, their scale is so much larger.
     """
 
     scale_of: dict[oir.Value, oir.Value | None]
     readers: dict[oir.Value, list[oir.Node] | None]
     nodes: frozenset[oir.Node]
+    factors: dict[oir.Value, float]
 
     def unconverted(self, layer: Layer) -> frozenset[str]:
         """The names of the values of a layer that come as integers, or are needed as nothing else."""
@@ -104,21 +108,28 @@ def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
     nodes = frozenset([*(layer.node for layer in layers), *followed])
     on_integers = {settled(out) for node in nodes for out in node.outputs}
     scale_of: dict[oir.Value, oir.Value | None] = {}
+    factors: dict[oir.Value, float] = {}
     for value in _in_order(graph, marked):
         above = value.producer()
         moved = above is not None and above in followed and is_op(above, *MOVING)
         scale_of[value] = above.inputs[0] if moved and above is not None else None
+        scaled = with_number(above) if above in followed and is_op(above, "Mul") else None
+        if scaled is not None and above is not None and above.outputs[0] is value:
+            scale_of[value], factors[value] = scaled
     readers: dict[oir.Value, list[oir.Node] | None] = {}
     for value in scale_of:
         whole = value in on_integers
         readers[value] = None if whole else [user for user in match.consumers(value) if user in nodes]
-    return Flow(scale_of, readers, nodes)
+    return Flow(scale_of, readers, nodes, factors)
 
 
 def _operands(node: oir.Node) -> list[oir.Value]:
     """The values that a node which can follow computes its result from; empty for any other node."""
     if node.domain not in STANDARD_DOMAINS:
         return []
+    scaled = with_number(node)
+    if scaled is not None:
+        return [scaled[0]]
     if node.op_type in ("Add", "Mul", "Concat"):
         found = [value for value in node.inputs if value is not None]
         return [] if any(weights.is_constant(value) for value in found) else found
@@ -131,6 +142,14 @@ def _operands(node: oir.Node) -> list[oir.Value]:
     value = match.input_of(node, 0)
     known = is_op(node, *COMPUTING, *MOVING) and value is not None and not weights.is_constant(value)
     return [value] if known and value is not None else []
+
+
+def with_number(node: oir.Node | None) -> tuple[oir.Value, float] | None:
+    """What an Add takes one number to, or a Mul takes a positive one times; and the number."""
+    pair = match.with_scalar(node) if node is not None and is_op(node, "Add", "Mul") else None
+    if pair is None or not isfinite(pair[1]) or pair[1] == 0 or (is_op(node, "Mul") and pair[1] < 0):
+        return None
+    return pair
 
 
 def _begins_at_zero(node: oir.Node) -> bool:

@@ -14,9 +14,8 @@ from burnish.ir.views.convolution import Convolution
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
-from burnish.passes import grids, qdq, ranges
+from burnish.passes import grids, integer_clips, qdq, ranges
 from burnish.passes.grids import Grid, Scales
-from burnish.passes.integer_clips import spell_out
 from burnish.passes.integer_flow import CLIPPED, flow
 from burnish.passes.layers import Layer, unobservable
 from burnish.passes.lossy import Savings
@@ -113,13 +112,16 @@ def round_values(
     given: dict[oir.Value, Scales] = {}
     for value, like in found.scale_of.items():
         if like in given:
-            given[value] = given[like]
+            given[value] = qdq.scaled(given[like], found.factors.get(value, 1.0))
             continue
         ends = known.get(str(value.name))
         if ends is None:
             raise InputError(f"the range of `{value.name}` is not known: another pass has changed what is around it")
         given[value] = ranges.scales(float(ends[0]), float(ends[1]), grid)
     for value, readers in found.readers.items():
+        if found.scale_of[value] in given and value in found.factors:
+            integer_clips.rescale(model, value, given[value])
+            continue
         put = qdq.put_pair(model, value, given[value], readers)
         there = qdq.scales_of(put)
         if there is None:
@@ -127,7 +129,9 @@ def round_values(
         given[value] = there
     for node in [one for one in model.graph if one in found.nodes]:
         if is_op(node, *CLIPPED):
-            spell_out(model, node)
+            integer_clips.spell_out(model, node)
+        elif is_op(node, "Add"):
+            integer_clips.round_number(model, node)
     return [given[value].scale for value in inputs]
 
 

@@ -59,6 +59,12 @@ def scales_of(value: oir.Value) -> Scales | None:
     return Scales(Grid(bits, zero.dtype.kind == "i", False), scale.reshape(()), zero.reshape(()))
 
 
+def scaled(scales: Scales, factor: float) -> Scales:
+    """The scales of numbers that are a positive factor larger and have the same integers."""
+    scale = np.asarray(scales.scale.astype(np.float64) * factor).astype(scales.scale.dtype)
+    return Scales(scales.grid, scale, scales.zero_point, scales.axis, scales.block)
+
+
 def put_pair(
     model: oir.Model, value: oir.Value, scales: Scales, readers: Iterable[oir.Node] | None = None
 ) -> oir.Value:

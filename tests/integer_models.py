@@ -51,9 +51,11 @@ GATED = """g (float[2, 8, 12, 12] x) => (float[2, 8, 12, 12] y)
 }"""
 
 HARD = """g (float[2, 8, 12, 12] x) => (float[2, 8, 12, 12] y)
-<float[8, 8, 3, 3] w0, float[8, 8, 1, 1] w1, float[8, 8, 3, 3] w2> {
+<float[8, 8, 3, 3] w0, float[8, 8, 1, 1] w1, float[8, 8, 3, 3] w2, float k = {1.7}, float o = {-0.3}> {
   c0 = Conv <pads = [1, 1, 1, 1]> (x, w0)
-  a = HardSwish (c0)
+  u = HardSwish (c0)
+  v = Mul (u, k)
+  a = Add (v, o)
   p = GlobalAveragePool (a)
   g = Conv (p, w1)
   h = HardSigmoid <alpha = 0.2, beta = 0.6> (g)

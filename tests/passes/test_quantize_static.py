@@ -57,7 +57,7 @@ FLOAT = {
             {"MaxPool"},
         ),
         (GATED, {"QLinearConv": 3, "QLinearSigmoid": 2, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
-        (HARD, {"QLinearConv": 3, "QLinearAdd": 2, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
+        (HARD, {"QLinearConv": 3, "QLinearAdd": 3, "QLinearMul": 2, "QLinearGlobalAveragePool": 1}, set()),
         (ATTENTIVE, {"MatMulIntegerToFloat": 2}, {"Add"}),
     ],
     ids=["residual", "gated", "hard", "attentive"],
