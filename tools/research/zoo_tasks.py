@@ -48,6 +48,11 @@ def load(name: str, folder: Path) -> Task:
     return Task(samples, labels, lambda outputs: metric(outputs, labels))
 
 
+def metric_of(name: str, labels: list[Array]) -> Callable[[Outputs], float]:
+    """The metric of a model over some of its samples, whose labels these are."""
+    return lambda outputs: _METRICS[name](outputs, labels)
+
+
 def _save(cache: Path, samples: Samples, labels: list[Array]) -> None:
     arrays = {f"sample/{index}/{key}": value for index, sample in enumerate(samples) for key, value in sample.items()}
     arrays |= {f"label/{index}": label for index, label in enumerate(labels)}
