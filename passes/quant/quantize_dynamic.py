@@ -67,15 +67,20 @@ class QuantizeDynamic(LossyPass):
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds what `apply` stores: the integers and their scales."""
-        return list(self._edits(model, outcome, self._factors(model, context) if self.balanced else {}))
+        if not self.balanced:
+            return list(self._edits(model, outcome, {}))
+        return self._smaller(model, outcome, self._factors(model, context))
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         """Every layer that becomes smaller by it."""
         if self.balanced:
             raise Undecided("how far channels are balanced is measured", hint="give samples with `--data`")
+        return self._smaller(model, outcome, {})
+
+    def _smaller(self, model: oir.Model, outcome: Outcome, factors: Mapping[oir.Value, np.ndarray]) -> list[Edit]:
         found = []
         nodes = {node.name: node for node in walk(model)}
-        for one in self._edits(model, outcome, {}):
+        for one in self._edits(model, outcome, factors):
             if one.savings.bytes > 0:
                 found.append(one)
             else:
