@@ -6,7 +6,7 @@ one DynamicQuantizeMatMul, or a MatMulIntegerToFloat each where several layers r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as oir
@@ -14,9 +14,10 @@ import onnx_ir as oir
 from burnish.ir import edit, match, weights
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
-from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.parameter import Parameter, same_shape
 from burnish.ir.walk import walk
 from burnish.passes.layers import Layer
+from burnish.passes.lossy import Savings
 
 QUANTIZE = "DynamicQuantizeLinear"
 
@@ -203,3 +204,14 @@ def _place(new: oir.Node, value: oir.Value, reader: oir.Node) -> None:
         graph.insert_after(made, [new])
     else:
         graph.insert_before(graph[0], [new])
+
+
+def saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:
+    """What is held less; multiply-adds stay what they are."""
+    old = {one.source.name: weights.tensor_of(one.source) for one in gone}
+    tensors, arrays = [one for one in old.values() if one is not None], list(added)
+    return Savings(
+        sum(one.size for one in tensors) - sum(one.size for one in arrays),
+        sum(one.nbytes for one in tensors) - sum(one.nbytes for one in arrays),
+        0,
+    )

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
 from burnish.ir.views.linear import Linear
-from burnish.ir.views.parameter import Parameter
 from burnish.ir.walk import walk
 from burnish.passes import balance, catalog, dynamic_integers, dynamic_lstm, grids, sites
 from burnish.passes.base import Outcome
 from burnish.passes.factors import found
 from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer, layers
-from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.reservoirs import Several
 from burnish.passes.sites import Site
 
@@ -149,7 +147,7 @@ class QuantizeDynamic(LossyPass):
                 added.append(bias)
                 gone += [] if one.bias_parameter.others(one.nodes[-1]) else [one.bias_parameter]
         claims = frozenset(str(node.name) for one in group for node in one.nodes)
-        savings = _saved(gone, added)
+        savings = dynamic_integers.saved(gone, added)
         if alone and savings.bytes <= 0:
             return "its integers and their scales take no fewer bytes"
         option = self._option + (", balanced" if factor is not None else "")
@@ -167,7 +165,13 @@ class QuantizeDynamic(LossyPass):
         gone = [one for one in cell.parameters if not one.others(node)]
         name = str(node.name)
         return Edit(
-            catalog.spec(self), name, self._option, frozenset({name}), _saved(gone, payload.values()), payload, (name,)
+            catalog.spec(self),
+            name,
+            self._option,
+            frozenset({name}),
+            dynamic_integers.saved(gone, payload.values()),
+            payload,
+            (name,),
         )
 
     @property
@@ -189,14 +193,3 @@ class QuantizeDynamic(LossyPass):
             dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload)
         if any("factor" in edit.payload for edit in edits):
             dynamic_integers.absorb(model)
-
-
-def _saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:
-    """What is held less; multiply-adds stay what they are."""
-    old = {one.source.name: weights.tensor_of(one.source) for one in gone}
-    tensors, arrays = [one for one in old.values() if one is not None], list(added)
-    return Savings(
-        sum(one.size for one in tensors) - sum(one.size for one in arrays),
-        sum(one.nbytes for one in tensors) - sum(one.nbytes for one in arrays),
-        0,
-    )

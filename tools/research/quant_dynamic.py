@@ -165,7 +165,9 @@ INTEGERS: dict[str, Callable[[Bed], oir.Model]] = {
     "quantize-dynamic": _ours("quantize-dynamic"),
     "quantize-dynamic, minmax": _ours("quantize-dynamic{clip=minmax}"),
     "quantize-dynamic, balanced": _ours("quantize-dynamic{balanced=True}", fitted=True),
-    "balanced, tables in 8 bits": _ours("quantize-dynamic{balanced=True}", "quantize-weights{bits=8,block=128}", fitted=True),
+    "balanced, tables in 8 bits": _ours(
+        "quantize-dynamic{balanced=True}", "quantize-weights{bits=8,block=128}", fitted=True
+    ),
     "quantize-dynamic, convolutions too": _ours("quantize-dynamic{convolutions=True}"),
     "ORT, MatMul, Gemm, LSTM": _theirs("MatMul", "Gemm", "LSTM"),
     "ORT, MatMul, Gemm, LSTM, of the normal form": _theirs("MatMul", "Gemm", "LSTM", normal=True),
