@@ -15,7 +15,8 @@ from laws import OrtRunner
 import burnish
 from burnish.ir.errors import InputError
 from burnish.ir.text import fingerprint
-from burnish.passes import catalog, lossy
+from burnish.passes import catalog, lossy, recipes
+from burnish.passes.pipeline import Pipeline
 
 
 def error(model: oir.Model, other: oir.Model) -> float:
@@ -133,6 +134,22 @@ def test_a_model_that_is_quantized_stays_what_it_is() -> None:
     after = quantized(model_of(RESIDUAL))
     _, edits, outcome = proposed(after, samples_of(after))
     assert not edits and {skip.reason for skip in outcome.skipped} == {"its weight is quantized"}
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+@pytest.mark.parametrize("source", [RESIDUAL, GATED, HARD, ATTENTIVE], ids=["residual", "gated", "hard", "attentive"])
+def test_exact_passes_leave_the_kernels_alone(source: str, target: str, tmp_path: Path) -> None:
+    before = quantized(model_of(source))
+    after = Pipeline(tuple(recipes.named("default", target, None))).rewrite(before).model
+    folders = tmp_path / "before", tmp_path / "after"
+    for folder in folders:
+        folder.mkdir()
+    wanted, found = (kernels(one, folder) for one, folder in zip((before, after), folders, strict=True))
+    integers = ("Q", "MatMulInteger", "Dequantize")
+    assert {op: count for op, count in found.items() if op.startswith(integers)} == {
+        op: count for op, count in wanted.items() if op.startswith(integers)
+    }
+    assert error(before, after) < 0.01
 
 
 def test_values_that_are_not_finite_are_named() -> None:
