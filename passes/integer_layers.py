@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import onnx_ir as oir
@@ -19,6 +19,8 @@ from burnish.passes.grids import Grid, Scales
 from burnish.passes.integer_flow import CLIPPED, flow
 from burnish.passes.layers import Layer, unobservable
 from burnish.passes.lossy import Savings
+
+_FEW = 4
 
 
 def refusal(model: oir.Model, layer: Layer) -> str | None:
@@ -42,6 +44,11 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
     if isinstance(layer, Linear) and layer.add is not None and match.rank(layer.input) is None:
         return "the rank of its input is not known"
     return None
+
+
+def is_stem(layer: Layer) -> TypeGuard[Convolution]:
+    """Whether it is a convolution on the few channels of an image."""
+    return isinstance(layer, Convolution) and layer.groups == 1 and layer.in_channels <= _FEW
 
 
 def feature_axis(layer: Layer) -> int:

@@ -18,8 +18,8 @@ from burnish.passes.base import Outcome
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.tools.lossy_context import context_for
 
-RESIDUAL = """g (float[2, 3, 16, 16] x) => (float[2, 10] y)
-<float[8, 3, 3, 3] w0, float[8] b0, float[8, 1, 3, 3] w1, float[8] b1, float[8, 8, 1, 1] w2, float[8] b2,
+RESIDUAL = """g (float[2, 6, 16, 16] x) => (float[2, 10] y)
+<float[8, 6, 3, 3] w0, float[8] b0, float[8, 1, 3, 3] w1, float[8] b1, float[8, 8, 1, 1] w2, float[8] b2,
  float[16, 16, 3, 3] w3, float[16] b3, float[16, 10] w4, float[10] b4, float low = {0.0}, float six = {6.0}> {
   c0 = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
   r0 = Clip (c0, low, six)

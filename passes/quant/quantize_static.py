@@ -41,6 +41,8 @@ class QuantizeStatic(LossyPass):
         weight_clip: `mse` cuts off a few weights where that makes the squared error less.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
+        stem: also convolutions on at most four channels, as the first of images: kernels on integers are slower there
+            than those on floating-point numbers, and rounding an image costs more than the few weights save.
         memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
     """
 
@@ -51,6 +53,7 @@ class QuantizeStatic(LossyPass):
     weight_clip: Literal["minmax", "mse"] = "mse"
     weight_bits: int = 8
     correct_bias: bool = True
+    stem: bool = False
     memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
@@ -78,6 +81,8 @@ class QuantizeStatic(LossyPass):
         found: dict[str, Layer] = {}
         for name, layer in layers(model).items():
             reason = integer_layers.refusal(model, layer)
+            if reason is None and not self.stem and integer_layers.is_stem(layer):
+                reason = f"on {layer.in_channels} channels integers are slower; `stem` would take it"
             if reason is None:
                 found[name] = layer
             else:

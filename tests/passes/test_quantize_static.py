@@ -117,7 +117,7 @@ def test_the_mean_of_rounded_weights_is_put_into_the_bias() -> None:
 
 
 def test_a_bias_that_is_huge_beside_its_weight_keeps_its_value() -> None:
-    source = "g (float[2, 3, 6, 6] x) => (float[2, 2, 6, 6] y) <float[2, 3, 1, 1] w, float[2] b> { y = Conv (x, w, b) }"
+    source = "g (float[2, 6, 6, 6] x) => (float[2, 2, 6, 6] y) <float[2, 6, 1, 1] w, float[2] b> { y = Conv (x, w, b) }"
     model = model_of(source)
     weight, bias = (model.graph.initializers[name] for name in "wb")
     weight.const_value = oir.tensor((weight.const_value.numpy() * np.float32(1e-7)), name="w")  # type: ignore[union-attr]
@@ -164,8 +164,8 @@ def test_options_that_make_no_sense_are_refused(options: str) -> None:
         catalog.parse(f"quantize-static{options}")
 
 
-OLD = """<opset_import: ["": 11]> g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] y)
-<float[4, 3, 3, 3] w, float[4] scale, float[4] bias, float[4] mean, float[4] var> {
+OLD = """<opset_import: ["": 11]> g (float[2, 6, 8, 8] x) => (float[2, 4, 8, 8] y)
+<float[4, 6, 3, 3] w, float[4] scale, float[4] bias, float[4] mean, float[4] var> {
   c = Conv <pads = [1, 1, 1, 1]> (x, w)
   n = BatchNormalization (c, scale, bias, mean, var)
   y = Relu (n)
@@ -175,7 +175,7 @@ OLD = """<opset_import: ["": 11]> g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] 
 def test_norms_are_folded_and_old_opsets_raised_before(tmp_path: Path) -> None:
     path, data = tmp_path / "old.onnx", tmp_path / "data.npz"
     onnx.save(parse_graph(OLD), path)
-    np.savez(data, x=np.random.default_rng(0).standard_normal((8, 2, 3, 8, 8)).astype(np.float32))
+    np.savez(data, x=np.random.default_rng(0).standard_normal((8, 2, 6, 8, 8)).astype(np.float32))
     found = burnish.optimize(path, tmp_path / "new.onnx", passes=["quantize-static"], data=data)
     assert kernels(found.model, tmp_path)["QLinearConv"] == 1
     assert found.model.opset_imports[""] >= 13
