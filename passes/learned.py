@@ -77,13 +77,13 @@ def scaled_norms(model: oir.Model) -> list[Norm]:
     return [norm for norm, own in readers if not isinstance(own, str) and all(one.node in few for one in own)]
 
 
-def initial(model: oir.Model, seed: int, *, flat: bool = True) -> Learned:
-    """Where learning begins: rotations to the axes of the weights and a random Hadamard matrix, and scales of one.
+def initial(model: oir.Model, seed: int, *, flat: bool = False) -> Learned:
+    """Where learning begins: random Hadamard matrices, and scales of one.
 
     Args:
         model: not changed.
         seed: of the matrices.
-        flat: else random Hadamard matrices alone.
+        flat: the axes of the weights are turned onto these matrices first.
     """
     stream, attention = stream_of(model), attention_of(model)
     turn = flattening(turning.covariance(stream), seed) if flat else random_hadamard(stream.width, seed)

@@ -39,6 +39,7 @@ class LearnOptions:
 
     Attributes:
         bits: of what is simulated.
+        flat: begin as `rotate-residual{init=klt}` does, else with random Hadamard matrices alone.
         hadamard: Hadamard matrices are multiplied with when the model runs, before the last layers of MLPs and behind
             rotary embeddings.
         steps: how many samples are looked at, one a step.
@@ -49,6 +50,7 @@ class LearnOptions:
     """
 
     bits: Bits = field(default_factory=Bits)
+    flat: bool = False
     hadamard: bool = True
     steps: int = 100
     rate: float = 0.002
@@ -94,7 +96,7 @@ def learn(
         torch.manual_seed(options.seed)
         student = make_student(model, options.bits, hadamard=options.hadamard)
         teacher = to_graph_module(model)
-        space = _Space(model, learned.initial(model, options.seed))
+        space = _Space(model, learned.initial(model, options.seed, flat=options.flat))
         rotations = [one for name, one in space.named_parameters() if "parametrizations" in name]
         scales = [one for name, one in space.named_parameters() if "parametrizations" not in name]
         groups = [{"params": rotations, "lr": options.rate}, {"params": scales, "lr": options.scale_rate}]

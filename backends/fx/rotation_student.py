@@ -128,7 +128,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     for node in module.graph.nodes:
         if node.target is torch.round:
             node.target = nearest
-    module.recompile()
+    module.requires_grad_(False).recompile()
     paths = {origin.name: path for path, origin in bridge.bridge_of(module).weights.items()}
     pieces = []
     for node in few:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal
@@ -11,10 +12,13 @@ import onnx_ir as oir
 
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
+from burnish.ir.views.flow import SKIP_NORMS
 from burnish.ir.views.stream import Stream, streams
+from burnish.ir.walk import is_op, walk
 from burnish.passes import online, turning
 from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.rotation import flattening, keeping_ones, random_hadamard, random_orthogonal
+from burnish.passes.skip_norms import not_splittable, split
 
 _DONE = "burnish.rotated"
 
@@ -24,12 +28,13 @@ class RotateResidual(ExactPass):
     """Rotate the residual stream, and the values of each head, so that no channel stands out and fewer bits suffice.
 
     The model computes what it did: the rotation is merged into the weights, in float64 (QuaRot, Ashkboos et al. 2024,
-    arXiv:2404.00456; OSTQuant, Hu et al. 2025, arXiv:2501.13987). Gains of norms move into the layers behind them. A
-    model is rotated once.
+    arXiv:2404.00456; OSTQuant, Hu et al. 2025, arXiv:2501.13987). Gains of norms move into the layers behind them; a
+    norm that one operator computes together with the sum before it is taken apart. A model is rotated once.
 
     Attributes:
-        init: `klt` turns the principal axes of the weights that read the stream onto those of a random Hadamard matrix,
-            which gives all channels the same variance; `hadamard` takes the matrix alone, `random` any rotation.
+        init: `hadamard` takes a random Hadamard matrix; `klt` turns the principal axes of the weights that read the
+            stream onto its axes first, which gives all channels of the weights the same energy; `random` takes any
+            rotation.
         head: of a head that is tied to the table of tokens. `keep` leaves them tied, and puts a matrix of the width of
             the stream before the head; `untie` gives the head a weight of its own, as large as the table; `refuse`
             leaves such a stream alone.
@@ -41,7 +46,7 @@ class RotateResidual(ExactPass):
         seed: of the random matrices.
     """
 
-    init: Literal["klt", "hadamard", "random"] = "klt"
+    init: Literal["hadamard", "klt", "random"] = "hadamard"
     head: Literal["keep", "untie", "refuse"] = "keep"
     matrices: int = 1
     values: bool = True
@@ -54,6 +59,12 @@ class RotateResidual(ExactPass):
         if _DONE in model.metadata_props:
             outcome.skip(model.graph[0], f"the model is rotated already: {model.metadata_props[_DONE]}", matched=False)
             return
+        fused = list(_fused(model))
+        if fused and self._is_rotated(model):
+            for node in fused:
+                if not outcome.take(node):
+                    return
+                split(node)
         number = 0
         while (found := next(islice(streams(model), number, None), None)) is not None:
             number += 1
@@ -73,6 +84,13 @@ class RotateResidual(ExactPass):
                 self._turn_values(model, outcome)
             if self.online:
                 self._turn_online(model, outcome)
+
+    def _is_rotated(self, model: oir.Model) -> bool:
+        """Whether a stream can be rotated when sums and the norms behind them are operators of their own."""
+        copy = model.clone()
+        for node in list(_fused(copy)):
+            split(node)
+        return any(isinstance(one, Stream) and self._refusal(one) is None for one in streams(copy))
 
     def _refusal(self, stream: Stream) -> tuple[oir.Node, str] | None:
         if not stream.readers:
@@ -125,3 +143,9 @@ class RotateResidual(ExactPass):
                 return
             else:
                 turner.turn_input(one)
+
+
+def _fused(model: oir.Model) -> Iterator[oir.Node]:
+    """The operators that add to a stream and normalize it at once, and can be taken apart."""
+    found = (node for node in walk(model) if is_op(node, *SKIP_NORMS, domain="com.microsoft"))
+    return (node for node in found if not_splittable(node) is None)

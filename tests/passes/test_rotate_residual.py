@@ -33,7 +33,7 @@ def encoder(form: str) -> oir.Model:
     return normal(Encoder(form), (words(2, 4), mask), ["ids", "mask"], ["logits"], axes)
 
 
-@pytest.mark.parametrize("options", ["", "{init=hadamard;seed=3}", "{init=random}", "{init=hadamard;values=false}"])
+@pytest.mark.parametrize("options", ["", "{init=klt;seed=3}", "{init=random}", "{init=klt;values=false}"])
 def test_a_pre_norm_model_is_rotated_exactly(options: str) -> None:
     model = encoder("pre")
     (one,) = catalog.parse(f"rotate-residual{options}")
@@ -79,7 +79,7 @@ def test_no_channel_stands_out_behind_a_rotation() -> None:
         weight[:, 3] *= 50
         reader.linear.write(model, weight, reader.linear.bias())
     rows = [np.vstack([one.linear.weight() for one in next(streams(it)).readers]) for it in (
-        model, rewrite(RotateResidual(values=False), model)[0]
+        model, rewrite(RotateResidual(init="klt", values=False), model)[0]
     )]  # fmt: skip
     assert standing_out(rows[0]) > 3.5 and standing_out(rows[1]) < 2
 
