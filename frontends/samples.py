@@ -120,7 +120,7 @@ def _cut(arrays: dict[str, np.ndarray], labels: np.ndarray | None, model: oir.Mo
                 place=place,
                 hint="the first axis of every array counts the samples",
             )
-        parts = [{name: array[i] for name, array in arrays.items()} for i in range(counts.pop())]
+        parts = [{name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(counts.pop())]
     else:
         parts = _fixed_batches(arrays, values, counts) or [arrays]
     if labels is not None and (len(parts) > 1 or (labels.ndim == 1 and len(counts) == 1)):

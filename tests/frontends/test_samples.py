@@ -55,6 +55,14 @@ def test_arrays_of_one_more_axis_are_stacked_samples(tmp_path: Path) -> None:
     assert samples[0].feeds["ids"].dtype == np.int64 and samples[0].feeds["ids"].shape == (2, 5)
 
 
+def test_numbers_are_stacked_for_inputs_without_axes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 2, 4), np.float32), rate=np.full(3, 16000))
+    read = model("g (float[b, 4] x, int64 rate) => (float[b, 4] y, int64 z) { y = Relu (x) z = Identity (rate) }")
+    samples = read_samples(tmp_path / "data.npz", read)
+    assert len(samples) == 3
+    assert all(isinstance(one.feeds["rate"], np.ndarray) and one.feeds["rate"].shape == () for one in samples)
+
+
 def test_a_multiple_of_a_fixed_batch_is_cut(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((6, 4)), labels=np.arange(6))
     samples = read_samples(tmp_path / "data.npz", model(FIXED))
