@@ -77,11 +77,8 @@ class QuantizeWeights(LossyPass):
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         if not self.everywhere:
-            what = (
-                f"what is rounded by `{self.rounding}` reads" if self.decided else "how many bits, or how much is lost"
-            )
             raise Undecided(
-                f"`quantize-weights` has to be told {what}",
+                "`quantize-weights` has to be told how many bits, or how much may be lost",
                 hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
             )
         return self._plain(model, self._found(model, outcome), outcome)

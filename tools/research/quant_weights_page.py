@@ -68,7 +68,8 @@ def write() -> None:
             lines.append(f"| {row} | {one['bytes'] / 1e6:.0f} | {faster:.2f}x | {low:.2f} to {high:.2f} |")
         parts.append(
             "## One token of SmolLM2\n\nA step of one token behind 256 in the cache, timed in turns with float32 on one"
-            " thread of a\nprocessor with AVX-512 VNNI. With tables and head, but where it says `layers only`.\n\n"
+            " thread of a\nprocessor with AVX-512 VNNI that had other work too. With tables and head, but where it says"
+            " `layers only`.\n\n"
             "| weights | MB | faster by | 95 % interval |\n| --- | --- | --- | --- |\n" + "\n".join(lines) + "\n"
         )
     (RESULTS / "quant-weights.md").write_text("\n".join(parts))
