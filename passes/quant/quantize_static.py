@@ -78,6 +78,13 @@ class QuantizeStatic(LossyPass):
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer."""
+        opset, least = model.opset_imports.get("", 1), 13 if self.per_channel else 10
+        if opset < least:
+            raise InputError(
+                f"opset {opset} has no such DequantizeLinear: a scale for each output needs 13, one for all 10",
+                place=_PLACE,
+                hint=f"raise it with `--opset {least}`",
+            )
         found: dict[str, Layer] = {}
         for name, layer in layers(model).items():
             reason = integer_layers.refusal(model, layer)

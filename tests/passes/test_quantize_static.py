@@ -181,6 +181,15 @@ def test_norms_are_folded_and_old_opsets_raised_before(tmp_path: Path) -> None:
     assert found.model.opset_imports[""] >= 13
 
 
+@pytest.mark.parametrize(("opset", "options", "said"), [(12, "", "13"), (9, "{per_channel=false}", "10")])
+def test_an_opset_that_lacks_the_form_is_refused(opset: int, options: str, said: str) -> None:
+    source = f'<opset_import: ["": {opset}]> g (float[2, 6, 8, 8] x) => (float[2, 4, 8, 8] y) <float[4, 6, 1, 1] w> '
+    model = model_of(source + "{ y = Conv (x, w) }")
+    with pytest.raises(InputError, match=f"opset {opset}") as caught:
+        proposed(model, samples_of(model), options)
+    assert f"--opset {said}" in str(caught.value.hint)
+
+
 def test_passes_named_before_a_lossy_one_run_before_it() -> None:
     from burnish.passes import plan
 
