@@ -43,17 +43,26 @@ def everything(asked: str, *, compiles: bool) -> bool:
 
 
 def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
-    """What chooses the regions of a model; all are compiled where nothing can be measured."""
+    """What chooses the regions of a model, as before where that was measured; all where nothing can be measured."""
+    from burnish.backends.tvm.choices import Choices
     from burnish.backends.tvm.choose import Chooser
+    from burnish.passes.score_store import Store
 
-    target = request.target
+    target, tuning = request.target, request.tuning
+    looked_up: dict[str, str] = {} if tuning is None else tuning.looked_up
+
+    def digest(name: str) -> str:
+        return "" if tuning is None else tuning.digest(name)
+
+    choices = Choices(Store(), target, looked_up, digest, everything=request.everything) if measurable else None
     return Chooser(
         model,
         target,
         request.samples,
         request.judge if measurable else None,
-        lambda fused: scheduled(fused, target, request.tuning),
+        lambda fused: scheduled(fused, target, tuning),
         everything=request.everything,
+        choices=choices,
     )
 
 

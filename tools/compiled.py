@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,22 @@ import onnx_ir as oir
 import burnish
 from burnish.backends import onnx_metadata, onnx_writer
 from burnish.ir.errors import BudgetError, InputError, VerificationError
-from burnish.ir.inference import is_told
 from burnish.ir.samples import Sample
 from burnish.passes import prove
 from burnish.passes.protocols import Judge, Runner, Verdict
 from burnish.passes.verify import Verification
-from burnish.tools import choosing, emitted, terminal, tuned
+from burnish.tools import choosing, emitted, ports, terminal, tuned
 
 if TYPE_CHECKING:
-    from burnish.backends.tvm.artifact import Evidence, Manifest, Port, Staged
+    from burnish.backends.tvm.artifact import Evidence, Manifest, Staged
     from burnish.backends.tvm.choose import Chosen
     from burnish.backends.tvm.target import Target
 
 _SLOWER = 0.03
 """How much slower than ONNX Runtime alone the whole may be."""
+
+_LEAST = 8
+"""Rounds in which a whole with compiled regions is timed at least."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Compiled:
         verification: how its outputs compare with the model's in ONNX Runtime; None when it was not run.
         latency: its time over the model's in ONNX Runtime, one thread each; None when it was not measured.
         timed: the sample that was timed.
+        chosen: the day its regions were measured on, where that was in an earlier run; else empty.
         files: what was written; empty for a dry run.
     """
 
@@ -51,6 +54,7 @@ class Compiled:
     verification: Verification | None = None
     latency: Verdict | None = None
     timed: str = ""
+    chosen: str = ""
     files: list[Path] = field(default_factory=list)
 
     @property
@@ -161,11 +165,12 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
                 manifest = _write(chosen, optimized, staged.path, request)
             except OSError as error:
                 raise artifact.write_error(error, staged.target) from error
-            made = Compiled(staged.seal(manifest), time.perf_counter() - started)
-            wrong = _judge(made, original, staged.path, request)
+            made = Compiled(staged.seal(manifest), time.perf_counter() - started, chosen=chooser.date)
+            wrong = _judge(made, original, staged.path, request, clear=chooser.measures)
             chosen = chooser.fewer(wrong) if wrong and chooser.measures else None
             if wrong and chosen is None:
                 _give_up(made, request)
+        chooser.keep()
         if request.tuning is not None:
             request.tuning.write(staged.path / artifact.RECORDS, request.target)
         return _finished(made, staged, path, request)
@@ -192,7 +197,7 @@ def _emitted(optimized: oir.Model, original: oir.Model, staged: Staged, request:
     _tell(request, "compiling", 1)
     try:
         manifest = emitted.write(optimized, staged.path, request)
-        manifest = msgspec.structs.replace(manifest, inputs=_inputs(optimized), outputs=_outputs(optimized))
+        manifest = msgspec.structs.replace(manifest, inputs=ports.inputs(optimized), outputs=ports.outputs(optimized))
     except OSError as error:
         raise artifact.write_error(error, staged.target) from error
     made = Compiled(staged.seal(manifest), time.perf_counter() - started)
@@ -244,8 +249,8 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
         target=str(request.target),
         versions={"burnish": burnish.__version__, **versions.found()},
         fingerprint=request.fingerprint,
-        inputs=_inputs(model),
-        outputs=_outputs(model),
+        inputs=ports.inputs(model),
+        outputs=ports.outputs(model),
         steps=tuple(steps),
         tuned=tuned,
         kernels=kernels,
@@ -254,12 +259,17 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
     )
 
 
-def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) -> str:
+def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request, *, clear: bool = False) -> str:
     """Load the artefact as its users will, compare and time it, and note both in its manifest.
+
+    Args:
+        made, original, folder, request: as in `make`.
+        clear: whether it is to be clear that compiled regions do not make it slower; else, that they do.
 
     Returns:
         What is wrong with it: it computes something else, or is slower than ONNX Runtime; empty when nothing is.
     """
+    from burnish.backends.ort import timing
     from burnish.backends.tvm import artifact, loading
 
     _tell(request, "comparing", 2)
@@ -269,9 +279,13 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
         return ""
     assert request.judge is not None
     code = loading.load(folder, threads=1)
+    hybrid = any(step.kind == "tvm" for step in made.manifest.steps)
+    judge = request.judge
+    if hybrid and clear:
+        judge = replace(judge, clock=timing.Clock(least=_LEAST))
     try:
         made.verification, made.latency, made.timed = prove.compare_code(
-            original, request.samples, request.judge, code, timed=request.timed
+            original, request.samples, judge, code, timed=request.timed
         )
     finally:
         code.close()
@@ -284,8 +298,13 @@ def _judge(made: Compiled, original: oir.Model, folder: Path, request: Request) 
     )
     if not made.verification.holds:
         return "the whole model computes something else with it"
-    late = made.latency is not None and made.latency.slower and made.latency.ratio > 1 + _SLOWER
-    return "the whole model is slower with it" if late and any(step.kind == "tvm" for step in steps) else ""
+    if made.latency is None or not hybrid:
+        return ""
+    if made.latency.slower and made.latency.ratio > 1 + _SLOWER:
+        return "the whole model is slower with it"
+    return (
+        "it is not clear that the whole model is no slower with it" if clear and made.latency.high > 1 + _SLOWER else ""
+    )
 
 
 def _give_up(made: Compiled, request: Request) -> None:
@@ -339,32 +358,10 @@ def _tell(request: Request, what: str, number: int) -> None:
         request.on_step(what, number, 3)
 
 
-def _inputs(model: oir.Model) -> tuple[Port, ...]:
-    from burnish.backends.tvm import index_bounds
-
-    bounded = index_bounds.bounds(model)
-    given = [value for value in model.graph.inputs if value.const_value is None]
-    return tuple(_port(value, *bounded.get(str(value.name), ())) for value in given)
-
-
-def _outputs(model: oir.Model) -> tuple[Port, ...]:
-    return tuple(map(_port, model.graph.outputs))
-
-
-def _port(value: oir.Value, lowest: int | None = None, highest: int | None = None) -> Port:
-    from burnish.backends.tvm.artifact import Port
-
-    if value.dtype is None or value.shape is None:
-        raise InputError("its rank and dtype are not known", place=f"`{value.name}`")
-    told = [size if is_told(size) else None for size in value.shape]
-    sizes = tuple(size.value if isinstance(size, oir.SymbolicDim) else size for size in told)
-    return Port(str(value.name), value.dtype.numpy().name, sizes, lowest, highest)
-
-
 def as_dict(made: Compiled) -> dict[str, Any]:
     """What is known about an artefact, in plain types."""
     found: dict[str, Any] = msgspec.to_builtins(made.manifest)
-    return {"seconds": round(made.seconds, 2), **found, "verified": made.manifest.verified}
+    return {"seconds": round(made.seconds, 2), "chosen": made.chosen, **found, "verified": made.manifest.verified}
 
 
 def lines(made: Compiled) -> list[str]:
@@ -377,6 +374,8 @@ def lines(made: Compiled) -> list[str]:
             f"regions   {len(manifest.steps)}: {count(nodes['tvm'], 'node')} compiled, {nodes['ort']} on ONNX Runtime"
             " (`--why regions`)"
         )
+    if made.chosen:
+        said.append(f"chosen    as on {made.chosen}, by times that were measured then; numbers were compared again")
     if made.note:
         return [*said, f"code      {made.note}"]
     worst, latency = manifest.whole, made.latency

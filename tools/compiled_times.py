@@ -125,7 +125,7 @@ def _unedited(original: oir.Model, *, todo: Plan, request: Request) -> Iterator[
 
     with tempfile.TemporaryDirectory(prefix="burnish-") as aside:
         folder = Path(aside) / "unedited"
-        tuning = None if request.tuning is None else replace(request.tuning, used={})
+        tuning = None if request.tuning is None else replace(request.tuning, used={}, looked_up={})
         plain = replace(request, strict=False, timed=False, tuning=tuning)
         compiled.make(Pipeline(todo.passes).rewrite(original).model, original, folder, plain)
         runner = loading.load(folder, threads=1)

@@ -28,16 +28,14 @@ _SHOWN = 12
 )
 @click.option("--dims", default="", metavar="NAME=N,...", help="Numbers for dynamic dimensions: others are not tuned.")
 @click.option("--rpc", default="", metavar="HOST:PORT[/KEY]", help="Time kernels on the servers of a TVM tracker.")
-@click.option(
-    "--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads that kernels run on."
-)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Kernels compiled at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def tune_command(model: str, as_json: bool, **given: Any) -> None:
     """Look for fast schedules of the kernels of MODEL and keep them in a folder, for all models that have the same.
 
     What the folder holds counts towards the budget: stopped tuning goes on, and a second time there is nothing to do.
-    `optimize --target T --tuning-db DIR` compiles with the fastest.
+    `optimize --target T --tuning-db DIR` compiles with the fastest. Kernels of a CPU are timed on one thread,
+    as they are there.
     """
     found = tune(model, **given)
     if as_json:
@@ -54,7 +52,6 @@ def tune(
     folder: str = DEFAULT,
     dims: str = "",
     rpc: str = "",
-    threads: int = 1,
     workers: int = 2,
 ) -> dict[str, Any]:
     """All that `burnish tune` shows, as the JSON document that `--json` prints; times are in seconds.
@@ -66,7 +63,6 @@ def tune(
         folder: of the records.
         dims: numbers for dynamic dimensions, `batch=1,seq=128`.
         rpc: `HOST:PORT` of a TVM tracker.
-        threads: that kernels run on.
         workers: kernels compiled at a time.
 
     Raises:
@@ -87,13 +83,13 @@ def tune(
     if recipe_file.kind("target", target) not in recipe_file.COMPILED:
         raise InputError("kernels are tuned for a target", place=f"--target {target}", hint="`llvm`, `cuda:sm_90`")
     machine = compiled.target_of(target)
-    tuning = Tuning(budget, folder, rpc, threads, workers)
+    tuning = Tuning(budget, folder, rpc, workers)
     tuning.check(machine)
     read = onnx_file.read(model)
     numbers = parse_dims(dims, read)
     if numbers:
         read = concrete(read, numbers)
-    rival = _rival(read, threads)
+    rival = _rival(read)
     ready = Pipeline(plan.resolve(target=target).passes).rewrite(read).model
     with terminal.progress("tune") as show:
         done = tuning.run(fused(ready, machine), machine, show, "" if rival is None else f", ONNX Runtime {_ms(rival)}")
@@ -101,7 +97,6 @@ def tune(
     return {
         "model": model,
         "target": str(machine),
-        "threads": threads,
         "budget": budget,
         "database": folder,
         "trials": done.trials,
@@ -124,7 +119,7 @@ def tune(
     }
 
 
-def _rival(model: oir.Model, threads: int) -> float | None:
+def _rival(model: oir.Model) -> float | None:
     """Seconds of a run of the whole model in ONNX Runtime; None where it refuses the samples made for the model."""
     from functools import partial
 
@@ -134,7 +129,7 @@ def _rival(model: oir.Model, threads: int) -> float | None:
     from burnish.tools.api import samples_for
 
     try:
-        runner = executor(threads=threads)(model)
+        runner = executor()(model)
         feeds = samples_for(model)[0].feeds
         return timing.single(partial(runner.run, feeds), rounds=10, seconds=2).median
     except InputError:

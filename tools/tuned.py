@@ -30,17 +30,17 @@ class Tuning:
         budget: `200` trials or `5m`; empty to use the records that are there.
         folder: of the records.
         rpc: `HOST:PORT` or `HOST:PORT/KEY` of a tracker whose servers time kernels; empty to time here.
-        threads: that kernels run on.
         workers: kernels that are compiled at a time.
         used: kernels, by their hash, and the records that schedules came from; filled by `schedule`.
+        looked_up: SHA-256 of the files of records that `schedule` looked up, by name; empty for one that is not there.
     """
 
     budget: str = ""
     folder: str = DEFAULT
     rpc: str = ""
-    threads: int = 1
     workers: int = 2
     used: dict[str, tuple[Kernel, Record]] = field(default_factory=dict, compare=False, repr=False)
+    looked_up: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, target: Target) -> None:
         """Raise InputError for an option that cannot be used, before any work is done."""
@@ -99,7 +99,6 @@ class Tuning:
             Database(Path(self.folder).expanduser()),
             told,
             rpc=laboratory.tracker(self.rpc) if self.rpc else None,
-            threads=self.threads,
             workers=self.workers,
         )
 
@@ -108,16 +107,24 @@ class Tuning:
         from burnish.backends.tvm import compiling
         from burnish.backends.tvm.tuning import Database, apply
 
-        applied = apply(module, Database(Path(self.folder).expanduser()), target, threads=self.threads)
+        applied = apply(module, Database(Path(self.folder).expanduser()), target)
+        for name, digest in applied.looked_up.items():
+            self.looked_up.setdefault(name, digest)
         self.used.update({kernel.hash: (kernel, record) for kernel, record in applied.used})
         return compiling.scheduled(applied.module, target), len(applied.seconds)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file of records, in hex; empty where there is none."""
+        from burnish.backends.tvm.tuning import Database
+
+        return Database(Path(self.folder).expanduser()).digest(name)
 
     def write(self, folder: Path, target: Target) -> None:
         """Write the records that were used into a folder, itself one for `--tuning-db`."""
         from burnish.backends.tvm.tuning import Database
 
         for kernel, record in self.used.values():
-            Database(folder).append(kernel, target, self.threads, [record])
+            Database(folder).append(kernel, target, 1, [record])
 
 
 def asked(target: Target | None, tune: str | None, folder: str | Path | None, rpc: str | None) -> Tuning | None:

@@ -150,7 +150,7 @@ def single(a: Action, *, rounds: int = 50, seconds: float = 20.0) -> Spread:
     return _spread(made)
 
 
-def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -> Verdict:
+def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02, least: int = 3) -> Verdict:
     """Whether `b` is slower or faster than `a` by more than `margin` and the noise; stops as soon as that is clear.
 
     For actions of one thread: those of several get in each other's way without a rest.
@@ -160,6 +160,7 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -
         b: likewise.
         budget: seconds after which the answer is neither.
         margin: a relative difference that does not matter.
+        least: rounds that are made whatever they take.
 
     Returns:
         `slower` when the interval of the ratio lies above 1 + margin, `faster` when it lies below 1 - margin; of fewer
@@ -171,8 +172,8 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02) -
     look = 6
     while True:
         made.append(_round((a, b), calls))
-        over = time.perf_counter() >= end
-        if len(made) < look and not (over and len(made) >= 3):
+        over = len(made) >= least and time.perf_counter() >= end
+        if len(made) < look and not over:
             continue
         found = _summary(made)
         decided = found.low > 1 + margin or found.high < 1 - margin
@@ -209,11 +210,19 @@ class Clock:
     Attributes:
         budget: seconds per question.
         margin: a relative difference that does not matter.
+        least: rounds that are made whatever they take.
     """
 
     budget: float = 2.0
     margin: float = 0.02
+    least: int = 3
 
     def __call__(self, first: Runner, second: Runner, feeds: Mapping[str, np.ndarray]) -> Verdict:
         """Whether `second` is slower or faster than `first` on `feeds`."""
-        return slower(lambda: first.run(feeds), lambda: second.run(feeds), budget=self.budget, margin=self.margin)
+        return slower(
+            lambda: first.run(feeds),
+            lambda: second.run(feeds),
+            budget=self.budget,
+            margin=self.margin,
+            least=self.least,
+        )

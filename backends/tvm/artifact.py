@@ -55,6 +55,7 @@ class Evidence(_Part, frozen=True):
         rounds: paired rounds of the timing.
         timed: the sample that was timed.
         note: what is not known, and why; why the part stays where it is.
+        date: the day it was measured on, `2026-11-26`, where that was in an earlier run for the same; else empty.
     """
 
     error: float | None = None
@@ -68,6 +69,7 @@ class Evidence(_Part, frozen=True):
     rounds: int = 0
     timed: str = ""
     note: str = ""
+    date: str = ""
 
 
 class Step(_Part, frozen=True):

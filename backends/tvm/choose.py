@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -12,18 +13,16 @@ import numpy as np
 import onnx_ir as oir
 import tvm
 
-from burnish.backends.ort import timing
 from burnish.backends.ort.observe import outputs_exchanged
-from burnish.backends.ort.session import OrtRunner
-from burnish.backends.tvm import compiling, regions
+from burnish.backends.tvm import beside, compiling, regions
 from burnish.backends.tvm.artifact import Evidence
+from burnish.backends.tvm.choices import Choice, Choices, Tried
 from burnish.backends.tvm.lowering import lower, refusal
 from burnish.backends.tvm.pieces import Pieces
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.reasons import last_line
 from burnish.backends.tvm.regions import Region
 from burnish.backends.tvm.runner import TvmRunner, use_threads
-from burnish.backends.tvm.steps import OrtPart
 from burnish.backends.tvm.target import Target
 from burnish.backends.tvm.turned_weights import with_turned_weights
 from burnish.ir import edit, match, text, weights
@@ -31,7 +30,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
 from burnish.passes import prove
-from burnish.passes.protocols import Judge, Verdict
+from burnish.passes.protocols import Judge
 from burnish.passes.verify import Expected, Verification
 
 Schedule = Callable[[Any], tuple[Any, int]]
@@ -41,9 +40,6 @@ _SLOW = 3.0
 """Times as long as ONNX Runtime, in single runs, at which no pairs are timed."""
 
 _SAMPLES = 8
-_SECONDS = 1.0
-"""Time for one paired comparison, about."""
-
 _LONG = 0.25
 """Seconds of a run of the whole model in ONNX Runtime above which a smaller sample is timed."""
 
@@ -54,23 +50,6 @@ class Chosen:
 
     region: Region
     evidence: Evidence
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What a region is like as compiled code, beside the same region in ONNX Runtime.
-
-    Attributes:
-        nodes: how many nodes it has.
-        evidence: what was measured.
-        wins: whether it may be compiled.
-        tuned: how many of its kernels have a tuned schedule.
-    """
-
-    nodes: int
-    evidence: Evidence
-    wins: bool
-    tuned: int = 0
 
 
 @dataclass
@@ -86,7 +65,8 @@ class Chooser:
     """Chooses regions of one model for one target.
 
     Attributes:
-        tried: everything that was compiled to be measured, in order.
+        tried: everything that was compiled to be measured, in order; nothing where that was done before.
+        before: the choice that was made before and is made again; None when all is measured now.
         measures: whether regions are compiled only when they are measured to be faster.
     """
 
@@ -100,6 +80,7 @@ class Chooser:
         *,
         everything: bool = False,
         seconds: float = 60.0,
+        choices: Choices | None = None,
     ) -> None:
         """
         Args:
@@ -110,6 +91,7 @@ class Chooser:
             schedule: of kernels.
             everything: compile all regions that compute the same, whatever they measure.
             seconds: after so much time no more pieces are tried.
+            choices: those that were made before; None to measure anew and to keep nothing.
         """
         self.model = with_turned_weights(_with_computed_outputs(model))
         self.facts = Inference(self.model)
@@ -122,8 +104,13 @@ class Chooser:
         self._alike: dict[str, Tried] = {}
         self._lowered: set[frozenset[oir.Node]] = set()
         self._split: set[frozenset[oir.Node]] = set()
+        self._changed = False
         self._pieces = Pieces(self.model, self.facts)
-        self._kept = None if judge is None else self._accepted(judge, samples)
+        self._samples = list(samples[:_SAMPLES])
+        self._choices = None if judge is None else choices
+        self.before = None if self._choices is None else self._choices.recall(self.model, self._samples)
+        if self.before is not None:
+            self._take(self.before)
 
     def choose(self) -> list[Chosen]:
         """All regions in order, with what was measured of them."""
@@ -148,11 +135,29 @@ class Chooser:
             return None
         least = max(compiled, key=lambda one: self._evidence(one).ratio or 0.0)
         self._stay |= dict.fromkeys(least.nodes, reason)
+        self._changed = True
         return self.choose()
 
-    def _accepted(self, judge: Judge, samples: Sequence[Sample]) -> _Kept:
-        runner = judge.execute(self.model)
-        expected = Expected(runner, samples[:_SAMPLES])
+    @property
+    def date(self) -> str:
+        """The day the choice was made on, where that was in an earlier run; else empty."""
+        return "" if self.before is None else self.before.date
+
+    def keep(self) -> None:
+        """Keep the choice as it is now, for the next time."""
+        if self._choices is not None and (self.before is None or self._changed):
+            self._choices.keep(self.model, self._samples, self._stay, self._known, self.before)
+
+    def _take(self, choice: Choice) -> None:
+        nodes = list(self.model.graph)
+        self._stay = {nodes[place]: reason for place, reason in choice.stay.items()}
+        self._known = {frozenset(nodes[place] for place in places): one for places, one in choice.tried}
+
+    @cached_property
+    def _kept(self) -> _Kept:
+        assert self._judge is not None
+        runner = self._judge.execute(self.model)
+        expected = Expected(runner, self._samples)
         runner.close()
         return _Kept([sample for sample, _ in expected.kept], expected.seconds)
 
@@ -195,7 +200,7 @@ class Chooser:
         found = self._known.get(frozenset(region.nodes))
         if region.kind == "tvm":
             return Evidence() if found is None else found.evidence
-        known = Evidence() if found is None else found.evidence
+        known = Evidence(date=self.date) if found is None else found.evidence
         return msgspec.structs.replace(known, note=regions.summary(region))
 
     def _leave(self, region: Region) -> None:
@@ -241,23 +246,20 @@ class Chooser:
         return self._known[key]
 
     def _measured(self, region: Region) -> Tried:
-        assert self._judge is not None and self._kept is not None
+        assert self._judge is not None
         count = len(region.nodes)
         try:
             code, kernels, tuned = self._compiled(region.model)
         except Exception as error:
             return Tried(count, Evidence(note=f"TVM cannot compile it: {last_line(error)}"), False)
-        samples = self._samples(region)
+        samples = self._inputs(region)
         original = self._judge.execute(region.model)
-        assert isinstance(original, OrtRunner)
-        names = [[str(value.name) for value in ends] for ends in (region.inputs, region.outputs)]
-        part = OrtPart(original, *names)
         use_threads(1)  # as ONNX Runtime does here
         try:
             quickest = int(np.argmin(self._kept.seconds))
             found = prove.compare_code(region.model, [samples[quickest]], self._judge, code, timed=False)[0]
-            given = _given(region, samples[quickest])
-            ratio = _once(code, given) / _once(part, given)
+            own, other = beside.calls(region, samples[quickest], code, original)
+            ratio = beside.once(own) / beside.once(other)
             slow = ratio > _SLOW
             if found.holds and not slow:
                 found = prove.compare_code(region.model, samples, self._judge, code, timed=False)[0]
@@ -265,20 +267,17 @@ class Chooser:
             if not found.holds:
                 return Tried(count, evidence, False, tuned)
             if slow:
-                many = f"{ratio:.3g} times as long as in ONNX Runtime, in one run; {_tuned(tuned, kernels)}"
+                many = f"{ratio:.3g} times as long as in ONNX Runtime, in one run; {beside.words(tuned, kernels)}"
                 evidence = msgspec.structs.replace(evidence, ratio=ratio, timed=samples[quickest].name, note=many)
                 return Tried(count, evidence, not self.measures, tuned)
             timed = samples[self._largest()]
-            given = _given(region, timed)
-            verdict = timing.slower(
-                lambda: part.run_tensors(given), lambda: code.run_tensors(given), budget=_SECONDS, margin=0.0
-            )
-            evidence = _timed(evidence, verdict, timed.name, _tuned(tuned, kernels))
+            verdict = beside.compare(*beside.calls(region, timed, code, original))
+            evidence = beside.timed(evidence, verdict, timed.name, beside.words(tuned, kernels))
             return Tried(count, evidence, verdict.faster or not self.measures, tuned)
         except InputError as error:
             return Tried(count, Evidence(note=f"it does not run: {error.cause}"), False, tuned)
         finally:
-            part.close()
+            original.close()
             code.close()
 
     def _compiled(self, model: oir.Model) -> tuple[TvmRunner, int, int]:
@@ -292,14 +291,13 @@ class Chooser:
         return runner, compiling.kernels(fused), tuned
 
     def _largest(self) -> int:
-        assert self._kept is not None
         sizes = [sum(array.nbytes for array in sample.feeds.values()) for sample in self._kept.samples]
         near = [index for index, seconds in enumerate(self._kept.seconds) if seconds <= _LONG]
         return max(near, key=sizes.__getitem__, default=int(np.argmin(self._kept.seconds)))
 
-    def _samples(self, region: Region) -> list[Sample]:
+    def _inputs(self, region: Region) -> list[Sample]:
         """The inputs of a region, as the model computes them from its samples."""
-        assert self._judge is not None and self._kept is not None
+        assert self._judge is not None
         kept = self._kept
         given = {value: str(value.name) for value in region.inputs}
         missing = [value for value in given if not value.is_graph_input() and value not in kept.values]
@@ -347,24 +345,6 @@ def _key(region: Region) -> str:
     return text.structure_fingerprint(alone)
 
 
-def _given(region: Region, sample: Sample) -> list[Any]:
-    """Inputs as a region gets them: those of the model as arrays, those of other regions as tensors."""
-    arrays = [(value, sample.feeds[str(value.name)]) for value in region.inputs]
-    return [array if value.is_graph_input() else tvm.runtime.tensor(array) for value, array in arrays]
-
-
-def _once(part: TvmRunner | OrtPart, given: list[Any]) -> float:
-    """Seconds of a run: the best of three where it is short."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        part.run_tensors(given)
-        best = min(best, time.perf_counter() - start)
-        if best > 0.05:
-            break
-    return best
-
-
 def _compared(found: Verification) -> Evidence:
     worst = found.worst
     if worst is None:
@@ -378,20 +358,3 @@ def _compared(found: Verification) -> Evidence:
         samples=len(found.samples),
         note="" if found.holds else wrong,
     )
-
-
-def _timed(evidence: Evidence, verdict: Verdict, sample: str, tuned: str) -> Evidence:
-    note = "" if verdict.faster else f"{verdict.ratio:.3g} times as long as in ONNX Runtime; {tuned}"
-    return msgspec.structs.replace(
-        evidence,
-        ratio=verdict.ratio,
-        low=verdict.low,
-        high=verdict.high,
-        rounds=verdict.rounds,
-        timed=sample,
-        note=note,
-    )
-
-
-def _tuned(tuned: int, kernels: int) -> str:
-    return f"{tuned} of its {kernels} kernels are tuned" if tuned else "none of its kernels is tuned"

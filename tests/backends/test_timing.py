@@ -47,6 +47,14 @@ def test_a_difference_is_found_before_the_budget_is_spent(
     assert work.now < 2.0
 
 
+def test_actions_that_take_long_are_timed_in_enough_rounds_to_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(monkeypatch)
+    few = timing.slower(work.lasting(1.0), work.lasting(0.8), budget=1.0)
+    assert few.rounds == 3 and not few.faster
+    enough = timing.slower(work.lasting(1.0), work.lasting(0.8), budget=1.0, least=6)
+    assert enough.rounds == 6 and enough.faster
+
+
 def test_paired_keeps_to_its_rounds_and_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(monkeypatch)
     few = timing.paired(work.lasting(0.01), work.lasting(0.02), rounds=10, seconds=100.0)

@@ -25,6 +25,7 @@ class Applied:
         missing: why each of the others has no schedule, by its name.
         used: kernels and the records that their schedules came from.
         notes: records that were skipped, and why.
+        looked_up: SHA-256 of the files of records that were looked up, by name; empty for a file that is not there.
     """
 
     module: Any
@@ -32,6 +33,7 @@ class Applied:
     missing: dict[str, str]
     used: tuple[tuple[Kernel, Record], ...]
     notes: tuple[str, ...]
+    looked_up: dict[str, str]
 
 
 def apply(module: Any, database: Database, target: Target, *, threads: int = 1) -> Applied:
@@ -47,12 +49,14 @@ def apply(module: Any, database: Database, target: Target, *, threads: int = 1) 
     missing: dict[str, str] = {}
     used: list[tuple[Kernel, Record]] = []
     notes: list[str] = []
+    looked_up: dict[str, str] = {}
     scheduled: dict[str, Any] = {}
     for kernel in kernels(module):
         if kernel.arguments is None:
             missing |= dict.fromkeys(kernel.names, DYNAMIC)
             continue
         found = database.read(kernel, target, threads)
+        looked_up[database.file(kernel, target, threads).name] = found.digest
         notes += found.notes
         best = _first(kernel, found.best(), notes)
         if best is None:
@@ -68,7 +72,7 @@ def apply(module: Any, database: Database, target: Target, *, threads: int = 1) 
             kept = function.attrs["op_pattern"] if function.attrs and "op_pattern" in function.attrs else None
             made = scheduled[variable.name_hint].with_attr("tirx.is_scheduled", True)
             changed.update_func(variable, made if kept is None else made.with_attr("op_pattern", kept))
-    return Applied(changed, seconds, missing, tuple(used), tuple(notes))
+    return Applied(changed, seconds, missing, tuple(used), tuple(notes), looked_up)
 
 
 def replayed(kernel: Kernel, record: Record) -> Any:

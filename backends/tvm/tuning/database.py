@@ -28,10 +28,12 @@ class Found:
     Attributes:
         records: in the order they were written, failed candidates among them.
         notes: what was skipped, and why.
+        digest: SHA-256 of the file in hex; empty where there is none.
     """
 
     records: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def trials(self) -> int:
@@ -93,17 +95,18 @@ class Database:
             return Found()
         except OSError as error:
             raise InputError(f"the records cannot be read: {error.strerror}", place=str(path)) from None
-        lines = data.split(b"\n")[:-1]
+        lines, digest = data.split(b"\n")[:-1], hashlib.sha256(data).hexdigest()
         if not lines:
-            return Found()
+            return Found(digest=digest)
         expected = _heading(kernel, target, threads)
         try:
             heading = msgspec.json.decode(lines[0], type=Heading)
         except (msgspec.DecodeError, ValueError) as error:
-            return Found(notes=(f"{path.name}: skipped, its first line is none of a database: {_short(error)}",))
+            note = f"{path.name}: skipped, its first line is none of a database: {_short(error)}"
+            return Found(notes=(note,), digest=digest)
         heading.name = expected.name
         if heading != expected:
-            return Found(notes=(f"{path.name}: skipped, it is about another kernel, target or version",))
+            return Found(notes=(f"{path.name}: skipped, it is about another kernel, target or version",), digest=digest)
         records, notes = [], []
         for number, line in enumerate(lines[1:], 2):
             try:
@@ -115,7 +118,14 @@ class Database:
                 records.append(record)
             else:
                 notes.append(f"{path.name}:{number}: skipped: {reason}")
-        return Found(tuple(records), tuple(notes))
+        return Found(tuple(records), tuple(notes), digest)
+
+    def digest(self, name: str) -> str:
+        """SHA-256, in hex, of the file of that name; empty where there is none that can be read."""
+        try:
+            return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+        except OSError:
+            return ""
 
     def append(self, kernel: Kernel, target: Target, threads: int, records: Sequence[Record]) -> None:
         """Add records, all or none of them.

@@ -19,7 +19,7 @@ from burnish.ir.errors import InputError
 tvm = pytest.importorskip("tvm")
 
 from burnish.backends.ort import session  # noqa: E402
-from burnish.backends.tvm import choose, compiling, load  # noqa: E402
+from burnish.backends.tvm import beside, choose, compiling, load  # noqa: E402
 from burnish.backends.tvm.choose import Chooser  # noqa: E402
 from burnish.backends.tvm.steps import OrtPart, array, ort_value  # noqa: E402
 from burnish.backends.tvm.target import parse  # noqa: E402
@@ -176,8 +176,8 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             return Verdict(ratio=ratio, low=0.4, high=2.1, slower=not wins, faster=wins, rounds=9)
 
         monkeypatch.setattr(Chooser, "_measured", watched)
-        monkeypatch.setattr(choose.timing, "slower", verdict)
-        monkeypatch.setattr(choose, "_once", lambda part, given: 1.0)
+        monkeypatch.setattr(beside.timing, "slower", verdict)
+        monkeypatch.setattr(beside, "once", lambda call: 1.0)
 
     return decide
 
