@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as oir
 
+import burnish
 from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.tools import terminal
@@ -54,7 +55,11 @@ def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
     def digest(name: str) -> str:
         return "" if tuning is None else tuning.digest(name)
 
-    choices = Choices(Store(), target, looked_up, digest, everything=request.everything) if measurable else None
+    choices = (
+        Choices(Store(), target, looked_up, digest, burnish.__version__, everything=request.everything)
+        if measurable
+        else None
+    )
     return Chooser(
         model,
         target,

@@ -13,7 +13,6 @@ import msgspec
 import onnx_ir as oir
 import tvm
 
-from burnish import __version__
 from burnish.backends.ort import timing
 from burnish.backends.ort.kernel_times import processor
 from burnish.backends.ort.session import runtime
@@ -78,6 +77,7 @@ class Choices:
         target: Target,
         looked_up: Mapping[str, str],
         digest: Callable[[str], str],
+        version: str,
         *,
         everything: bool = False,
     ) -> None:
@@ -87,12 +87,13 @@ class Choices:
             target: what is compiled for; its code runs on this machine.
             looked_up: see the attribute.
             digest: of a file of tuning records, as it is now.
+            version: of burnish.
             everything: whether regions are compiled whatever they measure.
         """
         self.looked_up, self._store, self._digest = looked_up, store, digest
         own = tvm.cuda().device_name if target.kind == "cuda" else processor()
         wheels = [f"{name} {version}" for name, version in versions.found().items()]
-        parts = [f"burnish {__version__}", _sources(), *wheels, f"onnxruntime {runtime().__version__}", own]
+        parts = [f"burnish {version}", _sources(), *wheels, f"onnxruntime {runtime().__version__}", own]
         place = [str(target), "1 thread", "all" if everything else "measured", str(sorted(COMPILED.items())), *parts]
         self._measure = "regions " + hashlib.sha256("\n".join(place).encode()).hexdigest()
 

@@ -75,11 +75,17 @@ def model(scale: float = 1.0) -> oir.Model:
 
 
 def chooser(
-    store: Path, *, of: oir.Model | None = None, rows: int = 3, records: dict[str, str] | None = None, **options: Any
+    store: Path,
+    *,
+    of: oir.Model | None = None,
+    rows: int = 3,
+    records: dict[str, str] | None = None,
+    version: str = "1",
+    **options: Any,
 ) -> Chooser:
     """What chooses regions, and keeps choices in a store."""
     target, files = parse("llvm"), {} if records is None else records
-    kept = Choices(Store(store), target, files, lambda name: files.get(name, ""), **options)
+    kept = Choices(Store(store), target, files, lambda name: files.get(name, ""), version, **options)
     x = np.random.default_rng(rows).standard_normal((rows, 4)).astype(np.float32)
     return Chooser(
         of or model(),
@@ -136,7 +142,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = {
     "a record": lambda patch: {"records": {"kernel.jsonl": "other"}},
     "a record is gone": lambda patch: {"records": {}},
     "the processor": changed(choices, "processor", lambda: "another, 2 processors"),
-    "burnish": changed(choices, "__version__", "99.0"),
+    "burnish": lambda patch: {"version": "2"},
     "TVM": changed(choices.versions, "found", lambda: {"apache-tvm": "99.0"}),
     "the code that compiles": changed(choices, "_sources", lambda: "other"),
     "the allowed error": changed(choices, "COMPILED", COMPILED | {"float32": 1e-3}),
