@@ -134,7 +134,7 @@ def learn_rotations() -> dict[str, Any]:
         losses.append(loss)
         print(f"step {step}: {loss:.4f}, {time.process_time() - started:.0f} s of CPU", flush=True)
 
-    found = learn(original(), texts(), LEARNED, told, folder=NUMBERS.parent / ".checkpoints")
+    found = learn(original(), texts(), LEARNED, told, folder=zoo.ROOT / "rotations")
     model = original().clone()
     learned.merge(model, found)
     result = {"exact": difference(model), "losses": losses}
@@ -262,6 +262,8 @@ def conclusion(known: dict[str, Any], floor: float) -> list[str]:
     if "learned" in known:
         gap = math.log(known["learned"]["perplexity"]) - floor
         lines += ["", f"Learned, the gap is {gap:.2f}: {100 * (1 - gap / quarot):.0f} % smaller than QuaRot's."]
+    else:
+        lines += ["", "What learning adds on this model is not measured yet."]
     return lines
 
 
