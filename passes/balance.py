@@ -2,7 +2,9 @@
 
 A value that has one scale is rounded in steps of its widest channel. Dividing channel j by s_j = m_j ** a, m_j the
 largest magnitude seen there, makes them alike, and the weights unlike (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438,
-with weights left out of s). The exponent is the one for which the error of what the layers compute is least:
+with weights left out of s). Channels narrower than half of the others count as wide as these: what samples show little
+of may be large elsewhere, and would then set the scale of all. The exponent is the one for which the error of what the
+layers compute is least:
 
     (x step)^2 / 12 * sum over i, j of (w_ij s_j)^2  +  sum over i of (w step_i)^2 / 12 * sum over j of E x_j^2 / s_j^2
 
@@ -19,11 +21,8 @@ from burnish.passes.reducers import Moments, Range
 from burnish.passes.reservoirs import Several
 
 _EXPONENTS = np.linspace(0.0, 1.0, 21)
-_LEAST = 2.0**-10
-"""Channels are divided by no less than this share of what the widest is divided by."""
-
-_GAIN = 0.9
-"""The error has to come down to this share, or nothing is divided."""
+_GAIN = 0.5
+"""The squared error has to come down to this share, or nothing is divided."""
 
 
 def reducer() -> Several:
@@ -49,8 +48,8 @@ def divisors(seen: Several, weights: Sequence[np.ndarray], bits: int) -> np.ndar
     assert moments.variance is not None
     square = moments.variance + moments.mean**2
     low, high = np.minimum(ranges.low, 0.0), np.maximum(ranges.high, 0.0)
-    floored = np.maximum(largest, _LEAST * largest.max())
-    tried = [floored**exponent for exponent in _EXPONENTS]
+    usual = np.maximum(largest, np.median(largest[largest > 0]))
+    tried = [usual**exponent for exponent in _EXPONENTS]
     errors = [_error(one, low, high, square, weights, bits) for one in tried]
     best = int(np.argmin(errors))
     return tried[best] if errors[best] < _GAIN * errors[0] else None

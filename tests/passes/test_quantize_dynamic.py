@@ -13,7 +13,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.linear import linears
 from burnish.ir.walk import walk
-from burnish.passes import catalog
+from burnish.passes import balance, catalog
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import LossyPass, Undecided
 from burnish.tools.lossy_context import context_for
@@ -131,6 +131,18 @@ g (float[N, 32] x) => (float[N, 48] y) <float[32, 48] w> {
         runner.close()
         errors.append(np.linalg.norm(found - rows[100:] @ weight))
     assert errors[1] < 0.2 * errors[0]
+
+
+def test_channels_that_samples_hardly_show_are_not_made_wide() -> None:
+    random = np.random.default_rng(0)
+    seen = random.standard_normal((100, 64)) * np.where(np.arange(64) < 4, 30, 1) * (np.arange(64) < 50)
+    reducer = balance.reducer()
+    reducer.add(seen.astype(np.float32))
+    divisors = balance.divisors(reducer, [random.standard_normal((32, 64))], 8)
+    assert divisors is not None and divisors.min() >= 0.99 * np.median(divisors)
+    ones = balance.reducer()
+    ones.add(np.eye(64, dtype=np.float32)[:20])
+    assert balance.divisors(ones, [random.standard_normal((32, 64))], 8) is None
 
 
 @pytest.mark.parametrize(
