@@ -50,16 +50,10 @@ def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
     from burnish.passes.score_store import Store
 
     target, tuning = request.target, request.tuning
-    looked_up: dict[str, str] = {} if tuning is None else tuning.looked_up
-
-    def digest(name: str) -> str:
-        return "" if tuning is None else tuning.digest(name)
-
-    choices = (
-        Choices(Store(), target, looked_up, digest, burnish.__version__, everything=request.everything)
-        if measurable
-        else None
-    )
+    choices = None
+    if measurable:
+        records = () if tuning is None else (tuning.looked_up, tuning.digest)
+        choices = Choices(Store(), target, burnish.__version__, *records, everything=request.everything)
     return Chooser(
         model,
         target,

@@ -75,9 +75,9 @@ class Choices:
         self,
         store: Store,
         target: Target,
-        looked_up: Mapping[str, str],
-        digest: Callable[[str], str],
         version: str,
+        looked_up: Mapping[str, str] | None = None,
+        digest: Callable[[str], str] = lambda name: "",
         *,
         everything: bool = False,
     ) -> None:
@@ -85,16 +85,18 @@ class Choices:
         Args:
             store: where choices are kept.
             target: what is compiled for; its code runs on this machine.
-            looked_up: see the attribute.
-            digest: of a file of tuning records, as it is now.
             version: of burnish.
+            looked_up: see the attribute; None where no records are used.
+            digest: of a file of tuning records, as it is now.
             everything: whether regions are compiled whatever they measure.
         """
-        self.looked_up, self._store, self._digest = looked_up, store, digest
+        self.looked_up = {} if looked_up is None else looked_up
+        self._store, self._digest = store, digest
         own = tvm.cuda().device_name if target.kind == "cuda" else processor()
         wheels = [f"{name} {version}" for name, version in versions.found().items()]
         parts = [f"burnish {version}", _sources(), *wheels, f"onnxruntime {runtime().__version__}", own]
-        place = [str(target), "1 thread", "all" if everything else "measured", str(sorted(COMPILED.items())), *parts]
+        asked = ["all" if everything else "measured", "plain" if looked_up is None else "with records"]
+        place = [str(target), "1 thread", *asked, str(sorted(COMPILED.items())), *parts]
         self._measure = "regions " + hashlib.sha256("\n".join(place).encode()).hexdigest()
 
     def recall(self, model: oir.Model, samples: Sequence[Sample]) -> Choice | None:

@@ -84,8 +84,8 @@ def chooser(
     **options: Any,
 ) -> Chooser:
     """What chooses regions, and keeps choices in a store."""
-    target, files = parse("llvm"), {} if records is None else records
-    kept = Choices(Store(store), target, files, lambda name: files.get(name, ""), version, **options)
+    target, files = parse("llvm"), records or {}
+    kept = Choices(Store(store), target, version, records, lambda name: files.get(name, ""), **options)
     x = np.random.default_rng(rows).standard_normal((rows, 4)).astype(np.float32)
     return Chooser(
         of or model(),
@@ -141,6 +141,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = {
     "all regions": lambda patch: {"everything": True},
     "a record": lambda patch: {"records": {"kernel.jsonl": "other"}},
     "a record is gone": lambda patch: {"records": {}},
+    "no records at all": lambda patch: {"records": None},
     "the processor": changed(choices, "processor", lambda: "another, 2 processors"),
     "burnish": lambda patch: {"version": "2"},
     "TVM": changed(choices.versions, "found", lambda: {"apache-tvm": "99.0"}),
@@ -206,6 +207,13 @@ def test_a_second_run_says_when_times_were_measured_and_compares_numbers_again(
     assert second.verification is not None and second.verification.holds and second.manifest.verified
     steps = load(tmp_path / "out").manifest.steps
     assert {step.evidence.date for step in steps} == {second.chosen} == {compiled.as_dict(second)["chosen"]}
+
+
+def test_a_run_without_records_is_no_answer_for_one_with_some(tmp_path: Path, measured: list[int]) -> None:
+    burnish.optimize(model(), tmp_path / "out", target="llvm", dims="n=3")
+    count = len(measured)
+    made = optimize(tmp_path).compiled
+    assert made is not None and made.chosen == "" and len(measured) > count
 
 
 def test_a_record_that_appears_is_measured(tmp_path: Path, measured: list[int]) -> None:
