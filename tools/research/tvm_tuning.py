@@ -2,8 +2,8 @@
 
 `python -m burnish.tools.research.tvm_tuning DB NAME=BUDGET ...` tunes and times subjects into
 `docs/results/tvm-tuning.json` and writes `docs/results/tvm-tuning.md`; without names it writes the page alone. DB is a
-folder of tuning records. A1 comes from the cache of models. With `again:NAME=BUDGET` only the seconds of the whole command
-are measured, of a subject that is known.
+folder of tuning records. A1 comes from the cache of models. With `again:NAME=BUDGET` only the seconds of the whole
+command are measured, of a subject that is known.
 """
 
 from __future__ import annotations
