@@ -167,9 +167,9 @@ def _command(path: Path, out: Path, folder: Path, budget: str, cache: Path) -> l
     """Seconds of the whole command, in a process of its own: of the wall clock and of the processor."""
     code = "from burnish.tools.cli import optimize_main; optimize_main()"
     asked = ["--target", "llvm", "--tune", budget, "--tuning-db", str(folder)]
-    words = [sys.executable, "-c", code, str(path), "-o", str(out), *asked]
+    command = [sys.executable, "-c", code, str(path), "-o", str(out), *asked]
     start, used = time.perf_counter(), os.times()
-    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"BURNISH_CACHE": str(cache)})
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"BURNISH_CACHE": str(cache)})
     now = os.times()
     worked = now.children_user + now.children_system - used.children_user - used.children_system
     return [time.perf_counter() - start, worked]
