@@ -244,8 +244,8 @@ def page(found: dict[str, Any]) -> str:
     rows += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, one in found.items():
         trials, *runs = one["again"]
-        cells = " | ".join(f"{wall:.1f} | {worked:.1f}" for wall, worked in runs)
-        rows.append(f"| {TITLES[name]} | {trials} | {cells} |")
+        seconds = " | ".join(f"{wall:.1f} | {worked:.1f}" for wall, worked in runs)
+        rows.append(f"| {TITLES[name]} | {trials} | {seconds} |")
     rows += ["", "## Where the time of the tuned models goes", ""]
     for name, one in found.items():
         most = ", ".join(f"`{kernel}` {seconds * 1e3:.3f} ms ({calls} x)" for kernel, calls, seconds in one["slow"])
