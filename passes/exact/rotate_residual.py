@@ -79,6 +79,8 @@ class RotateResidual(ExactPass):
                 turn = keeping_ones(turn) if found.keeps_ones else turn
                 turning.rotate(model, found, turn, untie=self.head == "untie")
                 model.metadata_props[_DONE] = f"{self.init}, seed {self.seed}"
+        if not number and (first := next(iter(model.graph), None)) is not None:
+            outcome.skip(first, "no residual stream of a transformer is found", matched=False)
         if _DONE in model.metadata_props:
             if self.values:
                 self._turn_values(model, outcome)
