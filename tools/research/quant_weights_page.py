@@ -23,7 +23,9 @@ Made by `python -m burnish.tools.research.quant_weights`; numbers in [quant-weig
 1.32, on the same layers of the same normal form, run by the same kernels (MatMulNBits, `accuracy_level` 4: activations
 are rounded to 8 bits in blocks). `error` is the relative Frobenius error of all outputs against float32. `MB` is what
 all constants take. Rows of one block and one kind of zero points take the same bytes, save for HQQ of ONNX Runtime,
-whose zero points are floating-point numbers. CPU seconds are those of rounding on one core, with what it observes.
+whose zero points are floating-point numbers. `whole` rows store tables of embeddings, and a head that is tied to one,
+in few bits as well; the quantizers of ONNX Runtime leave the head of SmolLM2 and the tables as they are. CPU seconds
+are those of rounding on one core, with what it observes.
 """
 
 _AWQ = """## Scales of the inputs
@@ -75,9 +77,18 @@ def write() -> None:
     (RESULTS / "quant-weights.md").write_text("\n".join(parts))
 
 
+def _place(name: str) -> tuple[int, int, int, int]:
+    """Where a row stands: float32, then by block and zero points, ours before theirs, whole models last."""
+    if ", " not in name:
+        return 0, 0, 0, 0
+    *head, kind, block = name.split(", ")
+    kinds = ("symmetric", "zero points", "float zero points")
+    return 1 + (head[0] == "whole"), int(block), kinds.index(kind), int(head[0].startswith("ORT"))
+
+
 def _table(rows: dict[str, Row], metric: str) -> str:
     lines = [f"| rounding | {metric} | error | MB | CPU s |", "| --- | --- | --- | --- | --- |"]
-    for name, one in rows.items():
+    for name, one in sorted(rows.items(), key=lambda row: _place(row[0])):
         if "failed" in one:
             lines.append(f"| {name} | failed: {one['failed']} | | | |")
         else:
