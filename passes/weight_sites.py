@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
+from burnish.ir.inference import Inference
 from burnish.ir.views.embedding import embeddings
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, find_parameter
@@ -95,6 +96,7 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
     """The matrices of linear layers and of embeddings in the order of the layers, each with the name of its first
     reader; or why it cannot be stored otherwise, in plain words, with the node to say it of.
     """
+    facts = Inference(model)
     named = {name: one for name, one in layers(model).items() if isinstance(one, Linear)}
     found: dict[int, tuple[str, list[Linear], list[Table]]] = {}
     for name, layer in named.items():
@@ -102,7 +104,7 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
             yield name, f"its weight is held by a {layer.node.op_type} already", layer.node
         else:
             found.setdefault(id(layer.parameter.source), (name, [], []))[1].append(layer)
-    for one in embeddings(model):
+    for one in embeddings(model, facts):
         if one.node.op_type == "Gather":
             name = str(one.node.name or one.output.name)
             found.setdefault(id(one.table.source), (name, [], []))[2].append(Table(one.node, one.table))
@@ -110,10 +112,10 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
             yield str(one.node.name), f"{one.node.op_type} reads its table itself", one.node
     for name, linears, tables in found.values():
         matrix = Matrix(tuple(linears), tuple(tables))
-        yield name, refusal(matrix) or matrix, matrix.readers[0].node
+        yield name, refusal(matrix, facts) or matrix, matrix.readers[0].node
 
 
-def refusal(matrix: Matrix) -> str | None:
+def refusal(matrix: Matrix, facts: Inference) -> str | None:
     """Why a matrix cannot be stored as integers, in plain words; None when it can."""
     nodes = {id(one.node) for one in matrix.readers}
     steps = {id(step) for one in matrix.readers if one.parameter is not None for step in one.parameter.steps}
@@ -134,8 +136,9 @@ def refusal(matrix: Matrix) -> str | None:
             return layer.read_only
         if layer.input_axis != -1:
             return "its input is transposed"
-        if (match.rank(layer.input) or 0) < 2:
-            return "its input is no matrix"
+        rank = match.rank(layer.input) or len(facts.shape(layer.input) or ())
+        if rank < 2:
+            return "its input is a vector" if rank else "it is not known how many axes its input has"
     alone = [Matrix((one,)) if isinstance(one, Linear) else Matrix((), (one,)) for one in matrix.readers]
     first = alone[0].weight() if len(alone) > 1 else None
     if any(not np.array_equal(first, one.weight()) for one in alone[1:] if first is not None):

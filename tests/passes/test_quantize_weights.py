@@ -105,6 +105,17 @@ def test_layers_in_branches_are_quantized_too() -> None:
         assert np.abs(executor()(after).run(feeds)["y"] - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
+def test_shapes_that_only_our_inference_knows_are_enough() -> None:
+    head = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>\n'
+    body = "g (float[N, 64] x) => (float[N, 24] y) <float[64, 24] w> { h = com.microsoft.{} (x)  y = MatMul (h, w) }"
+    known, unknown = (model_of(head + body.replace("{}", op)) for op in ("QuickGelu", "Unknown"))
+    assert known.graph[0].outputs[0].shape is None
+    assert [one.node.op_type for one in linears(quantized(known, bits=4))] == ["MatMulNBits"]
+    outcome = Outcome("quantize-weights")
+    assert not catalog.make("quantize-weights", {"bits": 4}).asked(unknown, outcome)  # type: ignore[attr-defined]
+    assert [one.reason for one in outcome.skipped] == ["it is not known how many axes its input has"]
+
+
 def test_savings_are_what_the_file_shrinks_by(tmp_path: Path) -> None:
     model = model_of(TIED)
     for form, bits in (("matmul-nbits", 4), ("matmul-nbits", 2), ("dequantize", 4)):
