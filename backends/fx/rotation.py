@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,8 +94,9 @@ def learn(
         raise InputError("there are no samples", hint="give samples with `--data`")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
+        order = np.random.default_rng(options.seed).permutation(len(samples))
+        known = _wanted(model, {int(i): samples[i] for i in order[: options.steps]}, options.top)
         student = make_student(model, options.bits, hadamard=options.hadamard)
-        teacher = to_graph_module(model)
         space = _Space(model, learned.initial(model, options.seed, flat=options.flat))
         rotations = [one for name, one in space.named_parameters() if "parametrizations" in name]
         scales = [one for name, one in space.named_parameters() if "parametrizations" not in name]
@@ -105,12 +106,8 @@ def learn(
         file = None if folder is None else folder / f"rotations-{_key(model, samples, options)}.pt"
         parts = {"space": space, "optimizer": optimizer, "schedule": schedule}
         done = _restore(file, parts)
-        order = np.random.default_rng(options.seed).permutation(len(samples))
-        known: dict[int, tuple[Tensor, Tensor]] = {}
         for step in range(done, options.steps):
             index = int(order[step % len(samples)])
-            if index not in known:
-                known[index] = _top(teacher, samples[index], options.top)
             inputs = tensors(student.module, samples[index].feeds)
             weights = student.weights(space())
             scores = torch.func.functional_call(student.module, weights, tuple(inputs))[0]
@@ -138,11 +135,15 @@ def compared(scores: Tensor, largest: Tensor, where: Tensor) -> Tensor:
     return (target.exp() * (target - torch.log_softmax(scores.gather(-1, where), -1))).sum(-1).mean()
 
 
-def _top(teacher: nn.Module, sample: Sample, count: int) -> tuple[Tensor, Tensor]:
+def _wanted(model: oir.Model, samples: Mapping[int, Sample], count: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """The largest scores of the original for each sample, and which classes they are of."""
+    teacher, found = to_graph_module(model), {}
     with torch.no_grad():
-        scores = teacher(*tensors(teacher, sample.feeds))[0]
-        found = scores.topk(min(count, scores.shape[-1]), -1)
-    return found.values, found.indices
+        for index, sample in samples.items():
+            scores = teacher(*tensors(teacher, sample.feeds))[0]
+            top = scores.topk(min(count, scores.shape[-1]), -1)
+            found[index] = (top.values, top.indices)
+    return found
 
 
 class _Space(nn.Module):

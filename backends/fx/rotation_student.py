@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as oir
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import checkpoint
 
 from burnish.backends.fx import bridge
 from burnish.backends.fx.builder import to_graph_module
@@ -84,18 +85,22 @@ class Student:
         """The parameters of the module for rotations and scales."""
         found = dict.fromkeys(self.turn_paths, space.turn) | dict.fromkeys(self.back_paths, space.turn.T)
         found |= {path: torch.exp(-logs) for path, logs in zip(self.gain_paths, space.norm_logs, strict=True)}
-        for piece in self.pieces:
-            weight, bias = piece.weight, piece.bias
-            for step in piece.steps:
-                weight, bias = step(weight, bias, space)
-            if piece.last is not None:
-                weight = weight @ piece.last
-            if self.bits:
-                weight = rounded(weight, self.bits)
-            found[piece.path] = (weight if piece.transposed else weight.T).reshape(piece.shape)
+        for piece in self.pieces:  # what lies between is computed again for the gradients: it is as large as the model
+            weight, bias = checkpoint(self._made, piece, space, use_reentrant=False)
+            found[piece.path] = weight
             if piece.bias_path is not None and bias is not None:
                 found[piece.bias_path] = bias
         return found
+
+    def _made(self, piece: Piece, space: Space) -> tuple[Tensor, Tensor | None]:
+        weight, bias = piece.weight, piece.bias
+        for step in piece.steps:
+            weight, bias = step(weight, bias, space)
+        if piece.last is not None:
+            weight = weight @ piece.last
+        if self.bits:
+            weight = rounded(weight, self.bits)
+        return (weight if piece.transposed else weight.T).reshape(piece.shape), bias
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -136,6 +141,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
         assert layer is not None and layer.parameter is not None
         weight, bias = before[node]
         pieces.append(_piece(layer, paths, weight, bias, steps[node]))
+        module.get_parameter(pieces[-1].path).data = torch.empty(0)  # `Student.weights` gives another
     return Student(
         module,
         pieces,
