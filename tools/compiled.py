@@ -46,6 +46,7 @@ class Compiled:
         latency: its time over the model's in ONNX Runtime, one thread each; None when it was not measured.
         timed: the sample that was timed.
         chosen: the day its regions were measured on, where that was in an earlier run; else empty.
+        warning: what the user should know of the cache of what was measured; empty when all is well.
         files: what was written; empty for a dry run.
     """
 
@@ -55,6 +56,7 @@ class Compiled:
     latency: Verdict | None = None
     timed: str = ""
     chosen: str = ""
+    warning: str = ""
     files: list[Path] = field(default_factory=list)
 
     @property
@@ -165,7 +167,8 @@ def make(optimized: oir.Model, original: oir.Model, path: str | Path | None, req
                 manifest = _write(chosen, optimized, staged.path, request)
             except OSError as error:
                 raise artifact.write_error(error, staged.target) from error
-            made = Compiled(staged.seal(manifest), time.perf_counter() - started, chosen=chooser.date)
+            made = Compiled(staged.seal(manifest), time.perf_counter() - started)
+            made.chosen, made.warning = chooser.date, chooser.warning
             wrong = _judge(made, original, staged.path, request, clear=chooser.measures)
             chosen = chooser.fewer(wrong) if wrong and chooser.measures else None
             if wrong and chosen is None:
@@ -376,6 +379,8 @@ def lines(made: Compiled) -> list[str]:
         )
     if made.chosen:
         said.append(f"chosen    as on {made.chosen}, by times that were measured then; numbers were compared again")
+    if made.warning:
+        said.append(f"note      {made.warning}")
     if made.note:
         return [*said, f"code      {made.note}"]
     worst, latency = manifest.whole, made.latency

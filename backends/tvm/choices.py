@@ -99,6 +99,11 @@ class Choices:
         place = [str(target), "1 thread", *asked, str(sorted(COMPILED.items())), *parts]
         self._measure = "regions " + hashlib.sha256("\n".join(place).encode()).hexdigest()
 
+    @property
+    def warning(self) -> str:
+        """What the user should know of the store; empty when all is well."""
+        return self._store.warning or ""
+
     def recall(self, model: oir.Model, samples: Sequence[Sample]) -> Choice | None:
         """The choice that was made for a model on samples; None where none was, or records have changed since."""
         known = self._store.scores(text.fingerprint(model), samples_fingerprint(samples), self._measure)

@@ -140,8 +140,15 @@ class Chooser:
 
     @property
     def date(self) -> str:
-        """The day the choice was made on, where that was in an earlier run; else empty."""
-        return "" if self.before is None else self.before.date
+        """The day of the measurements that the choice is made by, where that was in an earlier run; else empty."""
+        if self.before is None or not self.before.tried or self._changed:
+            return ""
+        return self.before.date
+
+    @property
+    def warning(self) -> str:
+        """Why the choice is not kept, or what became of those that were; empty when all is well."""
+        return "" if self._choices is None else self._choices.warning
 
     def keep(self) -> None:
         """Keep the choice as it is now, for the next time."""

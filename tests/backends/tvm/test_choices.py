@@ -209,6 +209,22 @@ def test_a_second_run_says_when_times_were_measured_and_compares_numbers_again(
     assert {step.evidence.date for step in steps} == {second.chosen} == {compiled.as_dict(second)["chosen"]}
 
 
+def test_where_nothing_was_timed_nothing_is_said_of_it(tmp_path: Path) -> None:
+    given = oir.from_proto(
+        parse_graph('<ir_version: 9, opset_import: ["": 20]> g (float[3] x) => (float[3] y) { y = Tanh(x) }')
+    )
+    for _ in range(2):
+        made = optimize(tmp_path, given, regions="all", guard=["size"]).compiled
+        assert made is not None and made.chosen == "" and made.manifest.verified
+
+
+def test_a_cache_that_was_damaged_is_told(tmp_path: Path, measured: list[int]) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "scores.sqlite").write_bytes(b"no database" * 100)
+    made = optimize(tmp_path).compiled
+    assert made is not None and any("was damaged" in line for line in compiled.lines(made))
+
+
 def test_a_run_without_records_is_no_answer_for_one_with_some(tmp_path: Path, measured: list[int]) -> None:
     burnish.optimize(model(), tmp_path / "out", target="llvm", dims="n=3")
     count = len(measured)
