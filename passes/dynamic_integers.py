@@ -21,6 +21,9 @@ from burnish.passes.lossy import Savings
 
 QUANTIZE = "DynamicQuantizeLinear"
 
+OPSET = 11
+"""The first opset that has it."""
+
 
 def refusal(layer: Layer) -> str | None:
     """Why a layer cannot multiply integers, in plain words; None when it can. Sharing its weight is no reason."""
@@ -81,7 +84,7 @@ def write(model: oir.Model, layers: Sequence[Layer], payload: Mapping[str, np.nd
         value = edit.add_constant(model, f"{stem}_bias", bias) if isinstance(bias, np.ndarray) else bias
         source = layer.input
         if "factor" in payload:
-            source = _multiplied(model, source, payload["factor"], layer.node)
+            source = multiplied(model, source, payload["factor"], layer.node)
         _write(layer, source, weight, factor, offset, value)
 
 
@@ -128,7 +131,7 @@ def bias_of(layer: Layer) -> oir.Value | np.ndarray | None:
     return bias.reshape(_spread(layer)).astype(np.float32)
 
 
-def _multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: oir.Node) -> oir.Value:
+def multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: oir.Node) -> oir.Value:
     """A value times a constant; made once in each graph."""
     for node in match.consumers(value):
         held = weights.constant(node.inputs[1]) if node.op_type == "Mul" and node.graph is reader.graph else None

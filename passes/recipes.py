@@ -64,6 +64,7 @@ LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "projec
 QUANTIZED: dict[str, tuple[str, ...]] = {
     "int8": ("quantize-dynamic", "quantize-static"),
     "int4": ("quantize-weights{bits=4}",),
+    "fptq": ("quantize-fptq", "quantize-weights{bits=8}"),
     "mixed": (*LOSSY, "quantize-dynamic", "quantize-static", "quantize-weights"),
 }
 """Recipes that are `default` with lossy passes behind the normal form. Without a budget a layer goes to the first pass

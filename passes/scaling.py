@@ -205,14 +205,19 @@ def gated_scales(one: Gated) -> np.ndarray:
 def scale_gated(model: oir.Model, one: Gated, logs: np.ndarray) -> None:
     """Divide what is multiplied with the gate by `exp(logs)`, float64 [features], and undo it in the layers behind."""
     scale = np.exp(logs)
+    divide_gated(model, one, scale)
+    for down in one.downs:
+        down.write(model, down.weight() * scale, down.bias())
+
+
+def divide_gated(model: oir.Model, one: Gated, scale: np.ndarray) -> None:
+    """Divide what is multiplied with the gate by `scale`, float64 [features]; the layers behind stay as they are."""
     weight, bias = one.up.weight().copy(), one.up.bias()
     weight[one.rows] /= scale[:, None]
     if bias is not None:
         bias = bias.copy()
         bias[one.rows] /= scale
     one.up.write(model, weight, bias)
-    for down in one.downs:
-        down.write(model, down.weight() * scale, down.bias())
 
 
 def norm_readers(norm: Norm) -> tuple[Linear, ...] | str:
@@ -252,16 +257,21 @@ def scale_norm(model: oir.Model, norm: Norm, logs: np.ndarray) -> None:
     Raises:
         ValueError: the layers cannot take it in.
     """
-    scale, size = np.exp(logs), len(logs)
+    scale = np.exp(logs)
     plan = _taken_in(norm, scale)
     if isinstance(plan, str):
         raise ValueError(plan)
     for layer, weight, bias in plan.layers:
         layer.write(model, weight, bias)
-    gain, offset = norm.gain(size) / scale, norm.offset(size) / scale
     if norm.scale is None:
-        _add_gain(model, norm, gain)
-        return
+        _add_gain(model, norm, 1 / scale)
+    else:
+        divide_gain(model, norm, scale)
+
+
+def divide_gain(model: oir.Model, norm: Norm, scale: np.ndarray) -> None:
+    """Divide the gain, which there is, and the bias of a norm by `scale`, float64 [features], and nothing else."""
+    gain, offset = norm.gain(len(scale)) / scale, norm.offset(len(scale)) / scale
     for parameter, array in ((norm.scale, gain), (norm.bias, offset)):
         if parameter is not None and parameter.dtype is not None:
             node = next(node for node in norm.nodes if any(one is parameter.value for one in node.inputs))

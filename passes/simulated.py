@@ -92,7 +92,7 @@ def simulate(model: oir.Model, bits: Bits, *, hadamard: bool = False, rounded: R
         for down in inner:
             if online.input_refusal(down, facts) is None:
                 turner.turn_input(down)
-    made = _Rounding(model)
+    made = TokenRounding(model)
     if bits.cache:
         for one in attention:
             value = one.value.output if one.value is not None and not one.packed else None
@@ -141,8 +141,8 @@ def _keys(layer: AttentionLayer) -> oir.Value | None:
     return layer.key.output if layer.key is not None and not layer.packed else None
 
 
-class _Rounding:
-    """Writes the arithmetic of rounding into a model."""
+class TokenRounding:
+    """Writes the arithmetic of rounding rows by their own range into a model."""
 
     def __init__(self, model: oir.Model) -> None:
         self.model, self.version = model, model.opset_imports.get("", 0)

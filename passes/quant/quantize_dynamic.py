@@ -22,7 +22,6 @@ from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.reservoirs import Several
 from burnish.passes.sites import Site
 
-_OPSET = 11
 _CELLS = ("LSTM", "GRU", "RNN")
 
 
@@ -126,7 +125,7 @@ class QuantizeDynamic(LossyPass):
     def _layer(self, model: oir.Model, name: str, layer: Layer, factors: Mapping[oir.Value, np.ndarray]) -> Edit | str:
         if isinstance(layer, Convolution) and not self.convolutions:
             return "ONNX Runtime computes dynamic convolutions several times slower; static ones are quick"
-        if (opset := model.opset_imports.get("", 1)) < _OPSET:
+        if (opset := model.opset_imports.get("", 1)) < dynamic_integers.OPSET:
             return f"opset {opset} has no {dynamic_integers.QUANTIZE}; `--opset` raises it"
         reason = dynamic_integers.refusal(layer)
         if reason is not None or layer.parameter is None:

@@ -1,0 +1,160 @@
+"""Linear layers with weights of 4 bits and activations of 8, whose wide channels are divided first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.ir.views.linear import find_linear
+from burnish.ir.walk import walk
+from burnish.passes import catalog, equalization
+from burnish.passes.base import Outcome
+from burnish.passes.equalization import Group, Plan, Seen, Source, Sources
+from burnish.passes.kernels_of_integers import Blocks, EachRun, Kernel
+from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.weight_sites import LEAST_BLOCK
+
+_PLACE = "quantize-fptq"
+_ROUNDINGS = Literal["nearest", "mse", "hqq"]
+_FOLD, _KEEP = "folded ", "kept "
+_FOLDED, _KEPT = 0.98, 0.9
+"""Equalizing has to bring the error down to this share: where it costs nothing, and where a product is kept."""
+
+
+@dataclass(frozen=True)
+class QuantizeFptq(LossyPass):
+    """Let linear layers multiply weights of 4 bits and activations of 8, with wide channels divided first (FPTQ).
+
+    The channels of what layers read are divided by m / log2(2 + m), m their largest magnitude on samples, and weights
+    multiplied; see Li et al. (2023), arXiv:2308.15987. Where every reader is such a layer, a norm or layer before takes
+    the division in, else a product is kept. ONNX Runtime has no kernel for activations of a fixed scale and weights of
+    4 bits: MatMulNBits finds the scales of activations in each run, for each block of each row.
+
+    Attributes:
+        route: which values are divided: `error` those where the layers' error, measured on rows of the samples, becomes
+            less; `thresholds` those whose largest magnitude lies between `v0` and `v1`, as in the paper.
+        v0, v1: for `thresholds`.
+        lowering: `int4` for MatMulNBits; `int8` for weights of 8 bits and DynamicQuantizeMatMul or
+            MatMulIntegerToFloat; `both` lets a budget choose for each layer.
+        block: how many weights of an output share a scale in 4 bits, at most: a power of two from 16 on. It is halved,
+            down to 32, until it divides the inputs.
+        rounding: of weights in 4 bits, as in `quantize-weights`.
+    """
+
+    route: Literal["error", "thresholds"] = "error"
+    v0: float = 15.0
+    v1: float = 150.0
+    lowering: Literal["int4", "int8", "both"] = "int4"
+    block: int = 128
+    rounding: _ROUNDINGS = "mse"
+    order: ClassVar[int] = 40
+    needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+
+    def __post_init__(self) -> None:
+        if self.block < LEAST_BLOCK or self.block & (self.block - 1):
+            raise InputError(
+                f"`block` is {self.block}", place=_PLACE, hint=f"give a power of two from {LEAST_BLOCK} on"
+            )
+        if not 0 <= self.v0 <= self.v1:
+            raise InputError(f"`v0` is {self.v0} and `v1` {self.v1}", place=_PLACE, hint="give 0 <= v0 <= v1")
+
+    @property
+    def decided(self) -> bool:
+        return self.lowering != "both"
+
+    def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
+        raise Undecided(
+            "`quantize-fptq` has to see how wide the channels of activations are", hint="give samples with `--data`"
+        )
+
+    def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
+        """See the class of passes. A payload holds what the inputs of layers are divided by, under their nodes."""
+        kernels = self._kernels
+        found, left = equalization.groups(model)
+        for layer, reason in left:
+            outcome.skip(layer.node, reason)
+        for group in found:
+            for name, layer in list(group.layers.items()):
+                why = next((why for one in kernels if (why := one.refusal(model, layer)) is not None), None)
+                if why is not None:
+                    outcome.skip(layer.node, why)
+                    del group.layers[name]
+        sources = Sources(model)
+        plans: dict[Kernel, dict[Group, Plan]] = {kernel: {} for kernel in kernels}
+        for group, seen in equalization.observed(model, [one for one in found if one.layers], context):
+            if isinstance(seen, str):
+                for layer in group.layers.values():
+                    outcome.skip(layer.node, seen)
+                continue
+            source = sources.of(group)
+            for kernel in kernels:
+                plans[kernel][group] = Plan(group, self._divisors(group, seen, kernel, source), source)
+        edits = []
+        for kernel in kernels:
+            ordered = [plans[kernel][group] for group in found if group in plans[kernel]]
+            edits += [self._edit(kernel, part) for part in equalization.joined(ordered)]
+        return edits
+
+    @property
+    def _kernels(self) -> list[Kernel]:
+        kernels: dict[str, Kernel] = {
+            "int4": Blocks(self.block, self.rounding),
+            "int8": EachRun("minmax" if self.rounding == "nearest" else "mse"),
+        }
+        return [one for name, one in kernels.items() if self.lowering in (name, "both")]
+
+    def _divisors(self, group: Group, seen: Seen, kernel: Kernel, source: Source | str) -> np.ndarray | None:
+        """What the channels are divided by; None where they are left as they are."""
+        scale = equalization.logarithmic(seen.largest)
+        if not equalization.fitting(group, scale):
+            return None
+        if self.route == "thresholds":
+            return scale if self.v0 < seen.largest.max(initial=0.0) < self.v1 else None
+        weights = [layer.weight() for layer in group.layers.values()]
+        before, after = (kernel.error(seen.rows, weights, divisors) for divisors in (None, scale))
+        return scale if after < (_KEPT if isinstance(source, str) else _FOLDED) * before else None
+
+    def _edit(self, kernel: Kernel, part: Sequence[Plan]) -> Edit:
+        claims, payload = set[str](), dict[str, np.ndarray]()
+        savings: list[Savings] = []
+        for plan in part:
+            savings += [kernel.savings(layer) for layer in plan.group.layers.values()]
+            claims |= {str(node.name) for layer in plan.group.layers.values() for node in layer.nodes}
+            if plan.scale is not None:
+                source = plan.folded
+                savings.append(equalization.savings(plan.group, source))
+                claims |= set(equalization.claimed(source))
+                kind = _KEEP if source is None else _FOLD
+                payload |= {f"{kind}{layer.node.name}": plan.scale for layer in plan.group.layers.values()}
+        anchors = tuple(str(layer.node.name) for plan in part for layer in plan.group.layers.values())
+        how = " + ".join(dict.fromkeys(plan.words for plan in part))
+        total = Savings(sum(one.parameters for one in savings), sum(one.bytes for one in savings), 0)
+        site = next(iter(part[0].group.layers))
+        return Edit(catalog.spec(self), site, f"{kernel.words}, {how}", frozenset(claims), total, payload, anchors)
+
+    def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
+        """See the class of passes."""
+        nodes = {str(node.name): node for node in walk(model)}
+        sources = Sources(model)
+        kernels = {one.words: one for one in self._kernels}
+        for edit in edits:
+            if not outcome.take(nodes[edit.anchors[0]]):
+                return
+            members = {name: one for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
+            for group in equalization.grouped(members):
+                name = next(iter(group.layers))
+                if (scale := edit.payload.get(f"{_FOLD}{name}")) is not None:
+                    source = sources.of(group)
+                    equalization.equalize(model, group, scale, None if isinstance(source, str) else source)
+                elif (scale := edit.payload.get(f"{_KEEP}{name}")) is not None:
+                    equalization.equalize(model, group, scale, None)
+            kernel = next(one for words, one in kernels.items() if edit.option.startswith(words))
+            for name in members:
+                layer = find_linear(nodes[name])
+                assert layer is not None
+                kernel.write(model, layer)
