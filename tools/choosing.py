@@ -65,6 +65,24 @@ def chooser(model: oir.Model, request: Request, *, measurable: bool) -> Chooser:
     )
 
 
+def built(module: Any, target: Target) -> Any:
+    """Code of a scheduled module, as `compiling.build` makes it.
+
+    Raises:
+        InputError: TVM makes none.
+    """
+    from burnish.backends.tvm import compiling
+    from burnish.backends.tvm.reasons import last_line
+
+    try:
+        return compiling.build(module, target)
+    except Exception as error:  # TVM's errors have many types
+        raise InputError(
+            f"TVM makes no code for `{target}` of it: {last_line(error)}",
+            hint="give its dynamic sizes numbers with `--dims`, or run the optimized ONNX file on ONNX Runtime",
+        ) from error
+
+
 def scheduled(fused: Any, target: Target, tuning: Tuning | None) -> tuple[Any, int]:
     """The fused module with a schedule for each kernel, and how many have a tuned one."""
     from burnish.backends.tvm import compiling

@@ -243,7 +243,7 @@ def _write(chosen: Sequence[Chosen], model: oir.Model, folder: Path, request: Re
             if request.tuning is not None:
                 request.tuning.used.clear()
             scheduled, tuned = choosing.scheduled(fused, request.target, request.tuning)
-            code = compiling.build(scheduled, request.target)
+            code = choosing.built(scheduled, request.target)
         compiling.export(code, folder / artifact.CODE)
         kernels = compiling.kernels(fused)
     if arrays:

@@ -47,11 +47,10 @@ def constant(elements: np.ndarray) -> Any:
 def element_of(byte: Any, place: Any, *, signed: bool) -> Any:
     """The 4-bit integer at a place, as int32, of the byte that holds it; the first one lies in the lower bits.
 
-    Chosen and not shifted by a number of bits: that would be 64 bits wide, as places are.
+    Shifted and not chosen: where one choice is that of several lanes, TVM 0.27 makes CUDA code that nvcc refuses.
     """
-    whole = tirx.Cast("int32", byte)
-    low, high = tirx.bitwise_and(whole, tirx.const(15, "int32")), tirx.shift_right(whole, tirx.const(4, "int32"))
-    bits = tirx.Select(tirx.floormod(place, 2) == 0, low, high)
+    bits_before = tirx.Cast("int32", tirx.floormod(place, 2)) * tirx.const(4, "int32")  # places are 64 bits wide
+    bits = tirx.bitwise_and(tirx.shift_right(tirx.Cast("int32", byte), bits_before), tirx.const(15, "int32"))
     # Their sign without a branch: -8 for the highest bit, which is 8 when flipped.
     return tirx.bitwise_xor(bits, tirx.const(8, "int32")) - tirx.const(8, "int32") if signed else bits
 
