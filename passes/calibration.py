@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import integer_layers, ranges
 from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context
+from burnish.passes.measure_choice import measure
 from burnish.passes.ranges import Method
 from burnish.passes.reducers import Moments, Reducer
 from burnish.passes.reservoirs import Several
@@ -97,42 +97,34 @@ def mean_of(layer: Layer) -> str:
 def best(
     model: oir.Model, known: Mapping[Method, Known], make: Callable[[Known], oir.Model], context: Context
 ) -> Method:
-    """The method by which all layers together change the outputs least, on the first samples.
+    """The method by which all layers together change the outputs least, by the divergence that edits are scored by.
 
     Args:
         model: the original.
         known: by method.
         make: the model with ranges.
-        context: samples and what runs models.
+        context: samples and what runs models; the first samples are taken.
     """
     if len(known) == 1:
         return next(iter(known))
     samples = context.samples[:TRIED]
-    reference = list(_scores(model, samples, context))
+    divergence = measure("divergence", model, keeps=context.keeps).measure
+    reference = list(_outputs(model, samples, context))
     errors: dict[Method, float] = {}
     for method, one in known.items():
-        apart = size = 0.0
-        for wanted, found in zip(reference, _scores(make(one), samples, context), strict=True):
-            for array, other in zip(wanted, found, strict=True):
-                if array.dtype.kind == "f" and np.isfinite(array).all():
-                    spread = float(np.square(array, dtype=np.float64).sum()) or 1.0
-                    apart += float(np.square(other.astype(np.float64) - array).sum()) / spread
-                    size += 1
-        errors[method] = apart / size if size and np.isfinite(apart) else np.inf
+        found = _outputs(make(one), samples, context)
+        pairs = zip(found, reference, samples, strict=True)
+        try:
+            errors[method] = divergence.value([divergence.partial(*pair) for pair in pairs])
+        except InputError:
+            errors[method] = np.inf
     return min(errors, key=lambda method: errors[method])
 
 
-def _scores(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterable[list[np.ndarray]]:
-    """What a model computes, before it is made to probabilities: these hardly tell large errors from small ones."""
-    copy = model.clone()
-    for index, value in enumerate(copy.graph.outputs):
-        node = match.producer(value, "Softmax", "LogSoftmax", "Sigmoid")
-        before = None if node is None else node.inputs[0]
-        if before is not None and not before.is_graph_output() and not before.is_graph_input():
-            copy.graph.outputs[index] = before
-    runner = context.execute(copy)
+def _outputs(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterator[Mapping[str, np.ndarray]]:
+    runner = context.execute(model)
     try:
         for sample in samples:
-            yield [array for array in runner.run(sample.feeds).values() if isinstance(array, np.ndarray)]
+            yield runner.run(sample.feeds)
     finally:
         runner.close()
