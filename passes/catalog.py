@@ -136,6 +136,8 @@ def parse(spec: str) -> list[Pass]:
                 raise InputError(
                     f"option `{pair}` of `{item[1]}` has no value", hint=f"write `{item[1]}{{{pair}=value}}`"
                 )
+            if key.strip() in given:
+                raise InputError(f"option `{key.strip()}` of `{item[1]}` is given twice", hint="give it once")
             given[key.strip()] = value.strip()
         found.append(make(item[1], given))
         position = item.end()

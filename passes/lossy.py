@@ -225,7 +225,9 @@ def results(model: oir.Model, computed: Mapping[str, np.ndarray]) -> dict[str, n
     return found
 
 
-def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass]) -> tuple[oir.Model, list[Outcome]]:
+def apply(
+    model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass]
+) -> tuple[oir.Model, dict[str, Outcome]]:
     """A copy of `model` with edits of several passes, made in the order of the passes' numbers.
 
     Args:
@@ -234,18 +236,18 @@ def apply(model: oir.Model, chosen: Sequence[Edit], passes: Sequence[LossyPass])
         passes: the passes.
 
     Returns:
-        The copy, and the account of each pass that had edits. `port` tells what its inputs and outputs were called.
+        The copy, and by its text the account of each pass that had edits. `port` tells what its inputs and outputs
+        were called.
     """
     copy = model.clone()
     for value in (*copy.graph.inputs, *copy.graph.outputs):
         value.meta[_PORT] = value.name
-    outcomes = []
+    outcomes = {}
     for one in sorted(passes, key=lambda one: one.order):
         own = [edit for edit in chosen if edit.spec == catalog.spec(one)]
         if own:
-            outcome = Outcome(one.pass_name())
+            outcomes[catalog.spec(one)] = outcome = Outcome(one.pass_name())
             copy.meta.pop("burnish.names", None)
             one.apply(copy, own, outcome)
             separate_names(copy)
-            outcomes.append(outcome)
     return copy, outcomes

@@ -114,7 +114,7 @@ def resolve(
     lossy = [one for one in (*base, *own) if isinstance(one, LossyPass)]
     if allowed and not lossy:
         lossy = [one for name in recipes.LOSSY if isinstance(one := catalog.make(name), LossyPass)]
-    lossy = [one for one in lossy if one.pass_name() not in without]
+    lossy = list({catalog.spec(one): one for one in lossy if one.pass_name() not in without}.values())
     if allowed and not lossy:
         raise InputError("there is a budget, and no lossy pass is left to spend it", hint="leave `--without` out")
     ahead = [] if any(isinstance(one, LossyPass) for one in base) else _ahead(own)

@@ -29,7 +29,7 @@ def proposals(one: LossyPass, model: oir.Model) -> tuple[list[Edit], Outcome]:
 def made(one: LossyPass, model: oir.Model, edits: list[Edit]) -> tuple[oir.Model, Outcome]:
     """A copy with these edits, and the account of them."""
     after, outcomes = lossy.apply(model, edits, [one])
-    outcome = outcomes[0] if outcomes else Outcome(one.pass_name())
+    outcome = next(iter(outcomes.values()), Outcome(one.pass_name()))
     changed = text(after) != text(model)
     if outcome.rewritten != len(edits) or changed != bool(edits):
         raise LawBroken(f"{len(edits)} edits, `rewritten` is {outcome.rewritten}, the text changed: {changed}")

@@ -346,9 +346,8 @@ class _Stage:
         found.edits = edits
         found.came_from(before, edits)
         found.model, made = lossy.apply(before, edits, self.todo.lossy)
-        by_name = {one.name: one for one in made}
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
-            done = by_name.get(one.pass_name(), outcome)
+            done = made.get(catalog.spec(one), outcome)
             done.skipped = [*outcome.skipped, *done.skipped] if done is not outcome else done.skipped
             found.steps.append(pipeline.Step(catalog.spec(one), done))
         if found.judged is not None:

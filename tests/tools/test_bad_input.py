@@ -146,6 +146,7 @@ def test_functions_that_give_no_samples(name, cause, folder, capsys, monkeypatch
         (["-o", "out.onnx", "--opset", "12"], "older opset"),
         (["-o", "out.onnx", "--recipe", "deep.yaml"], "nested too deeply"),
         (["-o", "out.onnx", "--recipe", "twice.yaml"], "given twice"),
+        (["-o", "out.onnx", "-p", "quantize-weights{bits=8,bits=4}"], "`bits` of `quantize-weights` is given twice"),
     ],
 )
 def test_targets_and_recipes_that_cannot_be(words, cause, folder, capsys, monkeypatch):

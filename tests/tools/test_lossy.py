@@ -380,3 +380,16 @@ def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:
     assert found["result"]["drop"] + found["result"]["spread"] <= found["budget"]["allowed"]
     assert {edit.spec for edit in result.lossy.edits} >= {"quantize-static", "quantize-weights"}  # type: ignore[union-attr]
     assert result.sizes[1] < 0.35 * result.sizes[0]
+
+
+def test_a_pass_that_is_named_twice_edits_once_and_each_setting_has_its_own_account(tmp_path: Path) -> None:
+    asked = {"data": None, "max_drop": None}
+    twice = optimize(tmp_path, passes=["quantize-weights{bits=4}"], recipe="int4", **asked)
+    once = optimize(tmp_path, passes=None, recipe="int4", **asked)
+    assert twice.lossy is not None and once.lossy is not None
+    assert twice.lossy.fired() == once.lossy.fired()
+    two = optimize(tmp_path, passes=["quantize-weights{bits=4}", "quantize-weights{bits=8}"], **asked)
+    assert two.lossy is not None
+    made = len(two.lossy.edits)
+    assert [step.outcome.rewritten for step in two.lossy.steps] == [made, 0]
+    assert [len(step.outcome.skipped) for step in two.lossy.steps] == [0, made]
