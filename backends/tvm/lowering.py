@@ -239,7 +239,7 @@ class _Scope:
             return packing.constant(np.asarray(sizes, dtype.numpy()).reshape([int(str(d)) for d in shape]))
         node = value.producer()
         assert node is not None
-        maker = Maker(self.builder, self.facts, self.sizes, node, self._stored)
+        maker = Maker(self.builder, self.facts, self.sizes, node, self._stored, self.value)
         vector = maker.sizes_as_tensor([self.sizes.of(size) for size in sizes], dtype.name.lower())
         return vector if len(shape) == 1 else self.builder.emit(relax.op.reshape(vector, []))
 
@@ -262,7 +262,8 @@ class _Scope:
         entry = _entry(node, self.facts, self.whole.opsets)
         given = [self._given(node, index, entry) for index in range(len(node.inputs))]
         attributes = {name: match.attribute(node, name) for name in node.attributes}
-        found = entry.function(Maker(self.builder, self.facts, self.sizes, node, self._stored), *given, **attributes)
+        maker = Maker(self.builder, self.facts, self.sizes, node, self._stored, self.value)
+        found = entry.function(maker, *given, **attributes)
         return found if entry.several else (found,)
 
     def _stored(self, value: oir.Value) -> Any:

@@ -19,9 +19,15 @@ class Maker:
     """What the functions of the table make expressions with, for one node."""
 
     def __init__(
-        self, builder: Any, facts: Inference, sizes: Sizes, node: oir.Node, stored: Callable[[oir.Value], Any]
+        self,
+        builder: Any,
+        facts: Inference,
+        sizes: Sizes,
+        node: oir.Node,
+        stored: Callable[[oir.Value], Any],
+        value: Callable[[oir.Value | None], Any],
     ) -> None:
-        self._stored = stored
+        self._stored, self._value = stored, value
         self._builder, self._facts, self._sizes, self.node = builder, facts, sizes, node
         self.opset = facts.opset
 
@@ -161,6 +167,17 @@ class Maker:
     def stored(self, value: oir.Value) -> Any:
         """The parameter of a constant as it lies in memory: 4-bit integers two to a byte, flat."""
         return self._stored(value)
+
+    def value(self, value: oir.Value | None) -> Any:
+        """The expression of a value that is computed before the node, an input, or a constant."""
+        return self._value(value)
+
+    def same_sizes(self, sizes: list[Any], others: list[Any]) -> bool:
+        """Whether sizes are as many and proven equal."""
+        if len(sizes) != len(others):
+            return False
+        pairs = list(zip(sizes, others, strict=True))
+        return all(a == b if isinstance(a, int) and isinstance(b, int) else _equal(a, b) for a, b in pairs)
 
     def value_dtype(self, value: oir.Value | None) -> oir.DataType:
         """The ONNX dtype of a value; raises `Unsupported` where it is not known."""

@@ -1,4 +1,5 @@
-"""Schedules for a processor of kernels that nothing was tuned for: products with weights that they unpack themselves.
+"""Schedules for a processor of kernels that nothing was tuned for: products with weights that they unpack themselves,
+and weighted sums of rows that they pick.
 
 A kernel is taken by what it does: a sum of products over one axis whose second factor is computed, element by element,
 from integers of at most 8 bits. The weight is then never written to memory: for one or two rows it is unpacked in
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import TensorLoad
 from tvm.s_tir import Schedule
 
 _LANES = 16
 """Numbers of float32 that are multiplied at a time: a register of AVX-512, or two of AVX2."""
 _FEW = 2
 """Rows up to which a weight is unpacked again for each."""
+_STRETCH = 8
+"""Registers that hold a stretch of columns while rows are added to it."""
 _NARROW = ("int8", "uint8")
 _SCHEDULED = "tirx.is_scheduled"
 
@@ -63,7 +67,7 @@ def scheduled(function: Any) -> Any:
     schedule = Schedule(function)
     product = _recognised(schedule)
     if product is None:
-        return None
+        return schedule.mod["main"].with_attr(_SCHEDULED, True) if _rows(schedule) else None
     done = _along_depth(schedule, product) if product.along_depth else _along_width(schedule, product)
     return schedule.mod["main"].with_attr(_SCHEDULED, True) if done else None
 
@@ -200,3 +204,38 @@ def _along_width(schedule: Any, product: _Product) -> bool:
         schedule.unroll(loop)
     schedule.decompose_reduction(block, k)
     return True
+
+
+def _rows(schedule: Any) -> bool:
+    """A sum, with weights, of rows that indices pick: a stretch of columns in registers, over which rows run by.
+
+    False, and nothing is changed, where a kernel is something else.
+    """
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    variables = schedule.get(blocks[0]).iter_vars if len(blocks) == 1 else []
+    kept = sum(one.iter_type != _REDUCED for one in variables)
+    if not kept or kept == len(variables) or any(one.iter_type == _REDUCED for one in variables[:kept]):
+        return False
+    width = _number(variables[kept - 1].dom.extent) or 1
+    lanes = next((one for one in (_LANES, 8, 4) if not width % one), 0)
+    block = schedule.get(blocks[0])
+    if not lanes or not _multiplies(block) or not _picks(block, variables[kept - 1].var):
+        return False
+    written = schedule.cache_write(blocks[0], 0, "local")
+    loops = schedule.get_loops(blocks[0])
+    columns, column, lane = schedule.split(loops[kept - 1], [None, _largest(width // lanes, _STRETCH), lanes])
+    schedule.reorder(columns, *loops[kept:], column, lane)
+    schedule.reverse_compute_at(written, columns)
+    schedule.vectorize(schedule.split(schedule.get_loops(written)[-1], [None, lanes])[1])
+    schedule.vectorize(lane)
+    schedule.unroll(column)
+    schedule.decompose_reduction(blocks[0], loops[kept])
+    return True
+
+
+def _picks(block: Any, column: Any) -> bool:
+    """Whether one of two factors is read at a row that is computed of another thing that is read, and at a column."""
+    factors = (block.body.value.b.a, block.body.value.b.b)
+    loads = [one.indices for one in factors if isinstance(one, TensorLoad) and len(one.indices) == 2]
+    found = any(at[1].same_as(column) and not isinstance(at[0], tirx.Var) for at in loads)
+    return found and len(block.reads) == 3

@@ -62,12 +62,44 @@ def pair(rows: Rows, depth: int, rank: int, width: int, dtype: type = np.float32
     return _model(nodes, weights, rows, depth, width, dtype)
 
 
+def bag(tokens: Rows, rows: int, picked: int, width: int) -> onnx.ModelProto:
+    """The last step of a memory layer with product keys: rows of a table, picked by token, times weights, summed."""
+    table = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32)
+    arrays = {"t": table, "last": np.array([-1]), "over": np.array([-2])}
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["g"]),
+        helper.make_node("Unsqueeze", ["w", "last"], ["u"]),
+        helper.make_node("Mul", ["g", "u"], ["p"]),
+        helper.make_node("ReduceSum", ["p", "over"], ["y"], keepdims=0),
+    ]
+    ends = [("i", TensorProto.INT64, picked), ("w", TensorProto.FLOAT, picked), ("y", TensorProto.FLOAT, width)]
+    return _graph(nodes, arrays, [helper.make_tensor_value_info(name, kind, [tokens, n]) for name, kind, n in ends], 2)
+
+
+def projections(rows: Rows, depth: int, widths: Sequence[int]) -> onnx.ModelProto:
+    """Linear layers that read one value, with bias, as query, key and value do."""
+    random = np.random.default_rng(0)
+    arrays, nodes, ends = {}, [], [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, depth])]
+    for place, width in enumerate(widths):
+        arrays[f"w{place}"] = random.standard_normal((depth, width), dtype=np.float32) / np.float32(depth**0.5)
+        arrays[f"b{place}"] = random.standard_normal(width, dtype=np.float32)
+        nodes.append(helper.make_node("Gemm", ["x", f"w{place}", f"b{place}"], [f"y{place}"]))
+        ends.append(helper.make_tensor_value_info(f"y{place}", TensorProto.FLOAT, [rows, width]))
+    return _graph(nodes, arrays, ends, 1)
+
+
 def _model(
     nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray], rows: Rows, depth: int, width: int, dtype: type
 ) -> onnx.ModelProto:
     kind = TensorProto.FLOAT16 if dtype is np.float16 else TensorProto.FLOAT
     ends = [helper.make_tensor_value_info(name, kind, [rows, size]) for name, size in (("x", depth), ("y", width))]
+    return _graph(nodes, weights, ends, 1)
+
+
+def _graph(
+    nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray], ends: list[onnx.ValueInfoProto], inputs: int
+) -> onnx.ModelProto:
     constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "region", ends[:1], ends[1:], constants)
+    graph = helper.make_graph(nodes, "region", ends[:inputs], ends[inputs:], constants)
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=domains, ir_version=10)

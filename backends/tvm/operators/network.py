@@ -7,7 +7,7 @@ from typing import Any
 from tvm import relax
 
 from burnish.backends.tvm.maker import Maker
-from burnish.backends.tvm.operators import weight_only
+from burnish.backends.tvm.operators import rows, weight_only
 from burnish.backends.tvm.operators.elementwise import number
 from burnish.backends.tvm.operators.movement import plain
 from burnish.backends.tvm.registry import Unsupported, lowers
@@ -30,8 +30,10 @@ def product(make: Maker, a: Any, b: Any) -> Any:
 
 @lowers("MatMul")
 def matmul(make: Maker, a: Any, b: Any) -> Any:
-    found = _dequantized(make, a, False)
-    return product(make, a, b) if found is None else found
+    for found in (_dequantized(make, a, False), rows.multiplied(make)):
+        if found is not None:
+            return found
+    return product(make, a, b)
 
 
 def _dequantized(make: Maker, a: Any, transposed: bool) -> Any:

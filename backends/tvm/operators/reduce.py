@@ -8,6 +8,7 @@ from typing import Any
 from tvm import relax, tirx
 
 from burnish.backends.tvm.maker import Maker, type_of
+from burnish.backends.tvm.operators import rows
 from burnish.backends.tvm.operators.attention import fixed
 from burnish.backends.tvm.operators.elementwise import like, mapped
 from burnish.backends.tvm.operators.movement import plain, times
@@ -46,6 +47,9 @@ _REDUCTIONS: dict[str, tuple[Reduction, int]] = {
 def _reduced(make: Maker, reduction: Reduction, x: Any, axes: list[int] | None, keep: bool) -> Any:
     """Halves are reduced in float32; integers only where the result is exact; NaN makes a maximum NaN."""
     kind, dtype, shape = make.node.op_type, make.dtype(x), make.shape(x)
+    rows_summed = rows.summed(make, axes, keep) if kind == "ReduceSum" else None
+    if rows_summed is not None:
+        return rows_summed
     if any(shape[axis] == 0 for axis in (axes or range(len(shape))) if isinstance(shape[axis], int)):
         raise Unsupported("a reduction over nothing, which TVM leaves unwritten")
     x = _filled(make, x, axes)
