@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 from tvm.relax import transform
 
-from burnish.backends.tvm import vector_math
+from burnish.backends.tvm import pairs, vector_math
 from burnish.backends.tvm.quiet import quiet
 from burnish.backends.tvm.target import Target
 from burnish.ir.errors import InputError
@@ -38,6 +38,7 @@ def fused(module: Any, target: Target) -> Any:
             [
                 transform.DecomposeOpsForInference(),
                 *dispatch.library_dispatch_passes(target.tvm()),
+                *([tvm.transform.module_pass(_paired, opt_level=0)] if target.kind == "llvm" else []),
                 transform.LegalizeOps(),
                 transform.AnnotateTIROpPattern(),
                 transform.FoldConstant(),
@@ -46,6 +47,10 @@ def fused(module: Any, target: Target) -> Any:
                 transform.DeadCodeElimination(),
             ]
         )(module)
+
+
+def _paired(module: Any, context: Any) -> Any:
+    return pairs.joined(module)
 
 
 def scheduled(module: Any, target: Target) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Set
 
 import onnx_ir as oir
 
+from burnish.backends.tvm import pairs
 from burnish.backends.tvm.operators.weight_only import product_alone
 from burnish.backends.tvm.regions import LEAST, computes, multiplies
 from burnish.ir import dims
@@ -41,7 +42,8 @@ class Pieces:
 
     def light(self, nodes: Set[oir.Node]) -> list[list[oir.Node]]:
         """What may be worth something without tuning: long chains of nodes that multiply no matrices, bound by the
-        memory that one loop reads and writes once, and products with quantized weights, which have a schedule.
+        memory that one loop reads and writes once, and products with quantized weights, or with two factors, which have
+        a schedule.
         """
         import networkx as nx
 
@@ -53,9 +55,8 @@ class Pieces:
             chains.add_edges_from((one, node) for one in producers if one in chains)
         found = [[node for node in kept if node in chain] for chain in nx.connected_components(chains)]
         kept_chains = [chain for chain in found if sum(computes(node, self._facts) for node in chain) >= LEAST]
-        return kept_chains + [
-            one for node in self._model.graph if node in nodes and (one := product_alone(node)) and set(one) <= nodes
-        ]
+        products = (product_alone(node) or pairs.alone(node) for node in self._model.graph if node in nodes)
+        return kept_chains + [one for one in products if one and set(one) <= nodes]
 
     def _stages(self, nodes: list[oir.Node]) -> list[list[oir.Node]]:
         found: list[list[oir.Node]] = []

@@ -1,5 +1,5 @@
 """Schedules for a processor of kernels that nothing was tuned for: products with weights that they unpack themselves,
-and weighted sums of rows that they pick.
+weighted sums of rows that they pick, and pairs of products.
 
 A kernel is taken by what it does: a sum of products over one axis whose second factor is computed, element by element,
 from integers of at most 8 bits. The weight is then never written to memory: for one or two rows it is unpacked in
@@ -24,6 +24,8 @@ _FEW = 2
 """Rows up to which a weight is unpacked again for each."""
 _STRETCH = 8
 """Registers that hold a stretch of columns while rows are added to it."""
+_BLOCK = 64
+"""Rows of a pair of products whose middle is computed at a time."""
 _NARROW = ("int8", "uint8")
 _SCHEDULED = "tirx.is_scheduled"
 
@@ -67,7 +69,8 @@ def scheduled(function: Any) -> Any:
     schedule = Schedule(function)
     product = _recognised(schedule)
     if product is None:
-        return schedule.mod["main"].with_attr(_SCHEDULED, True) if _rows(schedule) else None
+        done = _rows(schedule) or _pair(schedule)
+        return schedule.mod["main"].with_attr(_SCHEDULED, True) if done else None
     done = _along_depth(schedule, product) if product.along_depth else _along_width(schedule, product)
     return schedule.mod["main"].with_attr(_SCHEDULED, True) if done else None
 
@@ -212,30 +215,87 @@ def _rows(schedule: Any) -> bool:
     False, and nothing is changed, where a kernel is something else.
     """
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    variables = schedule.get(blocks[0]).iter_vars if len(blocks) == 1 else []
+    sums = [one for one in blocks if any(i.iter_type == _REDUCED for i in schedule.get(one).iter_vars)]
+    variables = schedule.get(sums[0]).iter_vars if len(sums) == 1 else []
     kept = sum(one.iter_type != _REDUCED for one in variables)
     if not kept or kept == len(variables) or any(one.iter_type == _REDUCED for one in variables[:kept]):
         return False
     width = _number(variables[kept - 1].dom.extent) or 1
     lanes = next((one for one in (_LANES, 8, 4) if not width % one), 0)
-    block = schedule.get(blocks[0])
+    block = schedule.get(sums[0])
     if not lanes or not _multiplies(block) or not _picks(block, variables[kept - 1].var):
         return False
-    written = schedule.cache_write(blocks[0], 0, "local")
-    loops = schedule.get_loops(blocks[0])
+    written = schedule.cache_write(sums[0], 0, "local")
+    loops = schedule.get_loops(sums[0])
     columns, column, lane = schedule.split(loops[kept - 1], [None, _largest(width // lanes, _STRETCH), lanes])
     schedule.reorder(columns, *loops[kept:], column, lane)
     schedule.reverse_compute_at(written, columns)
     schedule.vectorize(schedule.split(schedule.get_loops(written)[-1], [None, lanes])[1])
     schedule.vectorize(lane)
     schedule.unroll(column)
-    schedule.decompose_reduction(blocks[0], loops[kept])
+    schedule.decompose_reduction(sums[0], loops[kept])
     return True
 
 
 def _picks(block: Any, column: Any) -> bool:
     """Whether one of two factors is read at a row that is computed of another thing that is read, and at a column."""
-    factors = (block.body.value.b.a, block.body.value.b.b)
+    product = block.body.value.b
+    factors = [one.value if isinstance(one, tirx.Cast) else one for one in (product.a, product.b)]
     loads = [one.indices for one in factors if isinstance(one, TensorLoad) and len(one.indices) == 2]
     found = any(at[1].same_as(column) and not isinstance(at[0], tirx.Var) for at in loads)
     return found and len(block.reads) == 3
+
+
+def _pair(schedule: Any) -> bool:
+    """Two products, of which the second reads the first: the middle of some rows, then their columns, and so on.
+
+    False, and nothing is changed, where a kernel is something else.
+    """
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    parts = [schedule.get(one) for one in blocks]
+    if len(blocks) < 2 or not all(_multiplies(one) for one in parts[:2]):
+        return False
+    if any([i.iter_type for i in one.iter_vars] != [0, 0] for one in parts[2:]):
+        return False
+    sizes = [[_number(one.dom.extent) for one in part.iter_vars] for part in parts]
+    if any(len(one) != 3 or None in one[1:] or one[1] % _LANES for one in sizes[:2]):  # type: ignore[operator]
+        return False
+    if not _writes(schedule, blocks[0], parts[1].reads[0].source) or sizes[0][1] != sizes[1][2]:
+        return False
+    rows = _BLOCK if sizes[1][0] is None else _largest(sizes[1][0], _BLOCK)
+    tall = 1 if sizes[1][0] is None else _largest(rows, 4)  # a tile that may end early is slower than no tile
+    for one in blocks[2:-1]:
+        schedule.compute_inline(one)
+    behind = blocks[-1] if len(blocks) > 2 else schedule.cache_write(blocks[1], 0, "local")
+    if len(blocks) > 2:
+        schedule.set_scope(blocks[1], 0, "local")
+    place = _columns(schedule, blocks[1], behind, schedule.get_loops(blocks[1]), [None, rows // tall, tall])
+    schedule.compute_at(blocks[0], place, preserve_unit_loops=True)
+    written = schedule.cache_write(blocks[0], 0, "local")
+    _columns(schedule, blocks[0], written, schedule.get_loops(blocks[0])[-3:], [None, tall])
+    return True
+
+
+def _columns(schedule: Any, block: Any, written: Any, loops: Sequence[Any], heights: list[int | None]) -> Any:
+    """A product with some rows and columns at a time in registers; the outermost loop.
+
+    Args:
+        schedule: of the kernel.
+        block: the product.
+        written: the block that copies its result to memory.
+        loops: of rows, of columns, of the sum.
+        heights: how the loop of rows is split: the last one goes over registers.
+    """
+    m, n, k = loops
+    *outer, tile, row = schedule.split(m, heights)
+    width = _number(schedule.get(n).extent) or _LANES
+    wide = _largest(width // _LANES, 4 if (heights[-1] or 1) > 1 else 8)
+    columns, column, lane = schedule.split(n, [None, wide, _LANES])
+    schedule.reorder(*outer, columns, tile, k, row, column, lane)
+    schedule.reverse_compute_at(written, tile)
+    schedule.vectorize(schedule.split(schedule.get_loops(written)[-1], [None, _LANES])[1])
+    schedule.vectorize(lane)
+    for loop in (row, column):
+        schedule.unroll(loop)
+    schedule.decompose_reduction(block, k)
+    return outer[0] if outer else columns

@@ -76,15 +76,23 @@ def bag(tokens: Rows, rows: int, picked: int, width: int) -> onnx.ModelProto:
     return _graph(nodes, arrays, [helper.make_tensor_value_info(name, kind, [tokens, n]) for name, kind, n in ends], 2)
 
 
-def projections(rows: Rows, depth: int, widths: Sequence[int]) -> onnx.ModelProto:
-    """Linear layers that read one value, with bias, as query, key and value do."""
+def projections(rows: Rows, depth: int, widths: Sequence[int], *, merged: bool) -> onnx.ModelProto:
+    """Linear layers with bias that read one value, as query, key and value do; or one layer and a Split."""
     random = np.random.default_rng(0)
-    arrays, nodes, ends = {}, [], [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, depth])]
-    for place, width in enumerate(widths):
-        arrays[f"w{place}"] = random.standard_normal((depth, width), dtype=np.float32) / np.float32(depth**0.5)
-        arrays[f"b{place}"] = random.standard_normal(width, dtype=np.float32)
-        nodes.append(helper.make_node("Gemm", ["x", f"w{place}", f"b{place}"], [f"y{place}"]))
-        ends.append(helper.make_tensor_value_info(f"y{place}", TensorProto.FLOAT, [rows, width]))
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, depth])]
+    outputs = [f"y{place}" for place in range(len(widths))]
+    ends += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width])
+        for name, width in zip(outputs, widths, strict=True)
+    ]
+    arrays: dict[str, np.ndarray] = {"sizes": np.array(widths)} if merged else {}
+    layers = {"all": sum(widths)} if merged else dict(zip(outputs, widths, strict=True))
+    nodes = [helper.make_node("Gemm", ["x", f"w_{name}", f"b_{name}"], [name]) for name in layers]
+    for name, width in layers.items():
+        arrays[f"w_{name}"] = random.standard_normal((depth, width), dtype=np.float32) / np.float32(depth**0.5)
+        arrays[f"b_{name}"] = random.standard_normal(width, dtype=np.float32)
+    if merged:
+        nodes.append(helper.make_node("Split", ["all", "sizes"], outputs, axis=-1))
     return _graph(nodes, arrays, ends, 1)
 
 

@@ -53,7 +53,7 @@ def cases(depth: int, width: int, dtype: type = np.float32) -> dict[str, Maker]:
 @contextmanager
 def unfused() -> Iterator[None]:
     """The same schedules, but for the weight, which is unpacked as a whole before it is multiplied."""
-    place = mock.patch("tvm.s_tir.Schedule.compute_at", lambda self, block, loop: None)
+    place = mock.patch("tvm.s_tir.Schedule.compute_at", lambda self, block, loop, **_: None)
     with place, mock.patch.object(processor_schedules, "_FEW", 0):
         yield
 

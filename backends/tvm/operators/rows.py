@@ -17,7 +17,9 @@ from burnish.backends.tvm.maker import Maker
 from burnish.backends.tvm.operators.indexing import within
 from burnish.ir import match
 
-_DTYPES = ("float32", "float16", "bfloat16")
+_DTYPES = ("float32", "float16")
+_LANES = 4
+"""Columns are a multiple of it: the schedule for processors takes that many at a time, or more."""
 
 
 def summed(make: Maker, axes: Sequence[int] | None, keep: bool) -> Any:
@@ -72,7 +74,10 @@ def _kernel(make: Maker, gather: oir.Node, weights: oir.Value, count: int, *, co
     sizes, dtype = make.shape(picked), make.dtype(table)
     rank = len(sizes)
     over = sizes[rank - count :]
-    if dtype not in _DTYPES or not all(isinstance(size, int) and size > 0 for size in over):
+    width = make.shape(table)[1]
+    if dtype not in _DTYPES or not isinstance(width, int) or width % _LANES:
+        return None
+    if not all(isinstance(size, int) and size > 0 for size in over):
         return None
     wanted = [*sizes, 1] if columns else [*sizes[:-1], 1, sizes[-1]]
     if rank < count or not make.same_sizes(make.shape(factor), wanted):
