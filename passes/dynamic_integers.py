@@ -31,6 +31,8 @@ def refusal(layer: Layer) -> str | None:
         return layer.read_only
     if layer.dtype != oir.DataType.FLOAT:
         return f"it does not compute in float32, which is all that {QUANTIZE} reads"
+    if layer.parameter is not None and not layer.parameter.finite:
+        return "its weight holds NaN or infinity"
     if isinstance(layer, Convolution):
         return "it is a transposed convolution" if layer.transposed else None
     if layer.input_axis != -1:

@@ -41,6 +41,11 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
             return f"its weight lies behind a {parameter.steps[-1].op_type}"
     if layer.dtype != oir.DataType.FLOAT:
         return "it does not compute in float32"
+    for parameter, what in ((layer.parameter, "weight"), (layer.bias_parameter, "bias")):
+        if parameter is not None and not parameter.finite:
+            return f"its {what} holds NaN or infinity"
+    if isinstance(layer, Linear) and layer.parameter is not None and len(layer.parameter.shape) > 2:
+        return "its weight has more than two axes, and ONNX Runtime takes scales for each output of two only"
     if isinstance(layer, Linear) and layer.add is not None and match.rank(layer.input) is None:
         return "the rank of its input is not known"
     return None

@@ -87,7 +87,7 @@ class Blocks(Kernel):
 
     def refusal(self, model: oir.Model, layer: Linear) -> str | None:
         matrix = Matrix((layer,))
-        if (why := packed_layers.refusal(matrix, "matmul-nbits", 4, model.graph.opset_imports.get("", 1))) is not None:
+        if (why := packed_layers.refusal(model, matrix, "matmul-nbits", 4)) is not None:
             return why
         return None if self.savings(layer).bytes > 0 else "4 bits with their scales take no fewer bytes"
 

@@ -58,7 +58,7 @@ def block_for(matrix: Matrix, block: int) -> int:
     return found
 
 
-def refusal(matrix: Matrix, form: Form, bits: int, opset: int) -> str | None:
+def refusal(model: oir.Model, matrix: Matrix, form: Form, bits: int) -> str | None:
     """Why a matrix cannot have a form, in plain words; None when it can."""
     if form == "matmul-nbits" and matrix.tables and matrix.linears and matrix.shape[1] % LEAST_BLOCK:
         return f"rows of {matrix.shape[1]} numbers hold no whole blocks of {LEAST_BLOCK}"
@@ -67,7 +67,9 @@ def refusal(matrix: Matrix, form: Form, bits: int, opset: int) -> str | None:
         return f"rows of {matrix.shape[1]} numbers of {bits} bits fill no whole bytes" if parted else None
     if matrix.tables:
         return "standard ONNX has no lookup in blocks of integers; `form=matmul-nbits` has one"
-    if opset < OPSETS[bits]:
+    if any(layer.node.graph is not model.graph for layer in matrix.linears):
+        return "it is in a branch or a loop, where ONNX Runtime cannot load it; `form=matmul-nbits` runs there"
+    if (opset := model.graph.opset_imports.get("", 1)) < OPSETS[bits]:
         return f"blocks of {bits} bits need opset {OPSETS[bits]}, and the model has {opset}: raise it with `--opset`"
     return None
 

@@ -70,6 +70,8 @@ def _refusal(layer: Convolution, bits: int, opset: int) -> str | None:
         return f"its weight lies behind a {layer.parameter.steps[0].op_type}"
     if layer.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
         return "its weight is not float32 or float16"
+    if not layer.parameter.finite:
+        return "its weight holds NaN or infinity"
     if bits not in _OPSETS:
         return f"convolutions are not stored in {bits} bits"
     least = _OPSETS[bits]

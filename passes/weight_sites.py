@@ -131,6 +131,8 @@ def refusal(matrix: Matrix, facts: Inference) -> str | None:
             return f"{others[0].op_type} shares the weight"
     if matrix.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
         return "its weight is not float32 or float16"
+    if not matrix.parameter.finite:
+        return "its weight holds NaN or infinity"
     for layer in matrix.linears:
         if layer.read_only is not None:
             return layer.read_only

@@ -62,6 +62,12 @@ class Parameter:
             array = _apply(step, array)
         return array.astype(np.float64)
 
+    @property
+    def finite(self) -> bool:
+        """Whether the numbers that are stored hold no NaN and no infinity."""
+        tensor = weights.tensor_of(self.source)
+        return tensor is None or not tensor.dtype.is_floating_point() or bool(np.isfinite(tensor.numpy()).all())
+
     def others(self, node: oir.Node) -> list[oir.Node]:
         """The nodes other than `node` and `steps` that read the same numbers, at any of the steps."""
         along = [self.source, *(step.outputs[0] for step in self.steps)]

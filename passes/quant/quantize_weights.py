@@ -120,7 +120,7 @@ class QuantizeWeights(LossyPass):
         found, tensor = [], weights.tensor_of(matrix.parameter.source)
         assert tensor is not None
         for bits in [self.bits] if self.bits else _GRID:
-            reason = packed_layers.refusal(matrix, self.form, bits, model.graph.opset_imports.get("", 1))
+            reason = packed_layers.refusal(model, matrix, self.form, bits)
             block = packed_layers.block_for(matrix, self.block)
             elements, stored = packed_layers.sizes(matrix, self.form, block, self.symmetric, bits)
             if reason is None and stored >= tensor.nbytes:

@@ -158,6 +158,18 @@ def test_values_that_are_not_finite_are_named() -> None:
     assert not edits and "`l` cannot be rounded: it holds NaN or infinity" in {one.reason for one in outcome.skipped}
 
 
+def test_weights_that_no_kernel_takes_are_refused() -> None:
+    source = "g (float[2, 4, 3, 32] x) => (float[2, 4, 3, 64] y) <float[1, 1, 32, 64] w> { y = MatMul (x, w) }"
+    model = model_of(source)
+    _, edits, outcome = proposed(model, samples_of(model))
+    assert not edits and "more than two axes" in outcome.skipped[0].reason
+    model = model_of(source.replace("1, 1, 32", "32"))
+    held = model.graph.initializers["w"]
+    held.const_value = oir.tensor(np.full((32, 64), np.nan, np.float32))
+    _, edits, outcome = proposed(model, samples_of(model))
+    assert not edits and [one.reason for one in outcome.skipped] == ["its weight holds NaN or infinity"]
+
+
 @pytest.mark.parametrize("options", ["{percentile=20}", "{weight_bits=4}", "{memory=0}", "{calibration=most}"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(InputError):

@@ -116,6 +116,36 @@ def test_shapes_that_only_our_inference_knows_are_enough() -> None:
     assert [one.reason for one in outcome.skipped] == ["it is not known how many axes its input has"]
 
 
+def test_a_product_in_a_branch_stays_where_no_runtime_loads_it() -> None:
+    source = """g (bool c, float[N, 64] x) => (float[N, 64] y) <float[64, 64] w, float[64, 64] u> {
+      h = MatMul (x, u)
+      y = If (c) <
+        then_branch = a () => (float[N, 64] p) { p = MatMul (h, w) },
+        else_branch = b () => (float[N, 64] q) { q = Relu (h) }
+      >
+    }"""
+    model = model_of(opset(source, 21))
+    after, outcome = quantized(model, bits=4, form="dequantize"), Outcome("quantize-weights")
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    executor()(after).run({"c": np.array(True), "x": x})
+    assert [one.parameter.quantized for one in linears(after) if one.parameter is not None] == [True, False]
+    catalog.make("quantize-weights", {"bits": 4, "form": "dequantize"}).asked(model, outcome)  # type: ignore[attr-defined]
+    assert "in a branch or a loop" in outcome.skipped[0].reason
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_weights_that_are_not_finite_stay(convolutions: bool) -> None:
+    model = model_of(KINDS["Conv" if convolutions else "MatMul and Add"])
+    for value in model.graph.initializers.values():
+        numbers = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        numbers.flat[0] = np.inf
+        value.const_value = oir.tensor(numbers)
+    outcome = Outcome("quantize-weights")
+    one = catalog.make("quantize-weights", {"bits": 8, "convolutions": convolutions})
+    assert isinstance(one, LossyPass) and not one.asked(model, outcome)
+    assert [skip.reason for skip in outcome.skipped] == ["its weight holds NaN or infinity"]
+
+
 def test_savings_are_what_the_file_shrinks_by(tmp_path: Path) -> None:
     model = model_of(TIED)
     for form, bits in (("matmul-nbits", 4), ("matmul-nbits", 2), ("dequantize", 4)):
