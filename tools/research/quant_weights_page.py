@@ -25,7 +25,7 @@ are rounded to 8 bits in blocks). `error` is the relative Frobenius error of all
 all constants take. Rows of one block and one kind of zero points take the same bytes, save for HQQ of ONNX Runtime,
 whose zero points are floating-point numbers. `whole` rows store tables of embeddings, and a head that is tied to one,
 in few bits as well; the quantizers of ONNX Runtime leave the head of SmolLM2 and the tables as they are. CPU seconds
-are those of rounding on one core, with what it observes.
+are those of rounding on one core, with what it observes. Rows that are not listed were not measured.
 """
 
 _AWQ = """## Scales of the inputs
