@@ -16,7 +16,7 @@ from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.pipeline import PassFailure, Pipeline
 from burnish.passes.protocols import Judge, Verdict
-from burnish.passes.prove import Miscompiled, Prover
+from burnish.passes.prove import Miscompiled, Prover, compare_code
 
 CHAIN = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -213,3 +213,19 @@ def test_steps_that_rounding_decides_are_no_miscompilation_where_only_integers_c
     samples = [Sample("all rows", {"ids": np.arange(256)})]
     found = Prover(Pipeline([Reorder()]), model, samples, _judge(), "ends", frozenset()).run().verification
     assert found.holds and found.loosened == ["all rows"] and found.replay < 1e-9
+
+
+def test_another_number_of_elements_after_rounding_allows_no_error_of_elements():
+    """Inputs beside a threshold are chosen or not by their last place; those that are chosen have to be right."""
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[n] x) => (float[m] y) <float[1] one = {1.0}, float[1] two = {TWO}> {
+      big = Greater (x, one)  chosen = Compress <axis = 0> (x, big)  y = Mul (chosen, two)
+    }
+    """
+    right, wrong = (oir.from_proto(onnx.parser.parse_model(text.replace("TWO", two))) for two in ("2.0", "2.2"))
+    samples = [Sample("two at the threshold", {"x": np.array([1.0, 1.0, 5.0, 7.0], np.float32)})]
+    runner = executor()(wrong)
+    found, _, _ = compare_code(right, samples, _judge(), runner, timed=False)
+    runner.close()
+    assert not found.holds
