@@ -1,0 +1,105 @@
+"""The page of what `burnish.tools.research.quant_static` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {
+    "a1": "EfficientNet-lite0 (A1)",
+    "a2": "MiniLM (A2)",
+    "a5": "Magika (A5)",
+    "a6-cls": "PP-OCR, direction (A6)",
+    "a6-rec": "PP-OCR, reading (A6)",
+    "resnet": "digits ResNet",
+    "vit": "digits ViT",
+}
+_INTEGERS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
+_TOP = """# Static int8 beside ONNX Runtime's quantizer
+
+`quantize-static` beside `onnxruntime.quantization.quantize_static` (1.32; QDQ, per channel, unsigned activations,
+signed weights; min-max, entropy and percentile calibration). Both get the same model, in normal form with its norms
+folded, and the same samples; errors are measured on samples that neither saw. `error` is the relative error of the
+first output, `agreement` the share of rows whose first class is that of the float32 model, `metric` that of the task,
+by labels. Times are of one thread, both models in turns, by the thread's own clock, on a processor with AVX512-VNNI
+that other work shared.
+
+Made by `python -m burnish.tools.research.quant_static NAME...` and `... page`.
+
+What to know before reading:
+
+- The other quantizer also rounds what stands between the layers, by default every operator that it knows. MiniLM and
+  Magika do not survive that.
+- It rounds the embeddings of MiniLM too, which `quantize-static` leaves to `quantize-weights`; and it gives each weight
+  of a MatMul one scale, so that the digits ViT is 8 % smaller. With `per_channel=false` ours has about that size.
+- Its entropy and percentile calibrations failed on samples of several sizes, which lines of text are.
+- The classifier of text directions is slower on integers than in float32, whoever quantizes it: kernels on integers are
+  slower for its small depthwise convolutions. A search with `--objective latency` took 6 of its 54 layers. Its output
+  is a softmax over two classes and nearly always certain, so few lines make all of its error.
+"""
+
+
+def page(known: Mapping[str, Any]) -> str:
+    """The page as Markdown."""
+    found = [one for one in _NAMES if one in known]
+    lines = [_TOP, "## All layers at once", ""]
+    lines += [
+        "| model | fitted / judged on | float32 | what | bytes | error | agreement | metric | against float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in found:
+        lines += _main(name, known[name])
+    lines += ["", "## What the options do", "", "Error of the first output, everything else as above.", ""]
+    labels = list(dict.fromkeys(one for name in found for one in known[name]["rows"] if one.startswith("burnish")))
+    heads = ["default" if one == "burnish" else one.removeprefix("burnish, ") for one in labels]
+    lines += [f"| model | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    for name in found:
+        rows = known[name]["rows"]
+        lines.append(f"| {_NAMES[name]} | {' | '.join(_number(rows.get(one, {}).get('error')) for one in labels)} |")
+    lines += ["", "## Kernels", "", "Operators that ONNX Runtime is left with, those on integers first.", ""]
+    lines += ["| model | float32 | burnish | ONNX Runtime |", "| --- | --- | --- | --- |"]
+    for name in found:
+        one = known[name]
+        sets = (one["kernels"], one["rows"]["burnish"].get("kernels"), _best(one)[1].get("kernels"))
+        lines.append(f"| {_NAMES[name]} | {' | '.join(map(_kernels, sets))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _best(one: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The rival of the least error."""
+    rivals = {label: row for label, row in one["rows"].items() if not label.startswith("burnish")}
+    return min(rivals.items(), key=lambda pair: pair[1].get("error", float("inf")))
+
+
+def _main(name: str, one: Mapping[str, Any]) -> list[str]:
+    head = f"| {_NAMES[name]} | {one['fit']} / {one['held']} | {_number(one['metric'])} |"
+    lines = []
+    for label in ["burnish", *(label for label in one["rows"] if not label.startswith("burnish"))]:
+        row = one["rows"][label]
+        if "failed" in row:
+            lines.append(f"{head} {label} | fails: {row['failed']} | | | | |")
+        else:
+            cells = (f"{row['bytes']:,}", *(_number(row[key]) for key in ("error", "agreement", "metric")), _time(row))
+            lines.append(f"{head} {label} | {' | '.join(cells)} |")
+        head = "| | | |"
+    return lines
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    seconds = row.get("seconds")
+    if not seconds or any(isinstance(one, str) for one in seconds):
+        return ""
+    ratio = seconds[0] / seconds[1]
+    said = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+    return f"{said} ({1000 * seconds[0]:.3g} to {1000 * seconds[1]:.3g} ms)"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _kernels(found: Mapping[str, int] | None) -> str:
+    if found is None:
+        return ""
+    order = sorted(found, key=lambda op: (not op.startswith(_INTEGERS), -found[op], op))
+    return ", ".join(f"{found[op]} {op}" for op in order[:12])
