@@ -12,6 +12,7 @@ import onnx_ir as oir
 from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.packing import pack, unpack
+from burnish.ir.views.convolution import convolutions
 from burnish.ir.walk import walk
 from burnish.passes import catalog, packed_layers, stored_convolutions
 from burnish.passes.base import Outcome
@@ -111,6 +112,8 @@ class QuantizeWeights(LossyPass):
                 outcome.skip(node, "its weight is the table of an embedding, and `embeddings` is off")
             else:
                 found[name] = matrix
+        for layer in [] if self.convolutions else convolutions(model):
+            outcome.skip(layer.node, "it is a convolution, and `convolutions` is off")
         return found
 
     def _edits(

@@ -133,6 +133,13 @@ def test_a_product_in_a_branch_stays_where_no_runtime_loads_it() -> None:
     assert "in a branch or a loop" in outcome.skipped[0].reason
 
 
+def test_convolutions_that_are_left_alone_are_said() -> None:
+    outcome = Outcome("quantize-weights")
+    one = catalog.make("quantize-weights", {"bits": 8})
+    assert isinstance(one, LossyPass) and not one.asked(model_of(KINDS["Conv"]), outcome)
+    assert [skip.reason for skip in outcome.skipped] == ["it is a convolution, and `convolutions` is off"]
+
+
 @pytest.mark.parametrize("convolutions", [False, True])
 def test_weights_that_are_not_finite_stay(convolutions: bool) -> None:
     model = model_of(KINDS["Conv" if convolutions else "MatMul and Add"])
