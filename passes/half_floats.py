@@ -116,6 +116,13 @@ def savings(nodes: Collection[oir.Node], least: int = 0) -> Savings:
     return Savings(parameters, saved, 0)
 
 
+def held_beside(group: Collection[oir.Node], nodes: Collection[oir.Node]) -> oir.Node | None:
+    """A reader of a large constant of `group` that is none of `nodes`, so that halves would be held beside it."""
+    read = {value for node in group for index in floats(node) if (value := node.inputs[index]) is not None}
+    large = [value for value in read if (tensor := weights.tensor_of(value)) is not None and tensor.size >= SMALL]
+    return next((reader for value in large for reader in match.consumers(value) if reader not in nodes), None)
+
+
 def write(model: oir.Model, nodes: Collection[oir.Node]) -> None:
     """Let nodes of the main graph compute in float16; whoever else reads their outputs gets them in float32.
 

@@ -63,9 +63,13 @@ class CastHalf(LossyPass):
             return [self._edit(name, group, group, []) for name, group in self._groups(model, outcome)]
         groups = dict(self._groups(model, outcome))
         safe = self._safe(model, context, [node for group in groups.values() for node in group])
-        found = []
+        fine = [node for group in groups.values() if all(str(one.name) in safe for one in group) for node in group]
+        every, found = half_floats.reach(model, fine, safe), []
         for name, group in groups.items():
-            if all(str(node.name) in safe for node in group):
+            other = half_floats.held_beside(group, every)
+            if all(str(node.name) in safe for node in group) and other is not None:
+                outcome.skip(group[0], f"the halves would be held beside its weight, which {other.op_type} reads")
+            elif all(str(node.name) in safe for node in group):
                 found.append(self._edit(name, group, half_floats.reach(model, group, safe), sorted(safe)))
             else:
                 outcome.skip(group[0], f"numbers there come within {self.margin:g} times of what float16 cannot hold")

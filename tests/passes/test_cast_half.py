@@ -119,6 +119,21 @@ g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w, float[4, 4] v> {
     now.close()
 
 
+def test_no_weight_is_held_in_halves_beside_itself() -> None:
+    source = """g (bool c, float[N, 64] x) => (float[N, 64] y) <float[64, 64] w> {
+      h = MatMul (x, w)
+      y = If (c) <
+        then_branch = a () => (float[N, 64] p) { p = MatMul (h, w) },
+        else_branch = b () => (float[N, 64] q) { q = Relu (h) }
+      >
+    }"""
+    model = prepare(parse_graph(source), cast_half())
+    outcome = Outcome("cast-half")
+    samples = list(make_samples(model))
+    assert not cast_half().propose(model, context_for(model, samples), outcome)
+    assert "beside its weight, which MatMul reads" in " ".join(skip.reason for skip in outcome.skipped)
+
+
 def test_weights_stored_in_fewer_bits_stay_so_behind_the_recipe() -> None:
     model, samples = digits("digits_resnet")
     one = cast_half(stored=True)
