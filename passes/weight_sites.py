@@ -13,11 +13,13 @@ from burnish.ir.inference import Inference
 from burnish.ir.views.embedding import embeddings
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, find_parameter
-from burnish.ir.walk import is_op
+from burnish.ir.walk import is_op, walk
 from burnish.passes.layers import layers
 
 LEAST_BLOCK = 16
 """The smallest block of ONNX Runtime's kernels; blocks are powers of two."""
+
+_STORED = (oir.DataType.FLOAT, oir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
             found.setdefault(id(one.table.source), (name, [], []))[2].append(Table(one.node, one.table))
         elif one.node.op_type != "MatMul":
             yield str(one.node.name), f"{one.node.op_type} reads its table itself", one.node
+    for node in walk(model, "Gather"):
+        stacked = find_parameter(node.inputs[0])
+        if stacked is not None and len(stacked.shape) > 2 and stacked.dtype in _STORED:
+            yield str(node.name), "it looks up matrices; only rows of a table are stored in blocks", node
     for name, linears, tables in found.values():
         matrix = Matrix(tuple(linears), tuple(tables))
         yield name, refusal(matrix, facts) or matrix, matrix.readers[0].node
@@ -129,7 +135,7 @@ def refusal(matrix: Matrix, facts: Inference) -> str | None:
         others = [node for node in one.parameter.others(one.node) if id(node) not in nodes | steps]
         if others:
             return f"{others[0].op_type} shares the weight"
-    if matrix.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
+    if matrix.dtype not in _STORED:
         return "its weight is not float32 or float16"
     if not matrix.parameter.finite:
         return "its weight holds NaN or infinity"

@@ -133,6 +133,19 @@ def test_a_product_in_a_branch_stays_where_no_runtime_loads_it() -> None:
     assert "in a branch or a loop" in outcome.skipped[0].reason
 
 
+def test_matrices_that_are_looked_up_are_said_to_stay() -> None:
+    source = """g (float[N, 3, 32] x, int64[N] i) => (float[N, 3, 24] y) <float[4, 32, 24] w> {
+      e = Gather (w, i)
+      y = MatMul (x, e)
+    }"""
+    outcome = Outcome("quantize-weights")
+    one = catalog.make("quantize-weights", {"bits": 8})
+    assert isinstance(one, LossyPass) and not one.asked(model_of(source), outcome)
+    assert [skip.reason for skip in outcome.skipped] == [
+        "it looks up matrices; only rows of a table are stored in blocks"
+    ]
+
+
 def test_convolutions_that_are_left_alone_are_said() -> None:
     outcome = Outcome("quantize-weights")
     one = catalog.make("quantize-weights", {"bits": 8})
