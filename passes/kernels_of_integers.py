@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as oir
@@ -25,10 +26,11 @@ _OUTPUTS = 256
 class Kernel(ABC):
     """A way to multiply integers; both sides are rounded by it."""
 
-    @property
+    name: ClassVar[str]
+
     @abstractmethod
-    def words(self) -> str:
-        """What it makes of weights."""
+    def words(self, features: Iterable[int]) -> str:
+        """What it makes of layers with so many inputs each; begins with its name."""
 
     @abstractmethod
     def refusal(self, model: oir.Model, layer: Linear) -> str | None:
@@ -78,12 +80,13 @@ class Blocks(Kernel):
         rounding: of weights; one that needs no samples.
     """
 
+    name: ClassVar[str] = "int4"
     block: int = 128
     rounding: Rounding = "mse"
 
-    @property
-    def words(self) -> str:
-        return f"int4 block {self.block}"
+    def words(self, features: Iterable[int]) -> str:
+        blocks = sorted({self._block(one) for one in features})
+        return f"int4 block {' and '.join(map(str, blocks))}"
 
     def refusal(self, model: oir.Model, layer: Linear) -> str | None:
         matrix = Matrix((layer,))
@@ -128,10 +131,10 @@ class EachRun(Kernel):
         clip: how scales of weights are fitted.
     """
 
+    name: ClassVar[str] = "int8"
     clip: Clip = "mse"
 
-    @property
-    def words(self) -> str:
+    def words(self, features: Iterable[int]) -> str:
         return "int8, inputs in each run"
 
     def refusal(self, model: oir.Model, layer: Linear) -> str | None:

@@ -22,6 +22,9 @@ from burnish.passes.weight_sites import LEAST_BLOCK
 _PLACE = "quantize-fptq"
 _ROUNDINGS = Literal["nearest", "mse", "hqq"]
 _FOLD, _KEEP = "folded ", "kept "
+_POWERS = (1.0, 0.75, 0.5, 0.25)
+"""Of what channels are divided by, that are tried by error."""
+
 _FOLDED, _KEPT = 0.98, 0.9
 """Equalizing has to bring the error down to this share: where it costs nothing, and where a product is kept."""
 
@@ -37,7 +40,8 @@ class QuantizeFptq(LossyPass):
 
     Attributes:
         route: which values are divided: `error` those where the layers' error, measured on rows of the samples, becomes
-            less; `thresholds` those whose largest magnitude lies between `v0` and `v1`, as in the paper.
+            less, by the power of the paper's divisors (1, 3/4, 1/2, 1/4) that is best; `thresholds` those whose largest
+            magnitude lies between `v0` and `v1`, as in the paper.
         v0, v1: for `thresholds`.
         lowering: `int4` for MatMulNBits; `int8` for weights of 8 bits and DynamicQuantizeMatMul or
             MatMulIntegerToFloat; `both` lets a budget choose for each layer.
@@ -116,8 +120,11 @@ class QuantizeFptq(LossyPass):
         if self.route == "thresholds":
             return scale if self.v0 < seen.largest.max(initial=0.0) < self.v1 else None
         weights = [layer.weight() for layer in group.layers.values()]
-        before, after = (kernel.error(seen.rows, weights, divisors) for divisors in (None, scale))
-        return scale if after < (_KEPT if isinstance(source, str) else _FOLDED) * before else None
+        tried = {power: scale**power for power in _POWERS}
+        errors = {power: kernel.error(seen.rows, weights, one) for power, one in tried.items()}
+        best = min(_POWERS, key=lambda power: errors[power])
+        less = errors[best] < (_KEPT if isinstance(source, str) else _FOLDED) * kernel.error(seen.rows, weights)
+        return tried[best] if less else None
 
     def _edit(self, kernel: Kernel, part: Sequence[Plan]) -> Edit:
         claims, payload = set[str](), dict[str, np.ndarray]()
@@ -135,13 +142,14 @@ class QuantizeFptq(LossyPass):
         how = " + ".join(dict.fromkeys(plan.words for plan in part))
         total = Savings(sum(one.parameters for one in savings), sum(one.bytes for one in savings), 0)
         site = next(iter(part[0].group.layers))
-        return Edit(catalog.spec(self), site, f"{kernel.words}, {how}", frozenset(claims), total, payload, anchors)
+        what = kernel.words(plan.group.features for plan in part)
+        return Edit(catalog.spec(self), site, f"{what}, {how}", frozenset(claims), total, payload, anchors)
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""
         nodes = {str(node.name): node for node in walk(model)}
         sources = Sources(model)
-        kernels = {one.words: one for one in self._kernels}
+        kernels = self._kernels
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
@@ -153,7 +161,7 @@ class QuantizeFptq(LossyPass):
                     equalization.equalize(model, group, scale, None if isinstance(source, str) else source)
                 elif (scale := edit.payload.get(f"{_KEEP}{name}")) is not None:
                     equalization.equalize(model, group, scale, None)
-            kernel = next(one for words, one in kernels.items() if edit.option.startswith(words))
+            kernel = next(one for one in kernels if edit.option.startswith(one.name))
             for name in members:
                 layer = find_linear(nodes[name])
                 assert layer is not None

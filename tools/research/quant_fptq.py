@@ -42,6 +42,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS = RESULTS / "quant-fptq.json"
 V0, V1 = 15.0, 150.0
 
+_S = "simulated "
 _NAMES = {
     "a2": ("all-MiniLM-L6 (A2)", "R@1", "60 texts, calibrated on 96 others"),
     "a3": ("SmolLM2-135M (A3)", "perplexity", "lower is better; 8 texts of 256 tokens, calibrated on 4 others"),
@@ -55,6 +56,19 @@ _WAYS = {
     "kept": "by a product",
     "without": "without a product",
 }
+_RATIOS = (
+    (
+        "All equalized, fixed scale, only activations rounded",
+        "error",
+        _S + "A8, fixed, all equalized",
+        _S + "A8, fixed",
+    ),
+    ("FPTQ by thresholds, simulated", "error", _S + "FPTQ, thresholds", _S + "W4A8, per token"),
+    ("MatMulNBits, none equalized", "metric", "int4, none equalized", _S + "W4A16"),
+    ("MatMulNBits, by error", "metric", "int4, by error", _S + "W4A16"),
+    ("MatMulNBits, by error", "error", "int4, by error", "int4, none equalized"),
+    ("8-bit weights, by error", "error", "int8, by error", "int8, none equalized"),
+)
 _HEAD = """# Weights of 4 bits and activations of 8, measured
 
 Made by `python -m burnish.tools.research.quant_fptq`; numbers in [quant-fptq.json](quant-fptq.json).
@@ -63,6 +77,7 @@ it what FPTQ's own rounding would do, *simulated* in floating point, since no ke
 blocks of 128, activations of 8 bits with one fixed scale (of the least and largest number on the calibration samples),
 or one for each token. `error` is the relative Frobenius error of all outputs against float32. `divided` counts values,
 each of which one or more layers read. Tables and tied heads stay in float32.
+Products in float32 are those of attention, of which neither side is constant.
 """
 
 Way = Literal["float", "static", "equalized", "token"]
@@ -259,8 +274,18 @@ def write() -> None:
         for row in ROWS:
             if row in rows:
                 parts.append(_line(row, rows[row]))
-        parts.append("")
+        parts += ["", *_ratios(rows), ""]
     (RESULTS / "quant-fptq.md").write_text("\n".join(parts))
+
+
+def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is asked of the method, as ratios of rows that are there."""
+    found = []
+    for what, kind, above, below in _RATIOS:
+        if above in rows and below in rows:
+            number = rows[above][kind] / rows[below][kind]
+            found.append(f"- {what}: {kind if kind == 'error' else 'metric'} {number:.3f} times that of *{below}*.")
+    return found
 
 
 def _line(row: str, found: Mapping[str, Any]) -> str:
@@ -269,7 +294,11 @@ def _line(row: str, found: Mapping[str, Any]) -> str:
     routed = ", ".join(f"{count} {_WAYS[name]}" for name, count in sorted(own.items()))
     kernels = ", ".join(f"{count} {name}" for name, count in sorted(found.get("kernels", {}).items()))
     size = "" if row.startswith(("simulated", "all")) else f"{found['bytes'] / 1e6:.1f}"
-    return f"| {row} | {found['metric']:.3f} | {found['error']:.4f} | {size} | {routed} | {kernels} |"
+    return f"| {row} | {found['metric']:.3f} | {_shown(found['error'])} | {size} | {routed} | {kernels} |"
+
+
+def _shown(error: float) -> str:
+    return f"{error:.4f}" if error > 1e-4 or not error else f"{error:.1e}"
 
 
 if __name__ == "__main__":
