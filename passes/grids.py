@@ -290,9 +290,13 @@ class _Search:
         return scale, np.clip(zero, self.grid.low, self.grid.high).astype(self.grid.dtype)
 
     def _stored(self, scale: np.ndarray) -> np.ndarray:
-        """Scales as they are stored: rounded, and 1 where all numbers are 0 or too small."""
+        """Scales as they are stored: rounded; where all numbers are 0 or too small, the least of the others, or else 1.
+
+        MatMulNBits adds and subtracts a block's zero points in floating point: the rest is as large as the scale.
+        """
         found = scale.astype(self.dtype)
-        found[np.abs(found) < np.finfo(self.dtype).tiny] = 1
+        bad = np.abs(found) < np.finfo(self.dtype).tiny
+        found[bad] = np.abs(found[~bad]).min(initial=np.inf) if not bad.all() else 1
         return found
 
     def _levels(self, fit: Fit) -> np.ndarray:

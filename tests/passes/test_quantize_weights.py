@@ -133,6 +133,19 @@ def test_a_product_in_a_branch_stays_where_no_runtime_loads_it() -> None:
     assert "in a branch or a loop" in outcome.skipped[0].reason
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_of_zeros_add_no_noise_to_small_weights(bits: int) -> None:
+    model = model_of("g (float[N, 256] x) => (float[N, 128] y) <float[256, 128] w> { y = MatMul (x, w) }")
+    rng = np.random.default_rng(0)
+    numbers = 1e-4 * rng.standard_normal((256, 128)).astype(np.float32)
+    numbers[32:] = 0
+    model.graph.initializers["w"].const_value = oir.tensor(numbers.astype(np.float32))
+    feeds = {"x": rng.standard_normal((8, 256)).astype(np.float32)}
+    wanted = executor()(model).run(feeds)["y"]
+    found = executor()(quantized(model, bits=bits)).run(feeds)["y"]
+    assert np.linalg.norm(found - wanted) < {4: 0.15, 8: 0.02}[bits] * np.linalg.norm(wanted)
+
+
 def test_matrices_that_are_looked_up_are_said_to_stay() -> None:
     source = """g (float[N, 3, 32] x, int64[N] i) => (float[N, 3, 24] y) <float[4, 32, 24] w> {
       e = Gather (w, i)
