@@ -62,10 +62,10 @@ LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "projec
 """What is searched for a budget when no lossy pass is named."""
 
 QUANTIZED: dict[str, tuple[str, ...]] = {
-    "int8": ("quantize-dynamic", "quantize-static"),
-    "int4": ("quantize-weights{bits=4}",),
+    "int8": ("quantize-dynamic{balanced=True}", "quantize-static"),
+    "int4": ("quantize-weights{bits=4,rounding=gptq}",),
     "fptq": ("quantize-fptq", "quantize-weights{bits=8}"),
-    "mixed": (*LOSSY, "quantize-dynamic", "quantize-static", "quantize-weights"),
+    "mixed": (*LOSSY, "quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights"),
 }
 """Recipes that are `default` with lossy passes behind the normal form. Without a budget a layer goes to the first pass
 that can take it; with one all are searched together."""

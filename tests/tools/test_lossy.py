@@ -368,8 +368,9 @@ def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None
     claimed = [claim for edit in found.edits for claim in edit.claims]
     assert len(claimed) == len(set(claimed))
     dynamic, static = (step.outcome for step in found.steps)
-    assert dynamic.rewritten == 1 and static.rewritten == 9
-    assert [skip.reason for skip in static.skipped] == ["`quantize-dynamic` has it: int8, inputs in each run"]
+    assert dynamic.rewritten == 1 and static.rewritten == 8, "the convolution on the image stays as it is"
+    taken = "`quantize-dynamic{balanced=True}` has it: int8, inputs in each run"
+    assert taken in [skip.reason for skip in static.skipped]
     assert result.sizes[1] < 0.35 * result.sizes[0]
 
 

@@ -80,7 +80,7 @@ class Bed:
     classes: bool = True
 
 
-def _zoo(name: str, folder: Path, fit: int, held: int, *, classes: bool = True) -> Bed:
+def zoo(name: str, folder: Path, fit: int, held: int, *, classes: bool = True) -> Bed:
     task = zoo_tasks.load(name, folder)
     samples = [Sample(f"{name} {index}", dict(feeds)) for index, feeds in enumerate(task.samples)]
     chosen = slice(fit, fit + held)
@@ -139,10 +139,10 @@ def _digits(name: str) -> Bed:
 
 BEDS: dict[str, Callable[[Path], Bed]] = {
     "a1": _a1,
-    "a2": lambda folder: _zoo("a2-minilm", folder, 5, 10, classes=False),
-    "a5": lambda folder: _zoo("a5-magika", folder, 40, 100),
-    "a6-cls": lambda folder: _zoo("a6-ppocr-cls", folder, 20, 40),
-    "a6-rec": lambda folder: _zoo("a6-ppocr-rec", folder, 20, 40),
+    "a2": lambda folder: zoo("a2-minilm", folder, 5, 10, classes=False),
+    "a5": lambda folder: zoo("a5-magika", folder, 40, 100),
+    "a6-cls": lambda folder: zoo("a6-ppocr-cls", folder, 20, 40),
+    "a6-rec": lambda folder: zoo("a6-ppocr-rec", folder, 20, 40),
     "resnet": lambda folder: _digits("resnet"),
     "vit": lambda folder: _digits("vit"),
 }

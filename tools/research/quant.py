@@ -1,0 +1,174 @@
+"""Recipes that quantize, beside other tools that quantize ONNX files: bytes, errors and time of what each writes.
+
+    python -m burnish.tools.research.quant a1 --rivals rivals/bin/python
+    python -m burnish.tools.research.quant page
+
+Every tool gets the same file and the same samples, in a process of its own; what it writes is judged on samples that
+none saw. `--rivals` is the Python of an environment that `quant_rivals.py` describes. Each run writes a model's rows to
+docs/results/quant.json, of which `page` makes docs/results/quant.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.backends.ort import timing
+from burnish.backends.ort.session import from_path
+from burnish.tools.research import quant_static
+from burnish.tools.research.quant_static import Bed, Outputs, compared
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "quant.md"
+RIVALS = Path(__file__).with_name("quant_rivals.py")
+_COMMAND = "import sys; from burnish.tools.cli import optimize_main; sys.exit(optimize_main())"
+
+OURS: dict[str, tuple[str, ...]] = {
+    "burnish int8": ("--recipe", "int8"),
+    "burnish int4": ("--recipe", "int4"),
+    "burnish mixed, size within 1 %": ("--recipe", "mixed", "--max-drop", "1%"),
+    "burnish mixed, latency within 1 %": ("--recipe", "mixed", "--max-drop", "1%", "--objective", "latency"),
+}
+THEIRS = (
+    "onnxruntime dynamic",
+    "onnxruntime static",
+    "onnxruntime 4 bits, rtn",
+    "onnxruntime 4 bits, hqq",
+    "onnxruntime 4 bits, k-quant",
+    "nncf",
+    "onnxsim static, random data",
+    "olive 4 bits, hqq",
+)
+BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
+    "a3": lambda folder: quant_static.zoo("a3-smollm2-nocache", folder, 3, 5),
+    "a4": lambda folder: quant_static.zoo("a4-silero-op18-ifless", folder, 16, 40, classes=False),
+}
+
+
+def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) -> dict[str, Any]:
+    """Run a tool as its users do: its seconds, and the last line it said when it failed."""
+    if tool in OURS:
+        command = [
+            sys.executable,
+            "-c",
+            _COMMAND,
+            str(source),
+            "-o",
+            str(target),
+            "--data",
+            str(data.with_suffix("")),
+            *OURS[tool],
+        ]
+    else:
+        assert rivals is not None
+        python, samples = str(Path(rivals).absolute()), data.with_suffix(".rivals.npz")
+        command = [python, str(RIVALS), tool, str(source), str(target), str(samples)]
+    start = time.monotonic()
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=3600, cwd=source.parent)
+    except subprocess.TimeoutExpired:
+        return {"failed": "it took more than an hour"}
+    found: dict[str, Any] = {"seconds": time.monotonic() - start}
+    if ended.returncode or not target.exists():
+        said = [line.strip() for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
+        found["failed"] = f"exit code {ended.returncode}: {_last(said)}"
+    return found
+
+
+def _last(said: list[str]) -> str:
+    wrong = [line for line in said if "Error" in line or line.startswith(("error", "hint"))]
+    return (wrong or said or ["it said nothing"])[-1][:160]
+
+
+def judged(bed: Bed, target: Path, reference: Outputs, original: Any) -> dict[str, Any]:
+    """What a file takes, how far its outputs are from the original's, and its time against the original's, paired."""
+    own = from_path(target, threads=2)
+    feeds = [sample.feeds for sample in bed.held]
+    outputs = [dict(own.run(one)) for one in feeds]
+    pair = timing.paired(lambda: original.run(feeds[0]), lambda: own.run(feeds[0]), rounds=30, seconds=10.0)
+    files = (target, *target.parent.glob(f"{target.name}.data"), *target.parent.glob(f"{target.stem}.data"))
+    return {
+        "bytes": sum(one.stat().st_size for one in set(files)),
+        **compared(bed, reference, outputs),
+        "time": (pair.ratio, pair.low, pair.high),
+    }
+
+
+def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> dict[str, Any]:
+    """All rows of one model."""
+    bed = BEDS[name](folder)
+    with tempfile.TemporaryDirectory() as place:
+        source, data = Path(place) / "model.onnx", Path(place) / "data.npz"
+        oir.save(bed.model, source, external_data="model.onnx.data" if name == "a3" else None)
+        _samples(bed, data)
+        original = from_path(source, threads=2)
+        reference = [dict(original.run(sample.feeds)) for sample in bed.held]
+        size = source.stat().st_size + sum(one.stat().st_size for one in source.parent.glob("model.onnx.data"))
+        found: dict[str, Any] = {
+            "bytes": size,
+            "metric": None if bed.metric is None else bed.metric(reference),
+            "rows": {},
+        }
+        for number, tool in enumerate((*OURS, *(THEIRS if rivals is not None else ()))):
+            if only is not None and not any(one in tool for one in only.split(";")):
+                continue
+            target = Path(place) / str(number) / "out.onnx"
+            target.parent.mkdir()
+            row = made(tool, source, target, data, rivals)
+            if "failed" not in row:
+                try:
+                    row |= judged(bed, target, reference, original)
+                except Exception as error:
+                    row["failed"] = f"its file does not run: {str(error).strip().splitlines()[0][:160]}"
+            found["rows"][tool] = row
+            print(name, tool, row, flush=True)
+    return found
+
+
+def _samples(bed: Bed, data: Path) -> None:
+    """The samples of the calibration for burnish, which takes rows of one batch, and for the others, one by one."""
+    feeds = [dict(sample.feeds) for sample in bed.fit]
+    np.savez(
+        data.with_suffix(".rivals.npz"),
+        allow_pickle=False,
+        **{f"{i}/{key}": one[key] for i, one in enumerate(feeds) for key in one},
+    )
+    folder = data.with_suffix("")
+    folder.mkdir()
+    for index, one in enumerate(feeds):
+        np.savez(folder / f"{index:04}.npz", allow_pickle=False, **one)
+
+
+def main() -> None:
+    """Measure the models that are named, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=[*BEDS, "page"])
+    parser.add_argument("--folder", type=Path, default=Path(".zoo"))
+    parser.add_argument("--rivals", help="the Python of the other tools; without it they are left out")
+    parser.add_argument("--only", help="tools whose names hold one of these, with semicolons between")
+    given = parser.parse_args()
+    path = PAGE.with_suffix(".json")
+    for name in given.names:
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if name == "page":
+            from burnish.tools.research.quant_page import page
+
+            PAGE.write_text(page(known))
+        else:
+            found = measure(name, given.folder, given.rivals, given.only)
+            rows = known.get(name, {}).get("rows", {}) | found["rows"]
+            known[name] = found | {"rows": rows}
+            path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

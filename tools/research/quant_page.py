@@ -1,0 +1,58 @@
+"""The page of what `burnish.tools.research.quant` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {
+    "a1": "EfficientNet-lite0 (A1)",
+    "a2": "MiniLM (A2)",
+    "a3": "SmolLM2 (A3)",
+    "a4": "Silero VAD (A4, opset 18)",
+    "a5": "Magika (A5)",
+    "a6-cls": "PP-OCR, direction (A6)",
+    "a6-rec": "PP-OCR, reading (A6)",
+    "resnet": "digits ResNet",
+    "vit": "digits ViT",
+}
+_TOP = """# Quantization, measured
+
+What each encoding does alone is on its own page: [weights](quant-weights.md), [static int8](quant-static.md),
+[dynamic int8 and halves](quant-dynamic.md), [rotations](quant-rotation.md). This page puts the recipes beside the tools
+that quantize ONNX files, each run on the same file with the same samples in a process of its own, as its users do:
+ONNX Runtime 1.32's quantizers (behind its own pre-processing, per channel), NNCF 3.4
+(`quantize_with_accuracy_control`, 1 %), onnxsim 0.8.1, Olive 0.13. Everything is judged on samples that none saw.
+
+*size* is the share of the bytes of the file, its data included; *error* the relative error of the first output;
+*agreement* the share of rows whose first class is that of the float32 model; *metric* that of the task, by labels;
+*time* a run in ONNX Runtime with two threads against the original, in turns, on a processor with AVX512-VNNI that
+other work shared, with its 95 % interval.
+
+Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
+"""
+
+
+def page(known: Mapping[str, Any]) -> str:
+    """The page as Markdown."""
+    lines = [_TOP]
+    for name in (one for one in _NAMES if one in known):
+        found = known[name]
+        metric = "" if found["metric"] is None else f", metric {found['metric']:.3f}"
+        lines += [f"## {_NAMES[name]}", "", f"The original: {found['bytes']:,} bytes{metric}.", ""]
+        lines += ["| tool | size | error | agreement | metric | time |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [_row(tool, row, found["bytes"]) for tool, row in found["rows"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(tool: str, row: Mapping[str, Any], whole: int) -> str:
+    if "failed" in row:
+        return f"| {tool} | failed: {row['failed'].replace('|', '/')} | | | | |"
+    ratio, low, high = row["time"]
+    cells = (f"{100 * row['bytes'] / whole:.1f} %", *(_number(row[key]) for key in ("error", "agreement", "metric")))
+    return f"| {tool} | {' | '.join(cells)} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
