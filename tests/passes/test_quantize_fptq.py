@@ -18,12 +18,13 @@ from burnish.ir.edit import name_nodes
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.norm import norms
-from burnish.passes import catalog, equalization, qdq, ranges
+from burnish.passes import catalog, equalization, grids, packed_layers, qdq, ranges
 from burnish.passes.base import Outcome
 from burnish.passes.equalization import Sources, equalize, logarithmic
 from burnish.passes.grids import Grid
 from burnish.passes.kernels_of_integers import Blocks, EachRun
 from burnish.passes.lossy import LossyPass, Undecided
+from burnish.passes.weight_sites import Matrix
 from burnish.tools.lossy_context import context_for
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
@@ -190,6 +191,22 @@ def test_every_quantized_layer_runs_on_integers(source: str, lowering: str) -> N
     wanted = {"MatMulNBits"} if lowering == "int4" else {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
     assert set(kernels) <= wanted
     assert apart(model, after) <= (0.3 if lowering == "int4" else 0.06)
+
+
+@pytest.mark.parametrize(("fixed_scale", "kernel"), [(False, "MatMulNBits"), (True, "MatMul (float32)")])
+def test_a_fixed_scale_of_activations_keeps_4_bits_from_their_kernel(fixed_scale: bool, kernel: str) -> None:
+    model = model_of(
+        "g (float[N, 7, 128] x) => (float[N, 7, 64] y) <float[128, 64] w> { n = Relu (x) y = MatMul (n, w) }"
+    )
+    model.graph.opset_imports[""] = 21
+    (group,), _ = equalization.groups(model)
+    (layer,) = group.layers.values()
+    scales = grids.fit(layer.weight(), Grid(4), 1, 128, dtype=np.dtype(np.float32))
+    packed_layers.write(model, Matrix((layer,)), "dequantize", grids.quantize(layer.weight(), scales), scales)
+    if fixed_scale:
+        qdq.put_pair(model, group.value, ranges.scales(0.0, 3.0, Grid(8, signed=False, symmetric=False)))
+    name_nodes(model)
+    assert set(assigned(model).values()) == {kernel}
 
 
 @pytest.mark.parametrize("kernel", [Blocks(32), EachRun()])

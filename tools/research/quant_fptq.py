@@ -77,7 +77,7 @@ it what FPTQ's own rounding would do, *simulated* in floating point, since no ke
 blocks of 128, activations of 8 bits with one fixed scale (of the least and largest number on the calibration samples),
 or one for each token. `error` is the relative Frobenius error of all outputs against float32. `divided` counts values,
 each of which one or more layers read. Tables and tied heads stay in float32.
-Products in float32 are those of attention, of which neither side is constant.
+Products in float32 are those of attention, of which neither side is constant, and the tied head of A3.
 """
 
 Way = Literal["float", "static", "equalized", "token"]
