@@ -63,6 +63,12 @@ _RATIOS = (
         _S + "A8, fixed, all equalized",
         _S + "A8, fixed",
     ),
+    (
+        "The same without zero points",
+        "error",
+        _S + "A8, fixed, no zero point, all equalized",
+        _S + "A8, fixed, no zero point",
+    ),
     ("FPTQ by thresholds, simulated", "error", _S + "FPTQ, thresholds", _S + "W4A8, per token"),
     ("MatMulNBits, none equalized", "metric", "int4, none equalized", _S + "W4A16"),
     ("MatMulNBits, by error", "metric", "int4, by error", _S + "W4A16"),
@@ -92,7 +98,7 @@ def thresholds(largest: float) -> Way:
     return "static" if largest <= V0 else "equalized" if largest < V1 else "token"
 
 
-def simulated(bed: Bed, context: Context, route: Route, bits: int) -> tuple[oir.Model, dict[str, Any]]:
+def simulated(bed: Bed, context: Context, route: Route, bits: int, symmetric: bool) -> tuple[oir.Model, dict[str, Any]]:
     """A copy that computes in floating point what rounded numbers would; `bits` of weights is 4, or 0 for none."""
     model = bed.model.clone()
     found, _ = equalization.groups(model)
@@ -109,7 +115,7 @@ def simulated(bed: Bed, context: Context, route: Route, bits: int) -> tuple[oir.
     nodes = {group: [layer.node for layer in group.layers.values()] for group in ways}
     inputs = {group: nodes[group][0].inputs[0] for group in ways}
     fixed = {inputs[group]: nodes[group] for group, way in ways.items() if way in ("static", "equalized")}
-    grid = Grid(8, signed=False, symmetric=False)
+    grid = Grid(8, signed=symmetric, symmetric=symmetric)
     values = [value for value in fixed if value is not None]
     known = calibration.observed(model, values, [], context, grid, ("minmax",), 100.0, 1 << 30)
     for value, readers in fixed.items():
@@ -145,8 +151,8 @@ def made(bed: Bed, context: Context, **options: Any) -> tuple[oir.Model, dict[st
 Make = Callable[[Bed, Context], tuple[oir.Model, dict[str, Any]]]
 
 
-def _simulated(route: Route, bits: int = 4) -> Make:
-    return lambda bed, context: simulated(bed, context, route, bits)
+def _simulated(route: Route, bits: int = 4, *, symmetric: bool = False) -> Make:
+    return lambda bed, context: simulated(bed, context, route, bits, symmetric)
 
 
 def _made(**options: Any) -> Make:
@@ -158,6 +164,8 @@ ROWS: dict[str, Make] = {
     "simulated A8, fixed": _simulated(lambda _: "static", 0),
     "simulated A8, per token": _simulated(lambda _: "token", 0),
     "simulated A8, fixed, all equalized": _simulated(lambda _: "equalized", 0),
+    "simulated A8, fixed, no zero point": _simulated(lambda _: "static", 0, symmetric=True),
+    "simulated A8, fixed, no zero point, all equalized": _simulated(lambda _: "equalized", 0, symmetric=True),
     "all equalized, nothing rounded": lambda bed, context: _equalized(bed, context),
     "simulated W4A16": _simulated(lambda _: "float"),
     "simulated W4A8, fixed": _simulated(lambda _: "static"),
