@@ -62,7 +62,7 @@ LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "projec
 """What is searched for a budget when no lossy pass is named."""
 
 QUANTIZED: dict[str, tuple[str, ...]] = {
-    "int8": ("quantize-dynamic{balanced=True}", "quantize-static"),
+    "int8": ("quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights{bits=8}"),
     "int4": ("quantize-weights{bits=4,rounding=gptq}",),
     "fptq": ("quantize-fptq", "quantize-weights{bits=8}"),
     "mixed": (*LOSSY, "quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights"),

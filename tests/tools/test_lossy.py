@@ -367,7 +367,7 @@ def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None
     assert found is not None
     claimed = [claim for edit in found.edits for claim in edit.claims]
     assert len(claimed) == len(set(claimed))
-    dynamic, static = (step.outcome for step in found.steps)
+    dynamic, static, _ = (step.outcome for step in found.steps)
     assert dynamic.rewritten == 1 and static.rewritten == 8, "the convolution on the image stays as it is"
     taken = "`quantize-dynamic{balanced=True}` has it: int8, inputs in each run"
     assert taken in [skip.reason for skip in static.skipped]
