@@ -261,7 +261,12 @@ def conclusion(known: dict[str, Any], floor: float) -> list[str]:
         ]
     if "learned" in known:
         gap = math.log(known["learned"]["perplexity"]) - floor
-        lines += ["", f"Learned, the gap is {gap:.2f}: {100 * (1 - gap / quarot):.0f} % smaller than QuaRot's."]
+        change, word = (1 - gap / quarot, "smaller") if gap <= quarot else (gap / quarot - 1, "larger")
+        lines += [
+            "",
+            f"Learned for {LEARNED.steps} steps of one text each, the gap is {gap:.2f}: {100 * change:.0f} % {word} "
+            "than QuaRot's. The paper learns for 100 to 150 steps of 8 to 32 texts, which was not tried.",
+        ]
     else:
         lines += ["", "What learning adds on this model is not measured yet."]
     return lines
