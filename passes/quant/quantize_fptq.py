@@ -42,7 +42,8 @@ class QuantizeFptq(LossyPass):
         route: which values are divided: `error` those where the layers' error, measured on rows of the samples, becomes
             less, by the power of the paper's divisors (1, 3/4, 1/2, 1/4) that is best; `thresholds` those whose largest
             magnitude lies between `v0` and `v1`, as in the paper.
-        v0, v1: for `thresholds`.
+        v0: for `thresholds`: values of a lower magnitude are left as they are.
+        v1: for `thresholds`: so are those of a higher one.
         lowering: `int4` for MatMulNBits; `int8` for weights of 8 bits and DynamicQuantizeMatMul or
             MatMulIntegerToFloat; `both` lets a budget choose for each layer.
         block: how many weights of an output share a scale in 4 bits, at most: a power of two from 16 on. It is halved,
