@@ -64,6 +64,8 @@ class LearnOptions:
         for name in ("steps", "top", "every"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", hint="give 1 or more")
+        if self.seed < 0:
+            raise InputError(f"`seed` is {self.seed}", hint="give 0 or more")
         if not (self.rate > 0 and self.scale_rate > 0):
             raise InputError("a rate is not positive", hint="0.002 is a good beginning")
 

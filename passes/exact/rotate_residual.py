@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.flow import SKIP_NORMS
@@ -53,6 +54,11 @@ class RotateResidual(ExactPass):
     online: bool = False
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
+
+    def __post_init__(self) -> None:
+        for name in ("matrices", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}` is {getattr(self, name)}", place="rotate-residual", hint="give 0 or more")
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""

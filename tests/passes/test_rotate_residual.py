@@ -9,6 +9,7 @@ from block_networks import Encoder, Translator, built, exported, torch
 from laws import check_laws, rewrite
 from small_llama import decoder
 
+from burnish.ir.errors import InputError
 from burnish.ir.views.stream import Stream, streams
 from burnish.passes import catalog, recipes
 from burnish.passes.exact.rotate_residual import RotateResidual
@@ -58,6 +59,12 @@ def test_other_forms_are_rotated_where_that_is_proven_and_else_refused_with_a_re
         wide = RotateResidual(matrices=7)
         after, outcome = rewrite(wide, model)
         check_laws(wide, model, after, outcome)
+
+
+@pytest.mark.parametrize("option", ["seed", "matrices"])
+def test_a_negative_number_is_refused(option: str) -> None:
+    with pytest.raises(InputError, match=f"`{option}` is -1"):
+        catalog.make("rotate-residual", {option: "-1"})
 
 
 def test_encoder_and_decoder_have_a_stream_each() -> None:

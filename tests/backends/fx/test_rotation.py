@@ -93,5 +93,7 @@ def test_the_loss_is_that_of_the_largest_scores_alone() -> None:
 def test_what_cannot_be_learned_is_said() -> None:
     with pytest.raises(InputError, match="there are no samples"):
         learn(decoder(), [])
+    with pytest.raises(InputError, match="`seed` is -1"):
+        learn(decoder(), samples(1), LearnOptions(seed=-1))
     with pytest.raises(InputError, match="`steps` is 0"):
         learn(decoder(), samples(1), LearnOptions(steps=0))
