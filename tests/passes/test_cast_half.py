@@ -150,7 +150,8 @@ def test_a_search_for_time_on_a_cpu_never_takes_halves(tmp_path: Path, monkeypat
     monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
     with np.load(DEMO / "digits.npz") as data:
         np.savez(tmp_path / "digits.npz", image=data["image"][:60], labels=data["label"][:60])
-    with pytest.raises(BudgetError, match="saves time"):
+    # Noise may make one layer alone seem quicker; then all of them together are timed, and refused.
+    with pytest.raises(BudgetError, match="saves? time"):
         burnish.optimize(
             DEMO / "digits_resnet.onnx",
             tmp_path / "out.onnx",
@@ -159,6 +160,7 @@ def test_a_search_for_time_on_a_cpu_never_takes_halves(tmp_path: Path, monkeypat
             max_drop="5%",
             objective="latency",
         )
+    assert not (tmp_path / "out.onnx").exists()
 
 
 @pytest.mark.parametrize("options", [{"margin": 0.5}, {"dtype": "bfloat16"}])
