@@ -83,18 +83,24 @@ def insert_before(anchor: oir.Node, nodes: Iterable[oir.Node]) -> None:
     anchor.graph.insert_before(anchor, list(nodes))  # type: ignore[union-attr]
 
 
-def insert_behind(value: oir.Value, nodes: Iterable[oir.Node]) -> None:
-    """Put new nodes into the graph of `value`, in order, right behind what computes it; at the start for an input."""
+def insert_behind(value: oir.Value, nodes: Iterable[oir.Node], graph: oir.Graph | None = None) -> None:
+    """Put new nodes into a graph, in order, right behind what computes `value` there; else at the start.
+
+    Args:
+        value: what they read.
+        nodes: new nodes.
+        graph: that of `value` when absent; or a branch that reads it from outside.
+    """
     producer = value.producer()
-    graph = value.graph if producer is None else producer.graph
-    if graph is None:
+    chosen = graph or (value.graph if producer is None else producer.graph)
+    if chosen is None:
         raise ValueError(f"value `{value.name}` is in no graph")
-    if producer is not None:
-        graph.insert_after(producer, list(nodes))
-    elif len(graph):
-        graph.insert_before(graph[0], list(nodes))
+    if producer is not None and producer.graph is chosen:
+        chosen.insert_after(producer, list(nodes))
+    elif len(chosen):
+        chosen.insert_before(chosen[0], list(nodes))
     else:
-        graph.extend(nodes)
+        chosen.extend(nodes)
 
 
 def replace_value(old: oir.Value, new: oir.Value) -> None:

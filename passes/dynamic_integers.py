@@ -141,7 +141,7 @@ def multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: o
             return node.outputs[0]
     new = edit.make("Mul", [value, edit.add_constant(model, f"{value.name}_factor", factor)], like=reader)
     same_shape(new, value)
-    _place(new, value, reader)
+    edit.insert_behind(value, [new], reader.graph)
     return new.outputs[0]
 
 
@@ -197,18 +197,8 @@ def quantized(value: oir.Value, reader: oir.Node) -> tuple[oir.Value, oir.Value,
     same_shape(new, value).type = byte
     for out, kind in zip(new.outputs[1:], (oir.TensorType(oir.DataType.FLOAT), byte), strict=True):
         out.type, out.shape = kind, oir.Shape([])
-    _place(new, value, reader)
+    edit.insert_behind(value, [new], reader.graph)
     return new.outputs[0], new.outputs[1], new.outputs[2]
-
-
-def _place(new: oir.Node, value: oir.Value, reader: oir.Node) -> None:
-    """Put a node behind what computes a value, or first in the graph of a reader."""
-    graph, made = reader.graph, value.producer()
-    assert isinstance(graph, oir.Graph)
-    if made is not None and made.graph is graph:
-        graph.insert_after(made, [new])
-    else:
-        graph.insert_before(graph[0], [new])
 
 
 def saved(gone: Iterable[Parameter], added: Iterable[np.ndarray]) -> Savings:

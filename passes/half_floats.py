@@ -173,12 +173,7 @@ def _cast(value: oir.Value, dtype: oir.DataType, reader: oir.Node) -> oir.Value:
     """A Cast of a value, behind what computes it or first in the graph of a reader."""
     node = edit.make("Cast", [value], {"to": dtype.value}, like=reader)
     node.outputs[0].type, node.outputs[0].shape = oir.TensorType(dtype), value.shape
-    graph, made = reader.graph, value.producer()
-    assert isinstance(graph, oir.Graph)
-    if made is not None and made.graph is graph:
-        graph.insert_after(made, [node])
-    else:
-        graph.insert_before(graph[0], [node])
+    edit.insert_behind(value, [node], reader.graph)
     return node.outputs[0]
 
 

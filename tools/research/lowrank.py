@@ -24,13 +24,13 @@ from burnish.passes import catalog, factors, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.gram import Gram
 from burnish.passes.lossy import Context, Edit, LossyPass
-from burnish.passes.protocols import Observer
 from burnish.passes.reducers import Magnitudes, Reducer
 from burnish.passes.reservoirs import Several
 from burnish.passes.sites import LIMIT, Site
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research.lowrank_beds import BEDS, Bed
 from burnish.tools.research.lowrank_page import RESULTS, write
+from burnish.tools.research.once import Once
 
 SHARES = (0.9, 0.7, 0.5)
 METHODS: dict[str, dict[str, Any]] = {
@@ -46,22 +46,8 @@ AS_PUBLISHED = ("ours", "ASVD", "SVD")
 """What large models are measured with; of small ones, at `ALONE_AT`, also each layer alone."""
 
 
-class Once:
+class Statistics(Once):
     """An observer that sees the samples once, whatever is asked of it: statistics for every basis."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._seen: dict[str, Reducer] = {}
-
-    def again(self, model: oir.Model) -> Observer:
-        """The same observer."""
-        return self
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._observer.run(feeds)
-
-    def close(self) -> None:
-        pass
 
     def observe(
         self,
@@ -72,17 +58,14 @@ class Once:
         limit: int = LIMIT,
     ) -> dict[str, Reducer]:
         assert isinstance(reducers, Mapping)
-        found: dict[str, Reducer] = {}
-        new = {name: site for name, site in sites.items() if name not in self._seen}
-        if new:
-            grams = {name: reducers[name].parts[0] for name in new}  # type: ignore[attr-defined]
-            both = {name: Several((gram, Magnitudes(axis=gram.axis))) for name, gram in grams.items()}
-            self._seen |= self._observer.observe(new, both, samples, limit=limit)
-        for name in sites:
-            parts = self._seen[name].parts  # type: ignore[attr-defined]
+        grams = {name: reducers[name].parts[0] for name in sites}  # type: ignore[attr-defined]
+        both = {name: Several((gram, Magnitudes(axis=gram.axis))) for name, gram in grams.items()}
+        found = {}
+        for name, seen in super().observe(sites, both, samples, limit=limit).items():
+            parts = seen.parts  # type: ignore[attr-defined]
             assert isinstance(parts[0], Gram)
             found[name] = Several(parts[: len(reducers[name].parts)])  # type: ignore[attr-defined]
-        return found
+        return dict(found)
 
 
 def ranks(model: oir.Model, edits: Sequence[Edit], share: float) -> list[Edit]:
@@ -106,7 +89,7 @@ def measure(bed: Bed, say: Any = print) -> dict[str, Any]:
     squares: dict[str, list[float]] = {}
     for samples, indices in bed.folds:
         context = context_for(bed.model, samples)
-        observer = Once(context.observe(bed.model))
+        observer = Statistics(context.observe(bed.model))
         context = replace(context, observe=observer.again)
         for method in METHODS if bed.small else AS_PUBLISHED:
             options = METHODS[method]

@@ -33,15 +33,13 @@ from burnish.passes.grids import Grid
 from burnish.passes.lossy import Context, LossyPass
 from burnish.passes.moments import moments
 from burnish.passes.pipeline import Pipeline, constant_bytes
-from burnish.passes.protocols import Observer
 from burnish.passes.recipes import NORMAL_FORM
-from burnish.passes.reducers import Reducer
-from burnish.passes.sites import LIMIT, Site
 from burnish.passes.weight_rounding import change, rounded
 from burnish.passes.weight_sites import Matrix, matrices
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import quant_weights_page as page
 from burnish.tools.research import zoo, zoo_tasks
+from burnish.tools.research.once import Once
 
 
 @dataclass(frozen=True)
@@ -52,35 +50,6 @@ class Bed:
     calibration: list[Sample]
     evaluation: list[Sample]
     metric: Callable[[Any], float]
-
-
-class Once:
-    """An observer that sees the samples once for each site."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._seen: dict[str, Reducer] = {}
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._observer.run(feeds)
-
-    def close(self) -> None:
-        pass
-
-    def observe(
-        self,
-        sites: Mapping[str, Site],
-        reducers: Reducer | Mapping[str, Reducer],
-        samples: Iterable[Sample],
-        *,
-        limit: int = LIMIT,
-    ) -> dict[str, Reducer]:
-        assert isinstance(reducers, Mapping)
-        new = {name: site for name, site in sites.items() if name not in self._seen}
-        if new:
-            wanted = {name: reducers[name] for name in new}
-            self._seen |= self._observer.observe(new, wanted, samples, limit=limit)
-        return {name: self._seen[name] for name in sites}
 
 
 def _plain(samples: Iterable[Mapping[str, np.ndarray]]) -> list[Sample]:
@@ -218,7 +187,7 @@ def measure(name: str, wanted: list[str]) -> None:
     bed = BEDS[name]()
     context = context_for(bed.model, bed.calibration)
     once = Once(context.observe(bed.model))
-    context = replace(context, observe=lambda model: once)
+    context = replace(context, observe=once.again)
     reference: list[dict[str, np.ndarray]] = []
     runner = executor()(bed.model)
     reference = [runner.run(sample.feeds) for sample in bed.evaluation]
