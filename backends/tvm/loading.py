@@ -42,10 +42,9 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Artifac
             place=str(folder),
             hint="compile it for this machine with `--target llvm`",
         )
-    if threads is not None:
-        from burnish.backends.tvm.runner import use_threads
+    from burnish.backends.tvm.runner import use_threads
 
-        use_threads(threads)
+    use_threads(threads)
     weights = _weights(folder, manifest)
     code = _code(tvm, folder, manifest) if any(step.kind == "tvm" for step in manifest.steps) else None
     parts = [_part(folder, step, code, device, weights, threads) for step in manifest.steps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,9 +78,15 @@ class TvmRunner:
             self._weights = []
 
 
-def use_threads(count: int) -> None:
-    """Run kernels on so many threads, in all of this process."""
-    tvm.get_global_func("runtime.config_threadpool")(1, count)
+def use_threads(count: int | None = None) -> None:
+    """Run kernels on so many threads, in all of this process; on as many as until now when it is not told."""
+    count = count or int(tvm.get_global_func("runtime.NumThreads")())
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    # Names of cores, as many as threads (none is bound to one): without them TVM asks the system for the number of its
+    # cores at each kernel, which takes 5 us. The pool is as large as at the first call, so that has to be the most.
+    most = max(count, os.cpu_count() or 1)
+    for wanted in (most, count):
+        configure(1, wanted, [str(core) for core in range(wanted)])
 
 
 def tensor_on(device: Any, given: Any) -> Any:

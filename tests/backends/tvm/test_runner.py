@@ -181,6 +181,17 @@ print(os.sched_getaffinity(0) == before)
     assert (ran.stdout, ran.stderr) == ("True\n", "")
 
 
+def test_each_loading_says_on_how_many_threads_kernels_run_from_then_on(folder: Path) -> None:
+    ran = fresh(f"""
+from burnish.backends import tvm
+import tvm as runtime
+for threads in (1, 2, None, 1):
+    tvm.load({str(folder)!r}, threads=threads)
+    print(runtime.get_global_func("runtime.NumThreads")())
+""")
+    assert (ran.stdout, ran.stderr) == ("1\n2\n2\n1\n", "")
+
+
 def test_a_process_that_runs_models_says_that_it_cannot_compile(folder: Path) -> None:
     ran = fresh(f"""
 from burnish.backends import tvm
