@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class ArtifactRunner:
         self._whole = len(parts) == 1 and list(manifest.steps[0].outputs) == self._names
         fixed = all(isinstance(size, int) for one in manifest.inputs for size in one.shape)
         checked = self._whole and fixed and not self._picks and manifest.steps[0].kind == "ort"
-        self._direct = parts[0].run if checked else None
+        alike = checked and len(manifest.steps[0].inputs) == len(manifest.inputs)
+        self._direct = cast("OrtPart", parts[0]).session_run if alike else None
         """What runs all of the model and checks its inputs itself, as ONNX Runtime does where all sizes are numbers."""
         self._seen: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         """Dtypes and sizes that were accepted last: checking them again would take as long as a small model."""

@@ -28,6 +28,8 @@ class OrtPart:
 
     def __init__(self, runner: OrtRunner, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         self._runner, self._inputs, self._outputs = runner, list(inputs), list(outputs)
+        self.session_run = runner.run
+        """`run` of all its inputs, without a call in between, which a small model would feel."""
         session = runner.session
         assert session is not None
         self._text = any(one.type == "tensor(string)" for one in (*session.get_inputs(), *session.get_outputs()))
