@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
-from burnish.ir.views.affine import LAYOUT, Affine, axis_above, axis_below
+from burnish.ir.views.affine import LAYOUT, PICKS, Affine, axis_above, axis_below
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import fits
@@ -80,7 +80,7 @@ def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow
             return "its result is an output of the graph"
         for user, index in [(use.node, use.idx) for use in value.uses()]:
             layer = find_convolution(user) or find_linear(user, with_add=True)
-            if is_op(user, *LAYOUT) and index == 0:
+            if is_op(user, *LAYOUT, *PICKS) and index == 0:
                 below = axis_below(user, axis) if axis is not None else None
                 if axis is not None and below is None:
                     return f"{user.op_type} mixes its channels with others"

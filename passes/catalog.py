@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import keyword
 import re
 import types
 import typing
@@ -61,9 +62,13 @@ def load(name: str) -> type[Pass]:
 
 
 def options(kind: type[Pass]) -> dict[str, tuple[Any, Any]]:
-    """The options of a pass: name -> (type, default)."""
+    """The options of a pass: name -> (type, default). The field of an option that is a word of Python ends in `_`."""
     hints = typing.get_type_hints(kind)
-    return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(kind)}
+    return {f.name.rstrip("_"): (hints[f.name], f.default) for f in dataclasses.fields(kind)}
+
+
+def _field(option: str) -> str:
+    return f"{option}_" if keyword.iskeyword(option) else option
 
 
 def make(name: str, given: dict[str, Any] | None = None, *, place: str | None = None) -> Pass:
@@ -83,7 +88,7 @@ def make(name: str, given: dict[str, Any] | None = None, *, place: str | None = 
                 place=place,
                 hint=nearest(field, known) if known else f"`{name}` takes no options",
             )
-        values[field] = _convert(value, known[field][0], f"{name}{{{key}}}", place)
+        values[_field(field)] = _convert(value, known[field][0], f"{name}{{{key}}}", place)
     return kind(**values)
 
 
@@ -147,8 +152,8 @@ def parse(spec: str) -> list[Pass]:
 def spec(one: Pass) -> str:
     """The text that `parse` reads back as `one`: its name and the options that differ from the defaults."""
     changed = [
-        f"{name}={getattr(one, name)}"
+        f"{name}={getattr(one, _field(name))}"
         for name, (_, default) in options(type(one)).items()
-        if getattr(one, name) != default
+        if getattr(one, _field(name)) != default
     ]
     return one.pass_name() + (f"{{{','.join(changed)}}}" if changed else "")

@@ -56,7 +56,7 @@ def describe(name: str) -> dict[str, Any]:
     kind = catalog.load(name)
     prose, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     summary, _, details = prose.strip().partition("\n")
-    helps = {key: " ".join(text.split()) for key, text in _ATTRIBUTE.findall(attributes)}
+    helps = {key.rstrip("_"): " ".join(text.split()) for key, text in _ATTRIBUTE.findall(attributes)}
     listed = [
         {"name": key, "type": _type_name(wanted), "default": default, "help": helps.get(key, "")}
         for key, (wanted, default) in catalog.options(kind).items()

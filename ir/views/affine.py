@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import match
+from burnish.ir import match, weights
 from burnish.ir.views.parameter import find_parameter, match_perm
 from burnish.ir.walk import is_op
 
 LAYOUT = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """Operators that move elements and change none."""
+
+PICKS = ("Gather", "Slice")
+"""Operators that choose elements along some axes, and change none."""
 
 STEPS = ("Mul", "Add", "Sub", "Div", "Neg")
 
@@ -140,11 +143,36 @@ def add_affine(node: oir.Node | None, version: int) -> Affine | None:
 
 
 def axis_below(node: oir.Node, axis: int) -> int | None:
-    """Where channel axis `axis` of the input of a layout node is in its output; None when the node mixes it."""
+    """Where channel axis `axis` of the input of a layout node, or one that picks, is in its output.
+
+    None when the node mixes it with others or picks some of the channels, or when that cannot be told.
+    """
+    if is_op(node, *PICKS):
+        return _axis_picked(node, axis)
     if is_op(node, "Transpose"):
         rank = match.rank(node.inputs[0])
         return match_perm(node, rank).index(axis) if rank is not None else None
     return axis if is_op(node, "Identity") else _same_place(node.inputs[0], axis, node.outputs[0])
+
+
+def _axis_picked(node: oir.Node, axis: int) -> int | None:
+    rank = match.rank(node.inputs[0])
+    if rank is None:
+        return None
+    if is_op(node, "Gather"):
+        along, indices = match.attribute(node, "axis", 0) % rank, match.rank(node.inputs[1])
+        if indices is None or along == axis:
+            return None
+        return axis if axis < along else axis - 1 + indices
+    axes = match.attribute(node, "axes") or _integers(match.input_of(node, 3))
+    if axes is None:
+        starts = match.attribute(node, "starts") or _integers(match.input_of(node, 1))
+        axes = list(range(len(starts))) if starts is not None and match.input_of(node, 3) is None else None
+    return None if axes is None or axis in [one % rank for one in axes] else axis
+
+
+def _integers(value: oir.Value | None) -> list[int] | None:
+    return None if value is None else weights.integers(value)
 
 
 def axis_above(node: oir.Node, axis: int) -> int | None:
