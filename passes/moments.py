@@ -1,4 +1,4 @@
-"""Second moments of the rows that matrices multiply, from samples, some layers at a time."""
+"""Second moments of the rows that layers multiply, from samples, some layers at a time."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir.views.linear import Linear
 from burnish.passes.factors import steadied
 from burnish.passes.gram import Gram
-from burnish.passes.layers import gram_of, portions, unobservable
+from burnish.passes.layers import Layer, gram_of, portions, unobservable
 from burnish.passes.lossy import Context
+from burnish.passes.rank import by_group, features_of
 from burnish.passes.sites import Site
 
 
 def moments(
-    model: oir.Model, groups: Mapping[str, Sequence[Linear]], context: Context
+    model: oir.Model, groups: Mapping[str, Sequence[Layer]], context: Context
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """The moment of the rows that the layers of each group read, all of them together, or why there is none.
 
@@ -28,8 +28,8 @@ def moments(
         context: samples, and what observes.
 
     Returns:
-        Names with float64 [in, in], mixed with a multiple of the unit matrix where few rows were seen; or the reason in
-        plain words.
+        Names with float64 [groups, in, in], one group unless it is a grouped convolution, whose rows are patches; mixed
+        with a multiple of the unit matrix where few rows were seen; or the reason in plain words.
     """
     layers, owner = {}, {}
     for name, group in groups.items():
@@ -40,11 +40,16 @@ def moments(
         for index, layer in enumerate(group):
             key = f"{name}\n{index}"
             layers[key], owner[key] = layer, name
-    keeps = context.keeps(model, {key: (layer.input, layer.input_axis) for key, layer in layers.items()})
+    wanted = {key: gram_of(layer) for key, layer in layers.items()}
+    places = {key: (layers[key].input, gram.axis) for key, gram in wanted.items()}
+    keeps = dict(context.keeps(model, places))
+    for key, keep in keeps.items():
+        if keep is not None and not isinstance(keep, str) and type(wanted[key]) is not Gram:
+            keeps[key] = "its patches mix positions"
     refused = {owner[key]: keep for key, keep in keeps.items() if isinstance(keep, str)}
     for name, why in refused.items():
         yield name, f"padding cannot be left out: {why}"
-    wanted = {key: gram_of(layer) for key, layer in layers.items() if owner[key] not in refused}
+    wanted = {key: gram for key, gram in wanted.items() if owner[key] not in refused}
     if not wanted:
         return
     whole: dict[str, Gram] = {}
@@ -61,14 +66,14 @@ def moments(
             else:
                 whole[name] = found
             if not left[name]:
-                yield name, _moment(whole.pop(name))
+                yield name, _moment(whole.pop(name), features_of(layers[key]))
     observer.close()
 
 
-def _moment(gram: Gram) -> np.ndarray | str:
+def _moment(gram: Gram, features: int) -> np.ndarray | str:
     if not gram.rows:
         return "no row was seen: all are padding, or the samples have none"
     moment = gram.matrix / gram.rows
     if not np.isfinite(moment).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"
-    return np.asarray(steadied(moment[None], gram.rows)[0])
+    return steadied(by_group(moment, features), gram.rows)

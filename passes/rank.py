@@ -143,6 +143,14 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
     return utilized(matrices(layer), gram, share)
 
 
+def features_of(layer: Layer) -> int:
+    """The features of the rows that a layer multiplies: of a convolution a patch of one group's channels."""
+    if isinstance(layer, Linear):
+        return layer.in_features
+    taps = 1 if layer.transposed else int(np.prod(layer.kernel))
+    return layer.in_channels // layer.groups * taps
+
+
 def by_group(matrix: np.ndarray, features: int) -> np.ndarray:
     """A moment of rows, [groups * features, ...] or [groups, features, features], as the latter."""
     if matrix.ndim == 3:

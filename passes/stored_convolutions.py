@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.passes import qdq
 from burnish.passes.base import Outcome
-from burnish.passes.grids import Clip, Grid, fit, quantize
+from burnish.passes.grids import Clip, Grid, Scales, fit, quantize
 from burnish.passes.layers import layers
 from burnish.passes.lossy import Edit, Savings
+from burnish.passes.weight_rounding import rounded_layer
 
 _OPSETS = {8: 13, 4: 21}
 """The bits that are stored, and the first opset whose DequantizeLinear takes them for each output."""
 
 
-def edits(model: oir.Model, spec: str, wanted: Sequence[int], outcome: Outcome) -> list[Edit]:
-    """Storing each convolution's weight in each of the wanted bits; where it stays, `outcome` is told why.
+def found(model: oir.Model) -> dict[str, Convolution]:
+    """The convolutions of a model by name."""
+    return {name: layer for name, layer in layers(model).items() if isinstance(layer, Convolution)}
+
+
+def edits(
+    model: oir.Model,
+    spec: str,
+    name: str,
+    layer: Convolution,
+    wanted: Sequence[int],
+    moment: np.ndarray | None,
+    outcome: Outcome,
+) -> list[Edit]:
+    """Storing the weight of a convolution in each of the wanted bits; where it stays, `outcome` is told why.
 
     Args:
         model: the model.
         spec: of the pass.
+        name: of the layer.
+        layer: the layer.
         wanted: bits.
+        moment: of the patches it multiplies, [groups, in, in]: integers are rounded for it. None to round later.
         outcome: takes what stays.
     """
-    found = []
-    for name, layer in layers(model).items():
-        if not isinstance(layer, Convolution):
+    made = []
+    tensor = weights.tensor_of(layer.parameter.source)
+    for bits in wanted:
+        reason = _refusal(layer, bits, model.graph.opset_imports.get("", 1))
+        if reason is not None or tensor is None:
+            outcome.skip(layer.node, str(reason))
             continue
-        tensor = weights.tensor_of(layer.parameter.source)
-        for bits in wanted:
-            reason = _refusal(layer, bits, model.graph.opset_imports.get("", 1))
-            if reason is not None or tensor is None:
-                outcome.skip(layer.node, str(reason))
-                continue
-            count = layer.parameter.shape[_axis(layer)]
-            stored = -(-tensor.size * bits // 8) + count * tensor.dtype.bitwidth // 8 + -(-count * bits // 8)
-            if stored >= tensor.nbytes:
-                outcome.skip(layer.node, f"{bits} bits with their scales take no fewer bytes")
-                continue
-            savings = Savings(-2 * count, tensor.nbytes - stored, 0)
-            anchor = str(layer.node.name)
-            found.append(Edit(spec, name, f"int{bits} per channel", frozenset({anchor}), savings, anchors=(anchor,)))
-    return found
+        count = layer.parameter.shape[_axis(layer)]
+        stored = -(-tensor.size * bits // 8) + count * tensor.dtype.bitwidth // 8 + -(-count * bits // 8)
+        if stored >= tensor.nbytes:
+            outcome.skip(layer.node, f"{bits} bits with their scales take no fewer bytes")
+            continue
+        savings = Savings(-2 * count, tensor.nbytes - stored, 0)
+        anchor = str(layer.node.name)
+        payload = {} if moment is None else _payload(layer, bits, moment)
+        option = f"int{bits} per channel"
+        made.append(Edit(spec, name, option, frozenset({anchor}), savings, payload, anchors=(anchor,)))
+    return made
 
 
-def write(model: oir.Model, node: oir.Node, bits: int, clip: Clip) -> None:
-    """Store the weight of a convolution in so many bits, with one positive scale for each output."""
-    layer = find_convolution(node)
+def measured(layer: Convolution) -> bool:
+    """Whether samples tell how to round it; a transposed convolution shares scales between what it computes apart."""
+    return not layer.transposed
+
+
+def _payload(layer: Convolution, bits: int, moment: np.ndarray) -> dict[str, np.ndarray]:
+    assert layer.dtype is not None
+    levels, scales = rounded_layer(layer, Grid(bits), moment, layer.dtype.numpy())
+    return {"levels": levels, "scale": scales.scale}
+
+
+def write(model: oir.Model, node: oir.Node, bits: int, clip: Clip, payload: Mapping[str, np.ndarray]) -> None:
+    """Store the weight of a convolution in so many bits, with one positive scale for each output.
+
+    Args:
+        model: the model.
+        node: the convolution.
+        bits: of the integers.
+        clip: how scales are fitted where there is no payload.
+        payload: of the edit.
+    """
+    layer, grid = find_convolution(node), Grid(bits)
     assert layer is not None and layer.dtype is not None
+    if payload:
+        scale = payload["scale"]
+        scales = Scales(grid, scale, np.zeros(scale.shape, grid.dtype), 0)
+        qdq.put_weight(model, node, 1, payload["levels"], scales)
+        return
     numbers = layer.parameter.read()
-    scales = fit(numbers, Grid(bits), _axis(layer), clip=clip, dtype=layer.dtype.numpy())
+    scales = fit(numbers, grid, _axis(layer), clip=clip, dtype=layer.dtype.numpy())
     qdq.put_weight(model, node, 1, quantize(numbers, scales), scales)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
+from burnish.passes.layers import Layer
 
 Rounding = Literal["nearest", "mse", "hqq", "gptq"]
 
@@ -56,109 +57,177 @@ def rounded(
             squared errors, `hqq` half-quadratic quantization; `gptq` uses the moment, and is `mse` without one.
         mirrored: scales may be negative, see `burnish.passes.grids.fit`.
         dtype: of the scales.
-        moment: of the rows that the matrix multiplies, float64 [in, in].
+        moment: of the rows that the matrix multiplies, float64 [groups, in, in]: one for all outputs, or one for each
+            group of them, as those of a grouped convolution.
 
     Raises:
         InputError: the numbers are not finite.
     """
     levels = np.empty(weight.shape, grid.dtype)
-    found: list[Scales] = []
-    exact = None if rounding != "gptq" or moment is None else _Metric.of(moment)
-    for rows in _parts(len(weight)):
+    scale = np.empty((len(weight), -(-weight.shape[1] // block)), dtype)
+    found = Scales(grid, scale, np.empty(scale.shape, grid.dtype), 1, block)
+    for rows, metric in _parts(len(weight), None if rounding != "gptq" else moment):
         some = weight[rows]
-        if exact is None:
+        if metric is None:
             scales = fit(some, grid, 1, block, clip_of(rounding), mirrored=mirrored, dtype=dtype)
             levels[rows] = quantize(some, scales)
         else:
-            weights = np.diag(exact.matrix)
-            scales = fit(some, grid, 1, block, "mse", importance=weights, mirrored=mirrored, dtype=dtype)
-            part = _Part(some, exact.matrix, scales)
-            part.compensated(exact.order, exact.factor)
+            scales = fit(some, grid, 1, block, "mse", importance=metric.weights(some), mirrored=mirrored, dtype=dtype)
+            part = _Part(some, metric, scales)
+            part.compensated()
             part.improved(mirrored)
             levels[rows], scales = part.integers, part.scales
-        found.append(scales)
-    scale, zero = (np.concatenate([getattr(one, name) for one in found]) for name in ("scale", "zero_point"))
-    return levels, Scales(grid, scale, zero, 1, block)
+        scale[rows], found.zero_point[rows] = scales.scale, scales.zero_point
+    return levels, found
+
+
+def rounded_layer(
+    layer: Layer, grid: Grid, moment: np.ndarray, dtype: np.dtype[np.floating], least: np.ndarray | None = None
+) -> tuple[np.ndarray, Scales]:
+    """The integers [out, ...] for the weight of a layer by `gptq`, and a positive scale for each output (`axis` 0).
+
+    Args:
+        layer: no transposed convolution.
+        grid: the integers; symmetric.
+        moment: of the rows, or patches, that it multiplies, float64 [groups, in, in].
+        dtype: of the scales.
+        least: the smallest scale that each output may have, [out].
+    """
+    weight = layer.weight()
+    rows = weight.reshape(len(weight), -1)
+    levels, scales = rounded(rows, grid, rows.shape[1], "gptq", mirrored=False, dtype=dtype, moment=moment)
+    scale = scales.scale[:, 0]
+    if least is not None and (scale < least).any():
+        scales = Scales(grid, np.maximum(scale, least)[:, None].astype(dtype), scales.zero_point, 1, rows.shape[1])
+        levels = _settled(rows, scales, moment)
+        scale = scales.scale[:, 0]
+    return levels.reshape(weight.shape), Scales(grid, scale, scales.zero_point[:, 0], 0)
+
+
+def _settled(weight: np.ndarray, scales: Scales, moment: np.ndarray) -> np.ndarray:
+    """The integers by `gptq` for scales that stay as they are."""
+    levels = np.empty(weight.shape, scales.grid.dtype)
+    for rows, metric in _parts(len(weight), moment):
+        assert metric is not None
+        own = Scales(scales.grid, scales.scale[rows], scales.zero_point[rows], scales.axis, scales.block)
+        part = _Part(weight[rows], metric, own)
+        part.compensated()
+        part.descended()
+        levels[rows] = part.integers
+    return levels
 
 
 def of_tied(moment: np.ndarray) -> np.ndarray:
     """The moment for a matrix whose rows are looked up as well: half of what counts is the rows themselves."""
-    mean = max(float(np.trace(moment)) / len(moment), np.finfo(np.float64).tiny)
-    return np.asarray(moment / mean + np.eye(len(moment)))
+    size = moment.shape[-1]
+    mean = max(float(np.trace(moment, axis1=-2, axis2=-1).mean()) / size, np.finfo(np.float64).tiny)
+    return np.asarray(moment / mean + np.eye(size))
 
 
 def change(weight: np.ndarray, levels: np.ndarray, scales: Scales, moment: np.ndarray) -> float:
     """By how much the outputs change, in the sum of the mean squares, as a share of the outputs' own."""
-    apart = weight - dequantize(levels, scales)
-    whole = float(np.einsum("ij,ij->", weight @ moment, weight))
-    return float(np.einsum("ij,ij->", apart @ moment, apart)) / max(whole, np.finfo(np.float64).tiny)
+    apart, whole = (
+        one.reshape(len(moment), -1, weight.shape[1]) for one in (weight - dequantize(levels, scales), weight)
+    )
+    size = float(np.einsum("gij,gij->", whole @ moment, whole))
+    return float(np.einsum("gij,gij->", apart @ moment, apart)) / max(size, np.finfo(np.float64).tiny)
 
 
-def _parts(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, _ROWS):
-        yield slice(start, min(start + _ROWS, rows))
+def _parts(rows: int, moment: np.ndarray | None) -> Iterator[tuple[slice, _Metric | None]]:
+    """Rows that are rounded at once, and their metric where there is a moment."""
+    if moment is None or len(moment) == 1:
+        metric = None if moment is None else _Metric.of(moment)
+        for start in range(0, rows, _ROWS):
+            yield slice(start, min(start + _ROWS, rows)), metric
+        return
+    each = rows // len(moment)
+    step = max(1, _ROWS // max(1, each))
+    for start in range(0, len(moment), step):
+        metric = _Metric.of(moment[start : start + step])
+        yield slice(start * each, (start + len(metric.matrix)) * each), metric
 
 
 @dataclass(frozen=True)
 class _Metric:
-    """A damped moment with a mean of 1, the order of inputs by it, and U, upper triangular, UᵀU its inverse there."""
+    """Damped moments with a mean of 1, [groups, in, in]; the orders of inputs by them, [groups, in]; and matrices U,
+    upper triangular, UᵀU their inverses in that order.
+    """
 
     matrix: np.ndarray
     order: np.ndarray
     factor: np.ndarray
 
     @classmethod
-    def of(cls, moment: np.ndarray) -> _Metric:
+    def of(cls, moments: np.ndarray) -> _Metric:
         from scipy.linalg import cholesky, solve_triangular
 
-        unit = np.eye(len(moment))
-        damped = moment + DAMPING * np.trace(moment) / len(moment) * unit
-        matrix = damped / max(np.trace(damped) / len(damped), np.finfo(np.float64).tiny) + 1e-9 * unit
-        order = np.argsort(-np.diag(matrix), kind="stable")
-        inner = matrix[np.ix_(order, order)]
-        upper = cholesky(inner[::-1, ::-1], lower=True)[::-1, ::-1]
-        return cls(matrix, order, np.asarray(solve_triangular(upper, unit, lower=False)))
+        unit = np.eye(moments.shape[1])
+        matrices, orders, factors = np.empty(moments.shape), np.empty(moments.shape[:2], int), np.empty(moments.shape)
+        for index, moment in enumerate(moments):
+            damped = moment + DAMPING * np.trace(moment) / len(moment) * unit
+            matrix = damped / max(np.trace(damped) / len(damped), np.finfo(np.float64).tiny) + 1e-9 * unit
+            order = np.argsort(-np.diag(matrix), kind="stable")
+            inner = matrix[np.ix_(order, order)]
+            upper = cholesky(inner[::-1, ::-1], lower=True)[::-1, ::-1]
+            matrices[index], orders[index] = matrix, order
+            factors[index] = solve_triangular(upper, unit, lower=False)
+        return cls(matrices, orders, factors)
+
+    def weights(self, rows: np.ndarray) -> np.ndarray:
+        """What the errors of each number of rows [groups * out, in] weigh by themselves; it broadcasts to the rows."""
+        diagonal = np.diagonal(self.matrix, axis1=1, axis2=2)
+        return np.asarray(diagonal if len(diagonal) == 1 else diagonal.repeat(len(rows) // len(diagonal), 0))
 
 
 class _Part:
-    """Some rows of a matrix, their integers and scales; arrays are [in, out], so that an input is contiguous."""
+    """Some rows of a matrix, their integers and scales; arrays are [groups, in, out], so that an input is contiguous.
 
-    def __init__(self, weight: np.ndarray, metric: np.ndarray, scales: Scales) -> None:
-        self.weight = np.ascontiguousarray(weight.T, np.float32)
-        self.metric, self.quick = metric, metric.astype(np.float32)
+    The rows are those of all groups, one group after the other; each group has a metric of its own.
+    """
+
+    def __init__(self, weight: np.ndarray, metric: _Metric, scales: Scales) -> None:
+        self.metric, self.quick = metric, metric.matrix.astype(np.float32)
+        self.weight = self._grouped(weight.astype(np.float32))
         self.scales = scales
         self.zero = self._spread(scales.zero_point)
         self.scale = self._spread(scales.scale)
-        self.levels = np.ascontiguousarray(quantize(weight, scales).T, np.float32) - self.zero
+        self.levels = self._grouped(quantize(weight, scales).astype(np.float32)) - self.zero
+
+    def _grouped(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers [groups * out, n] as [groups, n, out]."""
+        return np.ascontiguousarray(rows.reshape(len(self.quick), -1, rows.shape[1]).transpose(0, 2, 1))
 
     def _spread(self, values: np.ndarray) -> np.ndarray:
-        found = self.scales.spread(values.astype(np.float32), self.weight.shape[::-1])
-        return np.ascontiguousarray(found.T)
+        shape = (len(values), self.weight.shape[1])
+        return self._grouped(self.scales.spread(values.astype(np.float32), shape))
 
     @property
     def integers(self) -> np.ndarray:
-        """The integers, [out, in]."""
-        return np.asarray((self.levels + self.zero).T, self.scales.grid.dtype)
+        """The integers, [groups * out, in]."""
+        whole = (self.levels + self.zero).transpose(0, 2, 1)
+        return np.asarray(whole.reshape(-1, whole.shape[2]), self.scales.grid.dtype)
 
-    def _round(self, wanted: np.ndarray, column: int) -> np.ndarray:
-        """The numbers of one input nearest to those that are wanted; their integers are noted."""
-        grid, levels = self.scales.grid, self.levels[column]
-        np.rint(np.divide(wanted, self.scale[column], out=levels), out=levels)
-        np.clip(levels, grid.low - self.zero[column], grid.high - self.zero[column], out=levels)
-        return np.asarray(levels * self.scale[column])
-
-    def compensated(self, order: np.ndarray, factor: np.ndarray) -> None:
-        """Round by GPTQ: inputs in `order`, with the factor of the inverse of the metric in that order."""
-        left, factor = self.weight[order], factor.astype(np.float32)
-        for start in range(0, len(order), _LAZY):
-            end = min(start + _LAZY, len(order))
-            errors = np.empty((end - start, left.shape[1]), np.float32)
+    def compensated(self) -> None:
+        """Round by GPTQ: inputs in the metric's order, with the factor of its inverse."""
+        order, factor = self.metric.order[:, :, None], self.metric.factor.astype(np.float32)
+        left, scale, zero = (np.take_along_axis(one, order, 1) for one in (self.weight, self.scale, self.zero))
+        levels = np.empty_like(left)
+        for start in range(0, order.shape[1], _LAZY):
+            end = min(start + _LAZY, order.shape[1])
+            errors = np.empty((len(left), end - start, left.shape[2]), np.float32)
             for place in range(start, end):
-                error = errors[place - start]
-                np.subtract(left[place], self._round(left[place], order[place]), out=error)
-                error /= factor[place, place]
-                left[place + 1 : end] -= factor[place, place + 1 : end, None] * error
-            left[end:] -= factor[start:end, end:].T @ errors
+                error = errors[:, place - start]
+                self._round(left[:, place], scale[:, place], zero[:, place], levels[:, place])
+                np.subtract(left[:, place], levels[:, place] * scale[:, place], out=error)
+                error /= factor[:, place, place, None]
+                left[:, place + 1 : end] -= factor[:, place, place + 1 : end, None] * error[:, None]
+            left[:, end:] -= factor[:, start:end, end:].transpose(0, 2, 1) @ errors
+        np.put_along_axis(self.levels, order, levels, 1)
+
+    def _round(self, wanted: np.ndarray, scale: np.ndarray, zero: np.ndarray, levels: np.ndarray) -> None:
+        """Write the integers, less the zero point, nearest to the numbers of one input that are wanted."""
+        np.rint(np.divide(wanted, scale, out=levels), out=levels)
+        np.clip(levels, self.scales.grid.low - zero, self.scales.grid.high - zero, out=levels)
 
     def improved(self, mirrored: bool) -> None:
         """Improve integers, then scales, some times over; none of the steps makes the change of the outputs larger."""
@@ -167,36 +236,44 @@ class _Part:
             self._solve_scales(mirrored)
         self._descend()
 
+    def descended(self) -> None:
+        """Improve the integers alone."""
+        for _ in range(_ROUNDS + 1):
+            self._descend()
+
     def _descend(self) -> None:
         """Each input in turn takes the integers that are best, given the others."""
         pull = self.quick @ (self.weight - self.levels * self.scale)
-        for start in range(0, len(pull), _LAZY):
-            end = min(start + _LAZY, len(pull))
-            moves = np.empty((end - start, pull.shape[1]), np.float32)
+        for start in range(0, pull.shape[1], _LAZY):
+            end = min(start + _LAZY, pull.shape[1])
+            moves = np.empty((len(pull), end - start, pull.shape[2]), np.float32)
             for column in range(start, end):
-                before = self.levels[column] * self.scale[column]
-                wanted = before + pull[column] / self.quick[column, column]
-                moves[column - start] = move = self._round(wanted, column) - before
-                pull[column:end] -= self.quick[column:end, column, None] * move
-            pull[end:] -= self.quick[end:, start:end] @ moves
+                levels, scale = self.levels[:, column], self.scale[:, column]
+                before = levels * scale
+                wanted = before + pull[:, column] / self.quick[:, column, column, None]
+                self._round(wanted, scale, self.zero[:, column], levels)
+                moves[:, column - start] = move = levels * scale - before
+                pull[:, column:end] -= self.quick[:, column:end, column, None] * move[:, None]
+            pull[:, end:] -= self.quick[:, end:, start:end] @ moves
 
     def _solve_scales(self, mirrored: bool) -> None:
         """The scales of each row that are best together, given its integers; kept where they are better as stored."""
-        block, count = self.scales.block or 1, self.scales.scale.shape[1]
-        parts = [slice(index * block, min((index + 1) * block, len(self.levels))) for index in range(count)]
-        products = np.empty((self.levels.shape[1], count, count))
-        wanted = np.empty(products.shape[:2])
+        old = self.scales.scale
+        block, (rows, count) = self.scales.block or 1, old.shape
+        size = self.levels.shape[1]
+        parts = [slice(index * block, min((index + 1) * block, size)) for index in range(count)]
+        products, wanted = np.empty((rows, count, count)), np.empty((rows, count))
         target = self.quick @ self.weight
         for index, one in enumerate(parts):
-            seen = self.quick[:, one] @ self.levels[one]
+            seen = self.quick[:, :, one] @ self.levels[:, one]
             seen *= self.levels
-            wanted[:, index] = np.einsum("ij,ij->j", target[one], self.levels[one])
-            products[:, index] = np.add.reduceat(seen, [part.start for part in parts]).T
+            wanted[:, index] = np.einsum("gij,gij->gj", target[:, one], self.levels[:, one]).reshape(-1)
+            sums = np.add.reduceat(seen, [part.start for part in parts], 1)
+            products[:, index] = sums.transpose(0, 2, 1).reshape(rows, count)
         products = (products + products.transpose(0, 2, 1)) / 2
         diagonal = np.einsum("ijj->ij", products)
         unused = diagonal <= 0
         diagonal += 1e-6 * diagonal.mean(1, keepdims=True) + unused
-        old = self.scales.scale
         found = np.linalg.solve(products, wanted[:, :, None])[:, :, 0].astype(old.dtype)
         bad = unused | ~np.isfinite(found) | (np.abs(found) < np.finfo(found.dtype).tiny)
         bad |= (found < 0) if not mirrored else False
@@ -204,10 +281,11 @@ class _Part:
         before, kept = self._changes(), self.scale
         self.scale = self._spread(found)
         worse = self._changes() > before
-        self.scale = np.where(worse, kept, self.scale)
+        self.scale = np.where(worse[:, None], kept, self.scale)
         grid, zero = self.scales.grid, self.scales.zero_point
-        self.scales = Scales(grid, np.where(worse[:, None], old, found), zero, 1, block)
+        self.scales = Scales(grid, np.where(worse.reshape(-1, 1), old, found), zero, 1, block)
 
     def _changes(self) -> np.ndarray:
+        """By how much the outputs change, [groups, out]."""
         apart = self.weight - self.levels * self.scale
-        return np.asarray(np.einsum("ij,ij->j", self.quick @ apart, apart))
+        return np.asarray(np.einsum("gij,gij->gj", self.quick @ apart, apart))

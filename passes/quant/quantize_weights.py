@@ -12,11 +12,12 @@ import onnx_ir as oir
 from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.packing import pack, unpack
-from burnish.ir.views.convolution import convolutions
+from burnish.ir.views.convolution import Convolution, convolutions
 from burnish.ir.walk import walk
 from burnish.passes import catalog, packed_layers, stored_convolutions
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Scales, signed
+from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
 from burnish.passes.moments import moments
 from burnish.passes.packed_layers import Form
@@ -41,7 +42,8 @@ class QuantizeWeights(LossyPass):
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
-        convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller.
+        convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq`
+            rounds them for their patches; transposed ones by `mse`.
     """
 
     bits: int = 0
@@ -82,26 +84,42 @@ class QuantizeWeights(LossyPass):
                 "`quantize-weights` has to be told how many bits, or how much may be lost",
                 hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
             )
-        return self._plain(model, self._found(model, outcome), outcome)
+        images = stored_convolutions.found(model) if self.convolutions else {}
+        return self._plain(model, self._found(model, outcome), images, outcome)
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds `levels`, packed, `scale` and `zero`, where samples made them."""
         found = self._found(model, outcome)
-        measured = {name: one for name, one in found.items() if one.linears and self.rounding in MEASURED}
-        edits = self._plain(model, {name: one for name, one in found.items() if name not in measured}, outcome)
-        for name, moment in moments(model, {name: one.linears for name, one in measured.items()}, context):
+        images = stored_convolutions.found(model) if self.convolutions else {}
+        measured: dict[str, Sequence[Layer]] = {}
+        if self.rounding in MEASURED:
+            measured |= {name: one.linears for name, one in found.items() if one.linears}
+            measured |= {name: [one] for name, one in images.items() if stored_convolutions.measured(one)}
+        plain = {name: one for name, one in found.items() if name not in measured}
+        others = {name: one for name, one in images.items() if name not in measured}
+        edits = self._plain(model, plain, others, outcome)
+        for name, moment in moments(model, measured, context):
             if isinstance(moment, str):
-                outcome.skip(found[name].readers[0].node, moment)
-            else:
+                outcome.skip(measured[name][0].node, moment)
+            elif name in found:
                 edits += self._edits(model, name, found[name], moment, outcome)
-        places = {name: index for index, name in enumerate(found)}
-        return sorted(edits, key=lambda edit: places.get(edit.site, len(places)))
+            else:
+                edits += self._stored(model, name, images[name], moment, outcome)
+        places = {name: index for index, name in enumerate((*found, *images))}
+        return sorted(edits, key=lambda edit: places[edit.site])
 
-    def _plain(self, model: oir.Model, found: dict[str, Matrix], outcome: Outcome) -> list[Edit]:
+    def _plain(
+        self, model: oir.Model, found: dict[str, Matrix], images: dict[str, Convolution], outcome: Outcome
+    ) -> list[Edit]:
         """The edits that need no samples."""
+        edits = [edit for name, one in found.items() for edit in self._edits(model, name, one, None, outcome)]
+        return edits + [e for name, one in images.items() for e in self._stored(model, name, one, None, outcome)]
+
+    def _stored(
+        self, model: oir.Model, name: str, layer: Convolution, moment: np.ndarray | None, outcome: Outcome
+    ) -> list[Edit]:
         wanted = (self.bits,) if self.bits else _GRID
-        more = stored_convolutions.edits(model, catalog.spec(self), wanted, outcome) if self.convolutions else []
-        return [e for name, one in found.items() for e in self._edits(model, name, one, None, outcome)] + more
+        return stored_convolutions.edits(model, catalog.spec(self), name, layer, wanted, moment, outcome)
 
     def _found(self, model: oir.Model, outcome: Outcome) -> dict[str, Matrix]:
         found = {}
@@ -165,7 +183,8 @@ class QuantizeWeights(LossyPass):
                 return
             bits = int(edit.option.split()[0].removeprefix("int"))
             if edit.option.endswith("per channel"):
-                stored_convolutions.write(model, nodes[edit.anchors[0]], bits, clip_of(self.rounding))
+                clip = clip_of(self.rounding)
+                stored_convolutions.write(model, nodes[edit.anchors[0]], bits, clip, edit.payload)
                 continue
             matrix, block = found_again(nodes, edit.anchors), int(edit.option.split()[-1])
             if edit.payload:

@@ -236,7 +236,7 @@ def activation_aware() -> None:
     groups = {name: one.linears for name, one in found.items()}
     for name, moment in moments(bed.model, groups, context_for(bed.model, bed.calibration)):
         assert not isinstance(moment, str)
-        weight, sizes = found[name].weight(), np.sqrt(np.diag(moment)) + 1e-9
+        weight, sizes = found[name].weight(), np.sqrt(np.diag(moment[0])) + 1e-9
         exponents = [(sizes**power) / np.exp(np.log(sizes**power).mean()) for power in np.linspace(0, 1, 20)]
         plain = np.ones(len(sizes))
         best = min(exponents, key=lambda scale: _changed(weight, moment, scale, "mse"))
