@@ -74,7 +74,7 @@ def _torch(device: str, compiled: bool, asked: Request) -> tuple[Timeable, str]:
     return loaded, f"{loaded.options}, {terminal.count(asked.threads, 'thread')}"
 
 
-def _tvm(asked: Request) -> tuple[Timeable, str]:
+def compiled_here(asked: Request) -> tuple[Timeable, str]:
     """The model compiled for this machine, all of it that can be, and loaded as its users would."""
     from burnish.ir.errors import BurnishError, InputError
     from burnish.tools import api
@@ -107,7 +107,7 @@ BACKENDS: dict[str, Loader] = {
     "torch-compile": partial(_torch, "cpu", True),
     "torch-cuda": partial(_torch, "cuda", False),
     "torch-compile-cuda": partial(_torch, "cuda", True),
-    "tvm": _tvm,
+    "tvm": compiled_here,
 }
 
 

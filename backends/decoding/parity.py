@@ -1,0 +1,115 @@
+"""Whether a decoder computes with its caches what it computes at once, and how well it predicts a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.backends.decoding.decoder import Decoder
+from burnish.passes.metrics import negative_log_likelihoods
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far scores with caches are from those of the whole text at once.
+
+    Attributes:
+        difference: the largest absolute difference of a score.
+        scale: the largest absolute score.
+        worst: which way of feeding it was: batch, cuts.
+    """
+
+    difference: float
+    scale: float
+    worst: str
+
+    @property
+    def relative(self) -> float:
+        """The difference as a part of the scale; NaN counts as infinite."""
+        ratio = self.difference / self.scale if self.scale else self.difference
+        return float("inf") if np.isnan(ratio) else ratio
+
+
+def in_pieces(decoder: Decoder, ids: Tokens, cuts: Sequence[int], keep: NDArray[np.bool_] | None = None) -> np.ndarray:
+    """The scores of a text that is fed in pieces which end at `cuts` and at its end.
+
+    Args:
+        decoder: what computes.
+        ids: [rows, n].
+        cuts: places in the text, ascending, each more than 0 and less than n.
+        keep: as for `State.feed`.
+
+    Returns:
+        float32 [rows, n, vocabulary].
+    """
+    state, found = decoder.start(len(ids)), []
+    for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        part = None if keep is None else keep[:, start:end]
+        if part is None or part.any():
+            found.append(state.feed(ids[:, start:end], part))
+        else:
+            found.append(np.zeros((len(ids), end - start, 1), np.float32))
+    width = max(one.shape[2] for one in found)
+    return np.concatenate([np.broadcast_to(one, (*one.shape[:2], width)) for one in found], 1)
+
+
+def parity(decoder: Decoder, *, length: int = 12, pads: int = 3, seed: int = 0, ids: Tokens | None = None) -> Parity:
+    """Compare every way of feeding a text with feeding it at once to a single row: the law of a decoder with caches.
+
+    Single rows, in two pieces at several places and token by token, so that several past lengths occur; and, where the
+    model can tell rows of different lengths apart, two rows of which one has padding before it, likewise.
+
+    Args:
+        decoder: what computes.
+        length: tokens of the text, at least 4.
+        pads: padding before the shorter row, less than `length`.
+        seed: of the tokens.
+        ids: two texts to take instead, [2, n].
+    """
+    if ids is None:
+        random = np.random.default_rng(seed)
+        ids = random.integers(1, decoder.ports.vocabulary or 100, (2, length))
+    length = ids.shape[1]
+    texts = [ids[:1], ids[1:, pads:]]
+    whole = [in_pieces(decoder, text, []) for text in texts]
+    scale = max(float(np.abs(one).max()) for one in whole)
+    worst, largest = "", -1.0
+    ways = {"token by token": list(range(1, length)), **{f"cut at {c}": [c] for c in (1, length // 2, length - 1)}}
+
+    def compare(found: np.ndarray, row: int, way: str) -> None:
+        nonlocal worst, largest
+        apart = float(np.abs(found - whole[row][0]).max())
+        if not apart <= largest:
+            worst, largest = way, apart
+
+    for way, cuts in ways.items():
+        compare(in_pieces(decoder, texts[0], cuts)[0], 0, f"batch 1, {way}")
+    if decoder.mixes:
+        keep = np.ones(ids.shape, bool)
+        keep[1, :pads] = False
+        for way, cuts in {"at once": [], **ways}.items():
+            found = in_pieces(decoder, ids, cuts, keep)
+            compare(found[0], 0, f"batch 2, {way}")
+            compare(found[1, pads:], 1, f"batch 2, padded row, {way}")
+    return Parity(largest, scale, worst)
+
+
+def perplexity(decoder: Decoder, texts: Sequence[Tokens], *, piece: int | None = None) -> float:
+    """Exponential of the mean negative log likelihood of each next token of all texts; lower is better.
+
+    Args:
+        decoder: what computes.
+        texts: token ids [n], n at least 2.
+        piece: tokens fed at once, with the caches of those before; None feeds a text at once.
+    """
+    losses = []
+    for text in texts:
+        step = len(text) if piece is None else piece
+        scores = in_pieces(decoder, text[None], list(range(step, len(text), step)))
+        losses.append(negative_log_likelihoods(scores[0, :-1], text[1:]))
+    return float(np.exp(np.concatenate(losses).mean()))

@@ -1,0 +1,279 @@
+"""The caches of a batch of rows, and how tokens are added to them and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.backends.decoding import feeding
+from burnish.backends.decoding.rows import Span, moved, packed
+from burnish.ir.errors import InputError
+
+if TYPE_CHECKING:
+    from burnish.backends.decoding.decoder import Decoder
+
+Array = NDArray[Any]
+_GROWTH = 64
+"""A buffer grows by at least this many slots."""
+
+
+class State:
+    """The caches of some rows. Rows may be of different lengths; nothing depends on how they were fed.
+
+    A state is changed by `feed` and `truncate` only. States made of it by `fork` and `select` live on their own.
+
+    Attributes:
+        decoder: what computes.
+        lengths: tokens that each row remembers, int64 [rows]; not to be written.
+        fed: tokens computed so far for this state, padding included; `fork` and `select` hand the count on.
+    """
+
+    def __init__(self, decoder: Decoder, lengths: NDArray[np.int64], caches: list[Array], fed: int = 0) -> None:
+        self.decoder = decoder
+        self.lengths = lengths
+        self.fed = fed
+        self._caches = caches
+        self._spare: list[Array | None] = [None] * len(caches)
+        self._shared = False
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.lengths)
+
+    def length(self, row: int = 0) -> int:
+        """Tokens that a row remembers."""
+        return int(self.lengths[row])
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the arrays that hold the keys and values now."""
+        return sum(cache.nbytes for cache in self._caches)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all arrays that this state holds: the caches, and those that the next call writes into."""
+        return self.cache_bytes + sum(spare.nbytes for spare in self._spare if spare is not None)
+
+    def feed(self, ids: NDArray[np.int64], keep: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Add tokens to the rows and give the scores of the token after each.
+
+        Args:
+            ids: int64 [rows, n], n at least 1; a prompt, one token, or several to be verified.
+            keep: [rows, n]; False where a row has no token (padding, anywhere in the row). None: all are tokens.
+
+        Returns:
+            float32 [rows, n, vocabulary]; zeros where there is no token, and before the last one of a model that
+            scores the last token only.
+
+        Raises:
+            InputError: there is no token, the ids are not of this vocabulary, a row grows beyond the model's range,
+                rows of different lengths are mixed in a model that cannot tell them apart, or the model refuses its
+                inputs. The state is as before then.
+        """
+        ids = np.ascontiguousarray(ids, np.int64)
+        if ids.ndim != 2 or len(ids) != self.rows or not ids.size:
+            raise InputError(f"ids of shape {list(ids.shape)} are no tokens for {self.rows} rows")
+        whole = keep is None or bool(np.all(keep))
+        kept = np.ones(ids.shape, bool) if keep is None else np.asarray(keep, bool)
+        if kept.shape != ids.shape:
+            raise InputError(f"a mask of shape {list(kept.shape)} does not fit ids of shape {list(ids.shape)}")
+        counts = kept.sum(1)
+        if not counts.any():
+            raise InputError("there is no token in what is fed")
+        after = self.lengths + counts
+        self.decoder.check(ids[kept], after)
+        self._distinguish(after)
+        if whole:
+            return self._scores(self._computed(ids), counts, ids.shape[1])
+        tokens, places = packed(ids, kept)
+        scores = self._scores(self._computed(tokens), counts, tokens.shape[1])
+        if np.any(after != self.lengths):
+            self._drop(after)
+        given = np.zeros((*ids.shape, scores.shape[2]), np.float32)
+        row, place = np.nonzero(places >= 0)
+        given[row, places[row, place]] = scores[row, place]
+        return given
+
+    def truncate(self, lengths: int | Sequence[int] | NDArray[np.int64]) -> None:
+        """Forget the latest tokens: each row goes back to so many, one number for all rows or one for each.
+
+        Raises:
+            InputError: a length is negative, or larger than the row's.
+        """
+        wanted = np.broadcast_to(np.asarray(lengths, np.int64), self.lengths.shape).copy()
+        if np.any(wanted < 0) or np.any(wanted > self.lengths):
+            raise InputError(f"rows of {self.lengths.tolist()} tokens cannot be cut to {wanted.tolist()}")
+        self._distinguish(wanted)
+        if np.any(wanted != self.lengths):
+            self._drop(wanted)
+
+    def select(self, rows: Sequence[int]) -> State:
+        """A new state of some rows, in this order; a row may be taken several times or not at all."""
+        spans = [self._span(row, self.length(row)) for row in rows]
+        made = self._moved(spans)
+        return State(self.decoder, self.lengths[list(rows)].copy(), made, self.fed)
+
+    def fork(self) -> State:
+        """A new state with the same rows, at no cost until one of the two is fed."""
+        if any(self._in_place):
+            return self.select(range(self.rows))
+        self._shared = True
+        made = State(self.decoder, self.lengths.copy(), list(self._caches), self.fed)
+        made._shared = True
+        return made
+
+    @staticmethod
+    def joined(states: Sequence[State]) -> State:
+        """A new state of all rows of several states of one decoder, in order.
+
+        Raises:
+            InputError: the rows have different lengths and the model cannot tell them apart.
+        """
+        decoder = states[0].decoder
+        lengths = np.concatenate([state.lengths for state in states])
+        states[0]._distinguish(lengths)
+        longest = int(lengths.max(initial=0))
+        parts = [
+            state._moved([state._span(row, state.length(row)) for row in range(state.rows)], longest)
+            for state in states
+        ]
+        caches = [
+            np.concatenate(each, port.batch)
+            for each, port in zip(zip(*parts, strict=True), decoder.ports.caches, strict=True)
+        ]
+        return State(decoder, lengths, caches, sum(state.fed for state in states))
+
+    @property
+    def _at_end(self) -> bool:
+        return self.decoder.ports.packing != "start"
+
+    @property
+    def _slots(self) -> int:
+        """Slots of the caches; with buffers that are written in place, those in use."""
+        if self._at_end:
+            return int(self._caches[0].shape[self.decoder.ports.caches[0].time])
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def _in_place(self) -> list[bool]:
+        """Which caches are buffers that the model writes into."""
+        writes = self.decoder.engine.writes and not self._at_end
+        return [writes and port.in_place for port in self.decoder.ports.caches]
+
+    def _distinguish(self, lengths: NDArray[np.int64]) -> None:
+        """Refuse rows of different lengths where the model cannot tell them apart."""
+        if len(set(lengths.tolist())) > 1:
+            self.decoder.need_mixing()
+
+    def _span(self, row: int, length: int) -> Span:
+        """The first `length` tokens of a row."""
+        return Span(row, self._slots - self.length(row) if self._at_end else 0, length)
+
+    def _moved(self, spans: list[Span], slots: int | None = None) -> list[Array]:
+        longest = max((span.length for span in spans), default=0) if slots is None else slots
+        return [
+            moved(cache, port.batch, port.time, spans, longest, self._at_end)
+            for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True)
+        ]
+
+    def _computed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the model on tokens of every row, all of which are remembered afterwards.
+
+        com.microsoft GroupQueryAttention takes several tokens behind a cache for one row only, so rows go one by one.
+        """
+        if self._at_end or self.rows == 1 or tokens.shape[1] == 1 or not self.lengths.any():
+            return self._call(tokens)
+        in_place, total = all(self._in_place), self._slots + tokens.shape[1]
+        if in_place:
+            for index in range(len(self._caches)):
+                self._grow(index, total)
+        alone = [self._view(row) if in_place else self.select([row]) for row in range(self.rows)]
+        scores = np.concatenate([one._call(tokens[row : row + 1]) for row, one in enumerate(alone)])
+        if not in_place:
+            self._caches, self._shared = State.joined(alone)._caches, False
+        self.lengths = self.lengths + tokens.shape[1]
+        self.fed += tokens.size
+        return scores
+
+    def _view(self, row: int) -> State:
+        """A row in the same memory; for buffers that are written in place."""
+        ports = self.decoder.ports.caches
+        caches = [
+            cache[(slice(None),) * port.batch + (slice(row, row + 1),)]
+            for cache, port in zip(self._caches, ports, strict=True)
+        ]
+        return State(self.decoder, self.lengths[row : row + 1], caches)
+
+    def _call(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the model once."""
+        decoder, new = self.decoder, tokens.shape[1]
+        feeds = feeding.inputs(decoder.ports, tokens, self.lengths, self._slots)
+        into: dict[str, Array] = {}
+        total = self._slots + new
+        in_place = self._in_place
+        for index, port in enumerate(decoder.ports.caches):
+            if in_place[index]:
+                self._grow(index, total)
+                into[port.present] = self._caches[index]
+            elif decoder.engine.writes:
+                into[port.present] = self._room(index, port.sizes(self.rows, total), port.dtype)
+            feeds[port.past] = self._caches[index]
+        found = decoder.engine.call(feeds, into)
+        for index, port in enumerate(decoder.ports.caches):
+            made = found[port.present]
+            if not in_place[index] and made.shape != port.sizes(self.rows, total):
+                raise InputError(
+                    f"`{port.present}` has shape {list(made.shape)} after {total} tokens",
+                    hint="the model does not keep every token, which only whole caches can be run with",
+                )
+        for index, port in enumerate(decoder.ports.caches):
+            old, self._caches[index] = self._caches[index], found[port.present]
+            owner = old.base
+            mine = not (self._shared or in_place[index]) and isinstance(owner, np.ndarray) and owner.dtype == np.uint8
+            self._spare[index] = owner if mine else None
+        self._shared = False
+        self.lengths = self.lengths + new
+        self.fed += tokens.size
+        logits = found[decoder.ports.logits]
+        return logits.astype(np.float32, copy=False)
+
+    def _scores(self, found: NDArray[np.float32], counts: NDArray[np.int64], new: int) -> NDArray[np.float32]:
+        """The scores of each token, [rows, new, vocabulary], of a model that may give those of the last only."""
+        if found.shape[1] == new:
+            return found
+        if not np.all(counts == new):
+            raise InputError("the model scores the last token only, and rows of different lengths were fed at once")
+        whole = np.zeros((len(found), new, found.shape[2]), np.float32)
+        whole[:, -1:] = found[:, -1:]
+        return whole
+
+    def _drop(self, lengths: NDArray[np.int64]) -> None:
+        """Keep the first tokens of each row; where tokens lie at the start, they stay and only the count changes."""
+        if not all(self._in_place):
+            self._caches = self._moved([self._span(row, int(length)) for row, length in enumerate(lengths)])
+            self._shared = False
+        self.lengths = lengths
+
+    def _grow(self, index: int, slots: int) -> None:
+        """Make a buffer that is written in place long enough."""
+        port, cache = self.decoder.ports.caches[index], self._caches[index]
+        have = cache.shape[port.time]
+        if have >= slots:
+            return
+        wanted = max(slots, min(2 * have, have + 16 * _GROWTH), _GROWTH)
+        limit = self.decoder.limit
+        wanted = wanted if limit is None else max(slots, min(wanted, limit))
+        spans = [Span(row, 0, have) for row in range(self.rows)]
+        self._caches[index] = moved(cache, port.batch, port.time, spans, wanted, at_end=False)
+
+    def _room(self, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of this shape whose content is of no account, in memory that is used again."""
+        wanted = int(np.prod(shape)) * dtype.itemsize
+        spare = self._spare[index]
+        if spare is None or spare.nbytes < wanted:
+            spare = np.empty(wanted + wanted // 16 + 1024, np.uint8)
+        return spare[:wanted].view(dtype).reshape(shape)

@@ -1,0 +1,177 @@
+"""What must hold of a decoder with caches, however its attention is spelled and whatever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+
+from burnish.backends.decoding.decoder import Decoder
+from burnish.backends.decoding.parity import parity, perplexity
+from burnish.backends.decoding.state import State
+from burnish.ir.errors import InputError
+from burnish.tools.decoders import open_decoder
+from burnish.tools.research import structures
+
+SLOW = pytest.mark.slow
+GROWING = ["llama-kv-dynp", "llama-kv-op23", "llama-kv-dynp-fuse", "gemma-kv-ts-ort", "qwen-dynp", "genai-mha"]
+SHARED = ["genai-llama", "genai-window", "genai-qwen"]
+REST = ["llama-kv-ts", "llama-kv-eager", "gemma-kv-dynp", "gemma-kv-op23", "qwen-op23", "genai-moe", "a3-smollm2-kv"]
+
+
+def opened(name: str, runtime: str = "ort") -> Decoder:
+    return open_decoder(oir.from_proto(structures.load(name)), runtime=runtime)
+
+
+@pytest.fixture(params=["llama-kv-dynp", "genai-llama"])
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    """One whose caches grow, one whose caches are written in place."""
+    return opened(request.param)
+
+
+def text(rows: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 100, (rows, length))
+
+
+def near(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", [*GROWING, *SHARED, *(pytest.param(one, marks=SLOW) for one in REST)])
+def test_a_text_in_pieces_is_the_text_at_once(name: str) -> None:
+    decoder = opened(name)
+    assert decoder.mixes
+    assert decoder.ports.packing == ("start" if name.startswith("genai") and name != "genai-mha" else "end")
+    found = parity(decoder)
+    assert found.relative < 1e-4, found
+
+
+@pytest.mark.parametrize("name", ["llama-kv-op23", "genai-llama"])
+def test_another_runtime_decodes_as_well(name: str) -> None:
+    found = parity(opened(name, "fx"))
+    assert found.relative < 1e-4, found
+    ids = text(1, 9)
+    near(opened(name, "fx").start().feed(ids), opened(name).start().feed(ids))
+
+
+def test_padding_may_lie_anywhere(decoder: Decoder) -> None:
+    ids, keep = text(3, 8), np.random.default_rng(1).random((3, 8)) < 0.6
+    keep[:, 0], keep[2] = [True, False, True], False
+    state = decoder.start(3)
+    first = state.feed(ids, keep)
+    assert state.lengths.tolist() == keep.sum(1).tolist()
+    assert not first[~keep].any()
+    second = state.feed(text(3, 2, 5))
+    for row in (0, 1):
+        alone = decoder.start()
+        near(first[row, keep[row]], alone.feed(ids[row : row + 1, keep[row]])[0])
+        near(second[row], alone.feed(text(3, 2, 5)[row : row + 1])[0])
+    near(second[2], decoder.start().feed(text(3, 2, 5)[2:])[0])
+
+
+def test_what_is_cut_off_was_never_there(decoder: Decoder) -> None:
+    ids, more = text(2, 7), text(2, 3, 9)
+    state = decoder.start(2)
+    state.feed(ids)
+    state.truncate([3, 5])
+    assert state.lengths.tolist() == [3, 5]
+    found = state.feed(more)
+    for row, length in enumerate((3, 5)):
+        whole = np.concatenate([ids[row, :length], more[row]])[None]
+        near(found[row], decoder.start().feed(whole)[0, length:])
+    with pytest.raises(InputError, match=r"rows of \[6, 8\] tokens cannot be cut to \[7, 7\]"):
+        state.truncate(7)
+    state.truncate(0)
+    near(state.feed(ids), decoder.start(2).feed(ids))
+
+
+def test_forks_rows_and_joined_states_live_on_their_own(decoder: Decoder) -> None:
+    ids = text(2, 6)
+    state = decoder.start(2)
+    state.feed(ids)
+    fork, chosen = state.fork(), state.select([1, 1, 0])
+    several = State.joined([state, chosen, decoder.start()])
+    nexts = {name: text(one.rows, 2, seed) for seed, (name, one) in enumerate(
+        {"state": state, "fork": fork, "chosen": chosen, "several": several}.items())}  # fmt: skip
+    found = {
+        "state": state.feed(nexts["state"]),
+        "fork": fork.feed(nexts["fork"]),
+        "chosen": chosen.feed(nexts["chosen"]),
+        "several": several.feed(nexts["several"]),
+    }
+    rows = {"state": [0, 1], "fork": [0, 1], "chosen": [1, 1, 0], "several": [0, 1, 1, 1, 0, None]}
+    for name, scores in found.items():
+        for index, row in enumerate(rows[name]):
+            before = ids[row] if row is not None else np.zeros(0, np.int64)
+            whole = np.concatenate([before, nexts[name][index]])[None]
+            near(scores[index], decoder.start().feed(whole)[0, len(before) :])
+
+
+def test_bytes_are_those_of_the_arrays_held() -> None:
+    growing, shared = opened("llama-kv-dynp").start(2), opened("genai-llama").start(2)
+    growing.feed(text(2, 5))
+    shared.feed(text(2, 5))
+    layers, rows, heads, tokens, size = 4, 2, 2, 5, 8
+    assert growing.cache_bytes == 2 * layers * rows * heads * tokens * size * 4
+    held = shared.cache_bytes
+    shared.feed(text(2, 3))
+    assert shared.cache_bytes == held == shared.buffer_bytes == 2 * 3 * 2 * 2 * 64 * 16 * 4
+
+
+def test_a_buffer_that_is_full_grows() -> None:
+    ids = text(1, 100)
+    decoder = opened("genai-llama")
+    state = decoder.start()
+    pieces = [state.feed(ids[:, start : start + 7]) for start in range(0, 100, 7)]
+    near(np.concatenate(pieces, 1), decoder.start().feed(ids))
+
+
+def test_the_perplexity_does_not_depend_on_pieces() -> None:
+    decoder = opened("qwen-dynp")
+    texts = [text(1, 20, seed)[0] for seed in range(2)]
+    assert perplexity(decoder, texts, piece=3) == pytest.approx(perplexity(decoder, texts), rel=1e-4)
+
+
+def test_rows_of_one_length_only_without_a_mask() -> None:
+    masked = opened("llama-kv-op23")
+    decoder = Decoder(replace(masked.ports, packing=""), masked.engine)
+    state = decoder.start(2)
+    near(state.feed(text(2, 4)), opened("llama-kv-op23").start(2).feed(text(2, 4)))
+    with pytest.raises(InputError, match="cannot tell rows of different lengths apart"):
+        state.feed(text(2, 4), np.asarray([[True] * 4, [False] + [True] * 3]))
+    with pytest.raises(InputError, match="cannot tell rows of different lengths apart"):
+        state.truncate([4, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("gpt2-ts", "the model has no caches"),
+        ("mamba-dynp", "is a state that no output is found to continue"),
+        ("bert-s-ts", "the model has no caches"),
+    ],
+)
+def test_what_is_no_decoder_is_refused(name: str, cause: str) -> None:
+    with pytest.raises(InputError, match=cause):
+        opened(name)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(decoder: Decoder) -> None:
+    state = decoder.start()
+    with pytest.raises(InputError, match="the model has no token 500, it has 500"):
+        state.feed(np.asarray([[500]]))
+    with pytest.raises(InputError, match="the model has no token -1"):
+        state.feed(np.asarray([[-1]]))
+    with pytest.raises(InputError, match="there is no token"):
+        state.feed(np.asarray([[1]]), np.asarray([[False]]))
+
+
+def test_a_row_does_not_grow_beyond_the_positions() -> None:
+    state = opened("genai-llama").start()
+    state.feed(text(1, 120))
+    with pytest.raises(InputError, match="129 tokens are more than the 128 that the model has positions for"):
+        state.feed(text(1, 9))
+    assert state.length() == 120
+    state.feed(text(1, 8))
