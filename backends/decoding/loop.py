@@ -1,0 +1,196 @@
+"""The plain loop: prompts are computed together, then one token at a time; a row that is done leaves the batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burnish.backends.decoding.choosing import Sampling, choose
+from burnish.backends.decoding.decoder import Decoder
+from burnish.backends.decoding.state import State
+from burnish.ir.errors import InputError
+
+_PIECE_BYTES = 1 << 26
+"""Scores that a piece of the prompts may take."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of one row.
+
+    Attributes:
+        ids: the tokens of the prompt, at least one.
+        most: tokens of the answer at most.
+        sampling: how they are chosen; its seed is the row's own, so that an answer does not depend on the batch.
+        stops: tokens that end the answer; they are not in it.
+    """
+
+    ids: tuple[int, ...]
+    most: int
+    sampling: Sampling = Sampling()
+    stops: frozenset[int] = frozenset()
+
+
+@dataclass
+class Answer:
+    """What came of one row.
+
+    Attributes:
+        ids: the tokens, without the one that ended it.
+        ended: "stop" (a token or the listener ended it), "length" (as many as asked for), or "range" (the model has no
+            positions for more).
+    """
+
+    ids: list[int] = field(default_factory=list)
+    ended: str = ""
+
+
+@dataclass
+class Figures:
+    """What it took.
+
+    Attributes:
+        prompt_tokens, tokens: of the prompts, and chosen, the stop tokens included.
+        prefill_seconds, decode_seconds: for the prompts with the first token of each answer, and for the rest.
+        decode_tokens: tokens that were chosen in `decode_seconds`.
+        fed: tokens that the model computed, padding included.
+        cache_bytes: of the arrays that held the caches, the most at any time.
+    """
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+    fed: int = 0
+    cache_bytes: int = 0
+
+    def add(self, other: Figures) -> None:
+        """Count another batch."""
+        self.prompt_tokens += other.prompt_tokens
+        self.tokens += other.tokens
+        self.prefill_seconds += other.prefill_seconds
+        self.decode_seconds += other.decode_seconds
+        self.decode_tokens += other.decode_tokens
+        self.fed += other.fed
+        self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
+
+
+Hear = Callable[[int, int], bool]
+"""`hear(row, token)` is told each token of an answer as it is chosen, and gives True to end the answer after it."""
+
+
+def check(decoder: Decoder, ask: Ask) -> None:
+    """Refuse what cannot be asked of a decoder, before anything is computed.
+
+    Raises:
+        InputError: an empty prompt, tokens that the model does not have, or a prompt longer than its range.
+    """
+    if not ask.ids:
+        raise InputError("the prompt is empty", hint="give at least one token")
+    if ask.most < 1:
+        raise InputError(f"{ask.most} tokens are no answer", hint="ask for at least one")
+    decoder.check(np.asarray(ask.ids, np.int64), np.asarray([len(ask.ids)]))
+
+
+def batches(decoder: Decoder, asks: Sequence[Ask], size: int) -> Iterator[list[int]]:
+    """Which asks are computed together: neighbours in order of length, of one length where the model needs that.
+
+    Args:
+        decoder: what computes.
+        asks: all of them.
+        size: rows of a batch at most; a model of a fixed batch has its own.
+    """
+    order = sorted(range(len(asks)), key=lambda index: len(asks[index].ids))
+    most = decoder.ports.rows or size
+    together: list[int] = []
+    for index in order:
+        differs = bool(together) and len(asks[together[0]].ids) != len(asks[index].ids)
+        if together and (len(together) == most or (differs and not decoder.mixes)):
+            yield together
+            together = []
+        together.append(index)
+    if together:
+        yield together
+
+
+def generate(decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None) -> tuple[list[Answer], Figures]:
+    """Answer a batch.
+
+    Args:
+        decoder: what computes.
+        asks: the rows of one batch, each as `check` has it; of one length where the decoder does not mix lengths.
+        hear: is told every token of an answer.
+
+    Returns:
+        The answers in the order of `asks`, and what they took.
+
+    Raises:
+        InputError: the model refuses the batch, or its scores are NaN.
+    """
+    answers, figures = [Answer() for _ in asks], Figures(prompt_tokens=sum(len(ask.ids) for ask in asks))
+    randoms = [np.random.default_rng(ask.sampling.seed) for ask in asks]
+    begun = time.perf_counter()
+    state, scores = prefill(decoder, [ask.ids for ask in asks])
+    alive = list(range(len(asks)))
+    prompts = True
+    while True:
+        figures.cache_bytes = max(figures.cache_bytes, state.cache_bytes)
+        chosen = [choose(scores[row], asks[index].sampling, randoms[index]) for row, index in enumerate(alive)]
+        figures.tokens += len(chosen)
+        now = time.perf_counter()
+        if prompts:
+            figures.prefill_seconds, begun, prompts = now - begun, now, False
+        else:
+            figures.decode_tokens += len(chosen)
+        for row, index in enumerate(alive):
+            answers[index].ended = _end(chosen[row], asks[index], answers[index], state.length(row), decoder.limit)
+            if answers[index].ended != "stop":
+                answers[index].ids.append(chosen[row])
+                if hear is not None and hear(index, chosen[row]):
+                    answers[index].ended = "stop"
+        left = [row for row, index in enumerate(alive) if not answers[index].ended]
+        if not left:
+            break
+        if len(left) < len(alive):
+            state = state.select(left)
+            alive, chosen = [alive[row] for row in left], [chosen[row] for row in left]
+        scores = state.feed(np.asarray(chosen, np.int64)[:, None])[:, 0]
+    figures.decode_seconds = time.perf_counter() - begun
+    figures.fed = state.fed
+    return answers, figures
+
+
+def _end(token: int, ask: Ask, answer: Answer, length: int, limit: int | None) -> str:
+    """Why an answer ends with this token; empty when it goes on."""
+    if token in ask.stops:
+        return "stop"
+    if len(answer.ids) + 1 >= ask.most:
+        return "length"
+    return "range" if limit is not None and length >= limit else ""
+
+
+def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, NDArray[np.float32]]:
+    """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary].
+
+    Long prompts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory.
+    """
+    rows, longest = len(prompts), max(map(len, prompts))
+    ids, keep = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)], keep[row, : len(prompt)] = prompt, True
+    piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (decoder.ports.vocabulary or 1 << 16))))
+    state, last = decoder.start(rows), np.zeros((rows, 0), np.float32)
+    for start in range(0, longest, piece):
+        part = keep[:, start : start + piece]
+        scores = state.feed(ids[:, start : start + piece], part)
+        if not last.shape[1]:
+            last = np.zeros((rows, scores.shape[2]), np.float32)
+        ends = keep.sum(1) - 1 - start
+        for row in map(int, np.flatnonzero((ends >= 0) & (ends < part.shape[1]))):
+            last[row] = scores[row, ends[row]]
+    return state, last
