@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "Time models in turns, in one backend or several side by side.",
     "tune": "Look for fast schedules of a model's kernels.",
     "run": "Run a model, compiled or not, and show what it computes.",
+    "generate": "Write text with an exported decoder, and say how fast it comes.",
     "passes": "List the passes and their options.",
     "demo": "Optimize the embedded models and show what was gained.",
 }

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small_decoder
 from examples import blocks, headings, matches, run_page
 
 from burnish.backends.ort import timing
@@ -39,6 +40,8 @@ def test_examples_print_what_the_page_shows(
 ) -> None:
     for source, target in MODELS.items():
         shutil.copy(ROOT / "tools" / "demo" / source, tmp_path / target)
+    if "decoder/" in page.read_text(encoding="utf-8"):
+        small_decoder.folder(tmp_path / "decoder")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
     timed = timing.Clock.__call__

@@ -1,0 +1,268 @@
+"""`burnish generate`: text from a decoder, and how fast it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from burnish.tools import terminal
+from burnish.tools.decoders import RUNTIMES
+
+if TYPE_CHECKING:
+    from burnish.backends.decoding.choosing import Sampling
+    from burnish.backends.decoding.decoder import Decoder
+    from burnish.backends.decoding.loop import Answer, Ask, Figures
+    from burnish.tools.generate_files import Words
+    from burnish.tools.generate_requests import Line, Request
+
+
+@click.command("generate")
+@click.argument("model", type=click.Path())
+@click.option("--prompt", metavar="TEXT", help="What the text begins with.")
+@click.option("--requests", metavar="FILE.jsonl", type=click.Path(), help="Prompts, one JSON object on each line.")
+@click.option("--check", is_flag=True, help="Compare decoding with caches with computing at once; write no text.")
+@click.option("--chat", is_flag=True, help="A prompt is a message to a chat model.")
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1), help="Tokens of an answer.")
+@click.option("--temperature", default=0.0, show_default=True, type=float, help="Draw tokens; 0 takes the likeliest.")
+@click.option("--top-k", default=0, show_default=True, type=int, help="Draw from so many tokens; 0 for all.")
+@click.option("--top-p", default=1.0, show_default=True, type=float, help="Draw from the likeliest with this much.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Of what is drawn.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; may be given again.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Requests computed together.")
+@click.option("--tokenizer", metavar="FILE", type=click.Path(), help="A tokenizer.json. [default: beside the model]")
+@click.option("--runtime", default="ort", show_default=True, type=click.Choice(RUNTIMES), help="What runs the model.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer to --prompt as one JSON object.")
+def generate_command(
+    model: str,
+    prompt: str | None,
+    requests: str | None,
+    check: bool,
+    tokenizer: str | None,
+    runtime: str,
+    threads: int,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Write text with MODEL, an exported decoder with caches or the folder of one.
+
+    The text goes to stdout as it comes, answers to --requests as JSON lines; figures go to stderr. Exit code 1 when a
+    line of the requests cannot be answered; the others are.
+    """
+    from burnish.ir.errors import InputError
+    from burnish.tools import generate_files
+    from burnish.tools.decoders import open_decoder
+
+    if (prompt is not None) + (requests is not None) + (check and prompt is None) != 1:
+        raise InputError("give either `--prompt` or `--requests`", hint='burnish generate MODEL --prompt "Once"')
+    folder = generate_files.read(model, tokenizer)
+    words = generate_files.Words(folder) if prompt is not None or folder.tokenizer is not None else None
+    decoder = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
+    try:
+        _check_words(words, decoder)
+        asker = _Asker(words, decoder, options)
+        if check:
+            return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
+        if requests is not None:
+            return _answer_all(decoder, asker, requests, options["batch"])
+        ask, stops = asker.ask(_line(str(prompt)), 0)
+        answer, text, figures = _answer(decoder, asker, ask, stops, stream=not as_json)
+    finally:
+        decoder.engine.close()
+    if as_json:
+        click.echo(json.dumps(_said(answer, text, ask) | {"figures": asdict(figures)}, ensure_ascii=False))
+    _report(figures)
+    return 0
+
+
+def _line(prompt: str) -> Line:
+    from burnish.tools.generate_requests import Line
+
+    return Line(prompt=prompt)
+
+
+def _check_words(words: Words | None, decoder: Decoder) -> None:
+    from burnish.ir.errors import InputError
+
+    size = decoder.ports.vocabulary
+    if words is not None and size is not None and words.size > size:
+        raise InputError(
+            f"the tokenizer has ids up to {words.size - 1}, the model's end at {size - 1}",
+            place=decoder.name,
+            hint="give the tokenizer of this model with `--tokenizer`",
+        )
+
+
+class _Asker:
+    """Makes what is asked of the decoder of a line and the options of the command."""
+
+    def __init__(self, words: Words | None, decoder: Decoder, options: dict[str, Any]) -> None:
+        from burnish.backends.decoding.choosing import Sampling
+
+        self.words, self._decoder, self._options = words, decoder, options
+        named = ("temperature", "top_k", "top_p", "seed")
+        self._sampling: Sampling = Sampling(**{name: options[name] for name in named})
+
+    def ask(self, line: Line, number: int) -> tuple[Ask, tuple[str, ...]]:
+        """The ask of the n-th line, from 0 on, and its stop strings; InputError where it cannot be answered."""
+        from burnish.backends.decoding import loop
+
+        options = self._options
+        given = {name: getattr(line, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        said = {name: value for name, value in given.items() if value is not None}
+        sampling = replace(self._sampling, **{"seed": self._sampling.seed + number} | said)
+        stops = (line.stop,) if isinstance(line.stop, str) else tuple(line.stop or options["stop"])
+        ask = loop.Ask(
+            self._ids(line),
+            line.max_tokens if line.max_tokens is not None else options["max_tokens"],
+            sampling,
+            self.words.stops if self.words is not None else frozenset(),
+        )
+        loop.check(self._decoder, ask)
+        return ask, stops
+
+    def _ids(self, line: Line) -> tuple[int, ...]:
+        from burnish.ir.errors import InputError
+
+        if (line.prompt is None) == (line.ids is None):
+            raise InputError("a line has either a `prompt` or `ids`")
+        if line.prompt is None:
+            return tuple(line.ids or ())
+        if self.words is None:
+            raise InputError("there is no tokenizer beside the model", hint="give one with `--tokenizer`")
+        if not line.prompt:
+            raise InputError("the prompt is empty", place=self._decoder.name, hint="give a text to go on from")
+        return self.words.message(line.prompt) if self._options["chat"] else self.words.ids(line.prompt)
+
+
+def _answer(
+    decoder: Decoder, asker: _Asker, ask: Ask, stops: tuple[str, ...], stream: bool
+) -> tuple[Answer, str, Figures]:
+    from burnish.backends.decoding import loop
+    from burnish.backends.decoding.speaking import Speech
+
+    assert asker.words is not None
+    speech = Speech(asker.words.text, stops, ask.ids)
+
+    def say(text: str) -> None:
+        if stream and text:
+            sys.stdout.write(terminal.inert(terminal.printable(text, "\n\t")))
+            sys.stdout.flush()
+
+    def hear(row: int, token: int) -> bool:
+        say(speech.add(token))
+        return speech.stopped
+
+    (answer,), figures = loop.generate(decoder, [ask], hear)
+    say(speech.finish())
+    if stream:
+        sys.stdout.write("\n")
+    return answer, speech.text, figures
+
+
+def _answer_all(decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
+    from burnish.backends.decoding import loop
+    from burnish.ir.errors import InputError
+    from burnish.tools import generate_requests
+
+    requests = generate_requests.read(path, asker.ask)
+    good = [one for one in requests if one.ask is not None]
+    asks = [one.ask for one in good if one.ask is not None]
+    lines: dict[int, dict[str, Any]] = {one.number: _broken(path, one, one.cause) for one in requests if one.cause}
+    figures, failed = loop.Figures(), bool(lines)
+    written = 0
+    for together in loop.batches(decoder, asks, batch):
+        try:
+            answers, took = _batch(decoder, asker, [good[index] for index in together])
+            lines.update({good[index].number: said for index, said in zip(together, answers, strict=True)})
+            figures.add(took)
+        except InputError as error:
+            failed = True
+            lines.update({good[index].number: _broken(path, good[index], error.cause) for index in together})
+        while written < len(requests) and requests[written].number in lines:
+            click.echo(json.dumps(lines.pop(requests[written].number), ensure_ascii=False))
+            written += 1
+    for one in requests[written:]:
+        click.echo(json.dumps(lines.pop(one.number), ensure_ascii=False))
+    if good:
+        _report(figures)
+    return int(failed)
+
+
+def _batch(decoder: Decoder, asker: _Asker, requests: list[Request]) -> tuple[list[dict[str, Any]], Figures]:
+    from burnish.backends.decoding import loop
+    from burnish.backends.decoding.speaking import Speech
+
+    asks = [one.ask for one in requests if one.ask is not None]
+    words = asker.words
+    speeches = [
+        Speech(words.text, one.stops, ask.ids) if words is not None else None
+        for one, ask in zip(requests, asks, strict=True)
+    ]
+
+    def hear(row: int, token: int) -> bool:
+        speech = speeches[row]
+        if speech is None:
+            return False
+        speech.add(token)
+        return speech.stopped
+
+    answers, figures = loop.generate(decoder, asks, hear)
+    said = []
+    for one, ask, answer, speech in zip(requests, asks, answers, speeches, strict=True):
+        if speech is not None:
+            speech.finish()
+        text = speech.text if speech is not None else None
+        said.append({"id": one.id, "line": one.number} | _said(answer, text, ask))
+    return said, figures
+
+
+def _broken(path: str, request: Request, cause: str) -> dict[str, Any]:
+    terminal.talk().print(f"{path}, line {request.number}: {cause}")
+    return {"id": request.id, "line": request.number, "error": cause}
+
+
+def _said(answer: Answer, text: str | None, ask: Ask) -> dict[str, Any]:
+    found: dict[str, Any] = {} if text is None else {"text": text}
+    return found | {"ids": answer.ids, "ended": answer.ended, "prompt_tokens": len(ask.ids), "tokens": len(answer.ids)}
+
+
+def _report(figures: Figures) -> None:
+    """Say how fast it was, on stderr."""
+    talk = terminal.talk()
+
+    def speed(tokens: int, seconds: float) -> str:
+        rate = f", {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
+        return f"{terminal.count(tokens, 'token')} in {seconds:.2f} s{rate}"
+
+    talk.print(f"prompt  {speed(figures.prompt_tokens, figures.prefill_seconds)}")
+    if figures.decode_tokens:
+        talk.print(f"answer  {speed(figures.decode_tokens, figures.decode_seconds)}, after the first")
+    talk.print(f"caches  {figures.cache_bytes / 1e6:.2f} MB")
+
+
+def _checked(decoder: Decoder, ask: Ask | None) -> int:
+    """Show how far decoding with caches is from computing at once; 1 when that is too far."""
+    import numpy as np
+
+    from burnish.backends.decoding.parity import parity, perplexity
+
+    ids = None
+    if ask is not None and len(ask.ids) >= 4:
+        text = np.asarray(ask.ids, np.int64)
+        ids = np.stack([text, np.roll(text, 1)])
+    found = parity(decoder, ids=ids)
+    narrow = any(port.dtype.itemsize < 4 for port in decoder.ports.caches)
+    allowed = 2e-2 if narrow else 1e-4
+    out = terminal.out()
+    out.print(f"difference  {found.difference:.2g} of scores up to {found.scale:.3g} ({found.worst})")
+    out.print(f"allowed     {allowed:.0e} of the largest score")
+    out.print(f"batches     {'rows of any lengths' if decoder.mixes else 'rows of one length'}")
+    if ids is not None:
+        at_once, stepwise = perplexity(decoder, [ids[0]]), perplexity(decoder, [ids[0]], piece=1)
+        out.print(f"perplexity  {at_once:.5g} at once, {stepwise:.5g} token by token")
+    return int(not found.relative <= allowed)
