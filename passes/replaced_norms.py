@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
+from burnish.ir import edit, match, weights
 from burnish.ir.views.affine import Affine, add_affine, chain
 from burnish.ir.views.norm import Norm
 from burnish.ir.views.parameter import same_shape
@@ -46,12 +46,19 @@ class Replaced:
         input: what it read, and its replacement reads.
         output: what the replacement computes, in the layout of `input`.
         batch: the BatchNormalization of `BN(x) + eta * x`; None for a plain affine.
+        trained: the constants that are learnt: gamma, beta and eta, or scale and shift.
     """
 
     former: Former
     input: oir.Value
     output: oir.Value
     batch: oir.Node | None
+    trained: tuple[oir.Value, ...]
+
+    @property
+    def statistics(self) -> tuple[oir.Value, ...]:
+        """Mean and variance of `batch`; none of a plain affine."""
+        return () if self.batch is None else tuple(value for value in self.batch.inputs[3:5] if value is not None)
 
 
 def former(norm: Norm) -> Former:
@@ -72,29 +79,29 @@ def affine_weights(fit: Fit) -> dict[str, np.ndarray]:
     return {"scale": fit.scale, "shift": fit.shift}
 
 
-def replace(model: oir.Model, norm: Norm, weights: dict[str, np.ndarray]) -> None:
+def replace(model: oir.Model, norm: Norm, numbers: Mapping[str, np.ndarray]) -> None:
     """Let the weights of `repbn_weights` or `affine_weights` compute what `norm` does.
 
     RepBN is SLAB's `BN(x) + eta * x` (arXiv:2405.11582) with fixed statistics; where x has more than two axes, its last
     one, that of the channels, is moved to the place where BatchNormalization wants it, and back.
     """
     kept = former(norm)
-    nodes = _repbn(model, norm, weights) if "gamma" in weights else _affine(model, norm, weights)
+    nodes = _repbn(model, norm, numbers) if "gamma" in numbers else _affine(model, norm, numbers)
     nodes[-1].meta[_FORMER] = kept
     edit.replace_node(norm.nodes[-1], nodes)
 
 
-def _affine(model: oir.Model, norm: Norm, weights: dict[str, np.ndarray]) -> list[oir.Node]:
-    scale, shift = (_stored(model, norm, name, weights[name]) for name in ("scale", "shift"))
+def _affine(model: oir.Model, norm: Norm, numbers: Mapping[str, np.ndarray]) -> list[oir.Node]:
+    scale, shift = (_stored(model, norm, name, numbers[name]) for name in ("scale", "shift"))
     scaled = edit.make("Mul", [norm.input, scale], like=norm.nodes)
     shifted = edit.make("Add", [same_shape(scaled, norm.output), shift], like=norm.nodes)
     same_shape(shifted, norm.output)
     return [scaled, shifted]
 
 
-def _repbn(model: oir.Model, norm: Norm, weights: dict[str, np.ndarray]) -> list[oir.Node]:
+def _repbn(model: oir.Model, norm: Norm, numbers: Mapping[str, np.ndarray]) -> list[oir.Node]:
     rank = int(match.rank(norm.input) or 0)
-    given = [_stored(model, norm, name, weights[name]) for name in ("gamma", "beta", "mean", "variance", "eta")]
+    given = [_stored(model, norm, name, numbers[name]) for name in ("gamma", "beta", "mean", "variance", "eta")]
     nodes: list[oir.Node] = []
     x = norm.input
     if rank > 2:
@@ -132,11 +139,17 @@ def replaced(model: oir.Model) -> Iterator[Replaced]:
             continue
         moved = is_op(node, "Transpose")
         last = match.producer(node.inputs[0]) if moved else node
-        found: Affine | None = add_affine(last, version)
+        found = add_affine(last, version)
         if found is not None:
             above = match.producer(found.input, "Transpose") if moved else None
             source = found.input if above is None else above.inputs[0]
             if source is not None:
-                yield Replaced(kept, source, node.outputs[0], found.nodes[0])
+                yield Replaced(kept, source, node.outputs[0], found.nodes[0], _constants(found))
         elif (plain := chain(node)) is not None:
-            yield Replaced(kept, plain.input, node.outputs[0], None)
+            yield Replaced(kept, plain.input, node.outputs[0], None, _constants(plain))
+
+
+def _constants(affine: Affine) -> tuple[oir.Value, ...]:
+    """What the nodes read besides their input, without the statistics of a BatchNormalization."""
+    read = (value for node in affine.nodes for value in node.inputs[: 3 if len(node.inputs) > 2 else 2])
+    return tuple(value for value in read if value is not None and weights.is_constant(value))

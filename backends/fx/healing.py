@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from burnish.backends.fx.healing_features import counterparts, ports
 from burnish.backends.fx.healing_loop import Loop
 from burnish.backends.fx.healing_lora import add_changes, merge_changes
 from burnish.backends.fx.healing_loss import Goal, Term
+from burnish.backends.fx.healing_norms import FadingNorms
 from burnish.backends.fx.healing_options import Healed, HealOptions, Progress, forget
 from burnish.backends.fx.healing_ranks import Ranks
 from burnish.backends.fx.healing_rows import Batches
@@ -131,7 +133,8 @@ class _Run:
         self.module = _loaded(student, self._ranks.device)
         self._teacher = _loaded(teacher, self._ranks.device).requires_grad_(False)
         self._goal = Goal(options, Task(teacher, self._teacher, keeps), teacher, student, keeps)
-        self._values = weights.trainable(student, self.module)
+        self._norms = FadingNorms(student, self.module, options.momentum, keeps)
+        self._values = self._norms.without_statistics(weights.trainable(student, self.module))
         self._pairs = factors.pairs(student, self._values)
         self._changed: list[str] = []
         blocks, theirs = stacks(student).blocks, stacks(teacher).blocks
@@ -149,6 +152,7 @@ class _Run:
             self._goal.distances.measure(found, self._ranks.total)
         self.parameters = self._chosen(student, blocks)
         self.trained = sum(parameter.numel() for parameter in self.parameters.values())
+        self.parameters |= self._norms.statistics()
         self._own = Trained(
             self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit, self._ports
         )
@@ -186,6 +190,7 @@ class _Run:
         return Loop(
             self.parameters, self.losses, len(self._batches.held_out), self._batches.at, penalty,
             [self.module, self._own.behind], self._options, self._ranks, file, started,
+            partial(self._norms.at, self._options.fade), self._options.fade if self._norms.paths else 0.0,
         )  # fmt: skip
 
     def finish(self) -> None:
@@ -208,6 +213,8 @@ class _Run:
             if features:
                 terms.append(self._streams.term(own, theirs, sample))
             total = [mine + term for mine, term in zip(total, terms, strict=True)]
+        if training:
+            self._norms.average(self._ranks.total)
         return total
 
     def _chosen(self, student: oir.Model, blocks: Sequence[Block]) -> dict[str, nn.Parameter]:
@@ -229,6 +236,7 @@ class _Run:
                 f"there is nothing to train: it has no {missing.get(options.train, 'weights of its own there')}",
                 place=f"heal, `train={options.train}`",
             )
+        paths = list(dict.fromkeys([*paths, *self._norms.paths]))
         self._prepare_factors(set(paths))
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in set(paths))

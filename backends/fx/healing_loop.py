@@ -57,6 +57,8 @@ class Loop:
         ranks: the processes.
         file: where checkpoints go; None for none.
         started: when the clock of the budget began, by `time.monotonic`.
+        on_share: is told before each step how much of the budget is used; None for nothing.
+        settled: the share of the budget before which looks without improvement are no reason to end.
 
     Attributes:
         state: where it is.
@@ -75,7 +77,10 @@ class Loop:
         ranks: Ranks,
         file: Path | None,
         started: float,
+        on_share: Callable[[float], None] | None = None,
+        settled: float = 0.0,
     ) -> None:
+        self._on_share, self._settled = on_share, settled
         self.parameters = dict(parameters)
         self._losses, self._held_out, self._order, self._penalty = losses, held_out, order, penalty
         self._modes, self._options, self._ranks, self._file = modes, options, ranks, file
@@ -112,7 +117,7 @@ class Loop:
                 self.ended = "the loss is no longer a finite number"
             elif math.floor(share * self._options.evaluations) > state.looked:
                 state.looked = math.floor(share * self._options.evaluations)
-                self._look()
+                self._look(share)
                 self._save()
             elif self._ranks.first(time.monotonic() - self._saved) > max(SAVE_SECONDS, 20 * self._writing):
                 self._save()
@@ -140,6 +145,8 @@ class Loop:
         options = self._options
         torch.manual_seed(options.seed * 1_000_003 + self.state.step)
         self._mode(True)
+        if self._on_share is not None:
+            self._on_share(share)
         self._optimizer.zero_grad(set_to_none=True)
         terms = self._losses(True, self._order(self.state.step))
         counts = self._ranks.total(term.count for term in terms)
@@ -162,8 +169,8 @@ class Loop:
         """What one step takes of the budget at least, so that the first one moves something."""
         return 1.0 / self._steps if self._steps else 1e-3
 
-    def _look(self) -> None:
-        """See how it does on held-out rows, and remember the best."""
+    def _look(self, share: float) -> None:
+        """See how it does on held-out rows, and remember the best; `share` of the budget is used."""
         state = self.state
         found = self.evaluate()
         state.history.append((state.step, state.sum / max(state.count, 1), found))
@@ -172,7 +179,7 @@ class Loop:
             state.best, state.stale = found, 0
             self._remember()
             return
-        state.stale += 1
+        state.stale += share > self._settled
         if state.stale >= self._options.patience:
             self.ended = f"{state.stale} evaluations without improvement"
 

@@ -34,6 +34,9 @@ class HealOptions:
             (arXiv:2209.13569).
         spectral: split each product of two factors anew before training, by its singular values (same source).
         noise: each factor is multiplied by 1 + noise * normal while training.
+        fade: share of the budget in which norms that `replace-norm` has replaced fade out, along a line, so that the
+            student begins as the original (arXiv:2405.11582); 0 for at once.
+        momentum: share of a step's statistics in those that replaced norms keep; 0 keeps the ones that they begin with.
         memory: bytes of activations that may be held for the gradients of one step; blocks are computed twice where
             they would take more. None for no limit.
         cache: bytes of values of frozen layers and of the original that may be kept from step to step.
@@ -61,6 +64,8 @@ class HealOptions:
     frobenius: float = 0.0
     spectral: bool = False
     noise: float = 0.0
+    fade: float = 0.5
+    momentum: float = 0.1
     memory: int | None = None
     cache: int = 2 << 30
     batch: int = 8
@@ -87,7 +92,7 @@ class HealOptions:
                 raise InputError(f"`{name}` is `{getattr(self, name)}`", place="heal", hint=f"give {_or(allowed)}")
         least = {
             "temperature": 1e-3, "features": 0, "filters": 0, "blocks": 1, "rank": 1, "alpha": 0, "frobenius": 0,
-            "noise": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
+            "noise": 0, "fade": 0, "momentum": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
             "evaluations": 1, "patience": 1, "steps": 1, "minutes": 0, "seed": 0,
         }  # fmt: skip
         for name, bound in least.items():
@@ -98,7 +103,7 @@ class HealOptions:
             raise InputError(
                 "filters without features do nothing", place="heal", hint="give `features` a weight, such as 1"
             )
-        for name in ("warm_up", "held_out"):
+        for name in ("warm_up", "held_out", "fade", "momentum"):
             if getattr(self, name) >= 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place="heal", hint="give a share below 1")
 

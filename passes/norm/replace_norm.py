@@ -112,7 +112,7 @@ class ReplaceNorm(LossyPass):
                 raise InputError("it is not there any more: another edit has changed it", place=edit.site)
             if not outcome.take(norm.nodes[-1]):
                 return
-            replacing.replace(model, norm, dict(edit.payload))
+            replacing.replace(model, norm, edit.payload)
 
 
 def _refusal(model: oir.Model, norm: Norm) -> str | None:
