@@ -1,4 +1,4 @@
-"""Normalizations that fade into what has replaced them, with statistics that leave padding out (SLAB, arXiv:2405.11582).
+"""Normalizations that fade into what has replaced them, with statistics that leave padding out (arXiv:2405.11582).
 
 While a student trains, each place computes `fade * norm(x) + (1 - fade) * (BN(x) + eta * x)`. The batch normalization
 takes the statistics of the step's rows, whose running mean the result keeps. Looked at on held-out rows, a student is
@@ -160,6 +160,7 @@ class FadingNorms:
         mean, variance = (self._paths[value] for value in batch.inputs[3:5] if value is not None)
         for path in (mean, variance):
             self._learnt(path)
+            self._module.get_parameter(path).requires_grad_(False)
         mask = None
         if keep is not None:
             placeholder = bridge_of(self._module).inputs[keep.input]

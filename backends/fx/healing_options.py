@@ -92,7 +92,8 @@ class HealOptions:
                 raise InputError(f"`{name}` is `{getattr(self, name)}`", place="heal", hint=f"give {_or(allowed)}")
         least = {
             "temperature": 1e-3, "features": 0, "filters": 0, "blocks": 1, "rank": 1, "alpha": 0, "frobenius": 0,
-            "noise": 0, "fade": 0, "momentum": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
+            "fade": 0, "momentum": 0,
+            "noise": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
             "evaluations": 1, "patience": 1, "steps": 1, "minutes": 0, "seed": 0,
         }  # fmt: skip
         for name, bound in least.items():
