@@ -44,7 +44,7 @@ def read(path: str | os.PathLike[str]) -> oir.Model:
         InputError: for anything that is not a valid model, whatever its bytes.
     """
     file = Path(path)
-    return _guarded(_open(file), str(file), file)
+    return _guarded(opened(file), str(file), file)
 
 
 def read_bytes(data: bytes) -> oir.Model:
@@ -76,12 +76,12 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         InputError: the file is no model, or its data files cannot be read.
     """
     file = Path(path)
-    buffer = _open(file)
-    proto, _ = _parse(buffer, str(file))
+    buffer = opened(file)
+    proto, _ = parsed(buffer, str(file))
     places = {_entries(tensor).get("location", "") for tensor, _ in onnx_checks.check_tensors(proto, str(file))} - {
         wire.INLINE
     }
-    files = [file, *(_data_file(file, location, str(file)) for location in sorted(places))]
+    files = [file, *(data_file(file, location, str(file)) for location in sorted(places))]
     digests = []
     for name in files:
         with open(name, "rb") as stream:
@@ -93,7 +93,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _open(file: Path) -> mmap.mmap:
+def opened(file: Path) -> mmap.mmap:
+    """A model file, mapped. Raises InputError for what is no regular file, cannot be read, or is of another kind."""
     place = str(file)
     try:
         with open(file, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
@@ -118,7 +119,8 @@ def _open(file: Path) -> mmap.mmap:
     return buffer
 
 
-def _parse(buffer: wire.Buffer, place: str) -> tuple[onnx.ModelProto, set[tuple[int, int]]]:
+def parsed(buffer: wire.Buffer, place: str) -> tuple[onnx.ModelProto, set[tuple[int, int]]]:
+    """A model without its large weights, and where these lie (`wire.weightless`). Raises InputError for no model."""
     try:
         data, spans = wire.weightless(buffer)
         proto = onnx.ModelProto.FromString(data)
@@ -130,7 +132,7 @@ def _parse(buffer: wire.Buffer, place: str) -> tuple[onnx.ModelProto, set[tuple[
 
 
 def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
-    proto, spans = _parse(buffer, place)
+    proto, spans = parsed(buffer, place)
     onnx_checks.check_text(proto, place)
     onnx_checks.check_versions(proto, place)
     sorted_nodes = onnx_checks.check_structure(proto, place)
@@ -142,7 +144,7 @@ def _read(buffer: wire.Buffer, place: str, file: Path | None) -> oir.Model:
     if raised is not None:
         notes.append("the model was of an opset before 7, and was raised to opset 9")
         buffer = raised.SerializeToString()
-        proto, spans = _parse(buffer, place)
+        proto, spans = parsed(buffer, place)
         sorted_nodes = onnx_checks.check_structure(proto, place)
     if onnx_checks.add_opset(proto):
         notes.append("the model did not say which version of com.microsoft it uses, and was given 1")
@@ -186,14 +188,14 @@ def _check_external(
             "a model in memory has no folder to read external data from", place=place, hint="give its path"
         )
     if location not in data_files:
-        data_files[location] = _data_file(file, location, place)
+        data_files[location] = data_file(file, location, place)
     size = data_files[location].stat().st_size
     if offset + needed > size:
         cause = f"the external data end at byte {offset + needed}, but {quoted(location)} has only {size} bytes"
         raise InputError(cause, place=place, hint="the data file is not whole; fetch or export it again")
 
 
-def _data_file(file: Path, location: str, place: str) -> Path:
+def data_file(file: Path, location: str, place: str) -> Path:
     """The real path of an external data file that lies in the model's folder and can be read."""
     folder = file.absolute().parent
     outside = "for safety, external data must lie in the folder of the model"

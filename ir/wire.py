@@ -102,7 +102,7 @@ class _Mapped(oir.LazyTensor):
 def _model(buffer: Buffer, spans: set[tuple[int, int]]) -> list[bytes]:
     kept, start, position, end = [], 0, 0, len(buffer)
     while position < end:
-        field, body, position_after = _field(buffer, position, end)
+        field, body, position_after = read_field(buffer, position, end)
         if field == _GRAPH << 3 | _BYTES:
             graph = _graph(buffer, body, position_after, spans)
             size = sum(map(len, graph))
@@ -116,7 +116,7 @@ def _model(buffer: Buffer, spans: set[tuple[int, int]]) -> list[bytes]:
 def _graph(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) -> list[bytes]:
     kept, position = [], start
     while position < end:
-        field, body, position_after = _field(buffer, position, end)
+        field, body, position_after = read_field(buffer, position, end)
         if field == _INITIALIZER << 3 | _BYTES and position_after - body > _SMALL:
             tensor = _tensor(buffer, body, position_after, spans)
             if tensor is not None:
@@ -130,7 +130,7 @@ def _graph(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) ->
 def _tensor(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) -> bytes | None:
     payloads, position = [], start
     while position < end:
-        field, body, position_after = _field(buffer, position, end)
+        field, body, position_after = read_field(buffer, position, end)
         if field >> 3 in (_EXTERNAL_DATA, _DATA_LOCATION):
             return None
         if field == _RAW_DATA << 3 | _BYTES:
@@ -147,7 +147,7 @@ def _tensor(buffer: Buffer, start: int, end: int, spans: set[tuple[int, int]]) -
     return buffer[start:field_start] + buffer[after:end] + stand_in
 
 
-def _field(buffer: Buffer, position: int, end: int) -> tuple[int, int, int]:
+def read_field(buffer: Buffer, position: int, end: int) -> tuple[int, int, int]:
     """The tag of the field at `position`, where its content starts, and where the next field starts."""
     tag, position = _decode_varint(buffer, position, end)
     kind = tag & 7

@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "Look for fast schedules of a model's kernels.",
     "run": "Run a model, compiled or not, and show what it computes.",
     "generate": "Write text with an exported decoder, and say how fast it comes.",
+    "delta": "Keep variants of a model as what differs from it, and rebuild them byte for byte.",
     "passes": "List the passes and their options.",
     "demo": "Optimize the embedded models and show what was gained.",
 }

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from burnish.backends.aside import BEFORE, put_right, temporary_folder
+from burnish.backends import folders
 from burnish.ir.errors import InputError
 
 FORMAT = "burnish-artefact"
@@ -134,17 +132,8 @@ class Manifest(_Part, frozen=True):
     version: int = VERSION
 
 
-@dataclass(frozen=True)
-class Staged:
-    """An artefact in a temporary folder beside its target, not yet visible under its name.
-
-    Attributes:
-        path: the folder to write to.
-        target: where `commit` moves it.
-    """
-
-    path: Path
-    target: Path
+class Staged(folders.Staged):
+    """An artefact that is being written."""
 
     def seal(self, manifest: Manifest) -> Manifest:
         """Write the manifest of all files that are there, and see to it that they are on the disk.
@@ -156,101 +145,48 @@ class Staged:
             files = []
             for one in sorted(one for one in self.path.rglob("*") if one.is_file() and one.name != MANIFEST):
                 files.append(File(one.relative_to(self.path).as_posix(), _digest(one), one.stat().st_size))
-                _sync(one)
+                folders.sync(one)
             manifest = msgspec.structs.replace(manifest, files=tuple(files))
             content = msgspec.json.format(_encode(manifest), indent=1) + b"\n"
             (self.path / MANIFEST).write_bytes(content)
-            _sync(self.path / MANIFEST)
-            _sync(self.path)
+            folders.sync(self.path / MANIFEST)
+            folders.sync(self.path)
         except OSError as error:
             raise write_error(error, self.target) from error
         return manifest
 
     def commit(self) -> list[Path]:
-        """Give the folder its name; an older artefact goes, and comes back when this fails.
-
-        Returns:
-            The manifest, then the other files.
-
-        Raises:
-            InputError: the folder cannot be moved.
-        """
-        older = self.path.parent / BEFORE / self.target.name
-        try:
-            check_target(self.target)
-            if self.target.exists():
-                older.parent.mkdir()
-                os.rename(self.target, older)
-            os.rename(self.path, self.target)
-        except BaseException as error:
-            if older.exists() and not self.target.exists():
-                os.rename(older, self.target)
-            if isinstance(error, OSError):
-                raise write_error(error, self.target) from error
-            raise
-        _sync(self.target.parent)
-        files = sorted(one for one in self.target.rglob("*") if one.is_file() and one.name != MANIFEST)
-        return [self.target / MANIFEST, *files]
+        """As `folders.Staged.commit`; the manifest comes first, then the other files."""
+        files = super().commit()
+        return [self.target / MANIFEST, *(one for one in files if one.name != MANIFEST)]
 
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Staged]:
     """A folder to write an artefact into: fill `.path`, `seal` it, check it, then `commit` gives it its name.
 
-    Without a commit, or on any error or interrupt, nothing is left behind and an older artefact stays. What a killed
-    process left is put right by the next one that writes into that folder.
-
     Raises:
         InputError: the target cannot be written, or is something else than an artefact.
     """
-    target = Path(path)
-    check_target(target)
-    with contextlib.ExitStack() as stack:
-        try:
-            put_right(target.parent)
-            folder = stack.enter_context(temporary_folder(target.parent)) / target.name
-            folder.mkdir()
-        except OSError as error:
-            raise write_error(error, target) from error
-        yield Staged(folder, target)
+    with folders.staged(path, _KIND) as one:
+        yield Staged(one.path, one.target, one.kind)
 
 
 def check_target(target: Path, *sources: Path) -> None:
-    """Check, before any work is done, that an artefact can be written there.
-
-    Raises:
-        InputError: the folder around it is missing or closed, or there is something else than an older artefact, whole
-            and without other files, or one of the `sources` is in it.
-    """
-    place, parent = str(target), target.parent
-    if target.name in ("", "..") or target.suffix in (".onnx", ".pt2"):
-        raise InputError("a compiled model is a folder", place=place, hint="give the name of a folder, `-o out/`")
-    if not parent.is_dir():
-        raise InputError(f"the folder {parent} does not exist", place=place, hint=f"create it: mkdir -p {parent}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), target)
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError("there is something that is no folder", place=place, hint="give another name")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    hint = "give another name, or remove it yourself: only artefacts are replaced"
-    try:
-        known = {MANIFEST, *(one.path for one in _decode(target).files)}
-    except InputError:
-        raise InputError("there is a folder that is no artefact", place=place, hint=hint) from None
-    strange = [one for one in sorted(target.rglob("*")) if not _belongs(one, target, known)]
-    if strange:
-        found = strange[0].relative_to(target)
-        raise InputError(f"the artefact that is there holds `{found}`, which is not its own", place=place, hint=hint)
-    if any(source.exists() and source.resolve().is_relative_to(target.resolve()) for source in sources):
-        raise InputError("what is read lies in the folder that would be replaced", place=place, hint=hint)
+    """Check, before any work is done, that an artefact can be written there; see `folders.check_target`."""
+    folders.check_target(target, _KIND, *sources)
 
 
-def _belongs(one: Path, target: Path, known: set[str]) -> bool:
-    name = one.relative_to(target).as_posix()
-    if one.is_dir() and not one.is_symlink():
-        return any(path.startswith(f"{name}/") for path in known)
-    return name in known
+def write_error(error: OSError, target: Path) -> InputError:
+    """A failure of the disk as an error of ours."""
+    return folders.write_error(error, target, _KIND)
+
+
+def _holds(folder: Path) -> set[str]:
+    return {MANIFEST, *(one.path for one in _decode(folder).files)}
+
+
+_KIND = folders.Kind("an artefact", "a compiled model is a folder", _holds)
 
 
 def read(path: str | os.PathLike[str], versions: dict[str, str]) -> Manifest:
@@ -368,19 +304,3 @@ def _digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_error(error: OSError, target: Path) -> InputError:
-    """A failure of the disk as an error of ours."""
-    reason = error.strerror or "the disk is full or a limit on file sizes was reached"
-    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "free some space, or write to another disk" if full else "write to a folder you own"
-    return InputError(f"the artefact cannot be written: {reason}", place=str(target), hint=hint)

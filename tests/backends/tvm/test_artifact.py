@@ -20,6 +20,7 @@ pytest.importorskip("tvm")
 import artefacts  # noqa: E402
 
 from burnish.backends import tvm as backend  # noqa: E402
+from burnish.backends.aside import BEFORE  # noqa: E402
 from burnish.backends.tvm import artifact, weights_file  # noqa: E402
 from burnish.ir.errors import InputError  # noqa: E402
 
@@ -155,7 +156,7 @@ def test_a_commit_that_fails_puts_the_older_artefact_back(folder: Path, monkeypa
     rename = os.rename
 
     def refuse(source: Path, target: Path) -> None:
-        if Path(target) == folder and Path(source).parent.name != artifact.BEFORE:
+        if Path(target) == folder and Path(source).parent.name != BEFORE:
             raise OSError(28, "No space left on device")
         rename(source, target)
 
