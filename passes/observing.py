@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx_ir as oir
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import sites as places
+from burnish.passes.book import Book
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import LIMIT, Keep, Site
 
@@ -33,10 +35,12 @@ def observe(
     reducers: Reducer | Mapping[str, Reducer],
     samples: Iterable[Sample],
     limit: int | None = LIMIT,
+    book: Book | None = None,
 ) -> dict[str, Reducer]:
     """`Observer.observe` for a model whose values `load` computes; same arguments, result and errors.
 
-    Without a limit all values are computed in one run: for a `load` that holds only one of them at a time.
+    Without a limit all values are computed in one run: for a `load` that holds only one of them at a time. Runs over a
+    sequence are noted in `book`, and go on from where those before them were killed.
     """
     wanted = _Wanted(model, sites, reducers)
     if iter(samples) is samples:
@@ -56,9 +60,17 @@ def observe(
     computed = [value for value in others if value.producer() is not None]
     parts = [computed] if limit is None else places.groups(model, computed, samples, limit)
     for group in filter(None, parts):
+        page = None
+        if book is not None and isinstance(samples, Sequence):
+            page = book.page(model, samples, wanted.of(group))
+            if page.start == len(samples):
+                continue
         with load(group) as run:
-            for sample in samples:
+            start = 0 if page is None else page.start
+            for number, sample in enumerate(islice(samples, start, None), start + 1):
                 _compute(run, sample, wanted)
+                if page is not None:
+                    page.seen(number)
     return wanted.results()
 
 
@@ -97,6 +109,14 @@ class _Wanted:
             held = self.by_value.setdefault(site.value, {})
             self._found[name] = held.setdefault((site.keep, reducer.options), reducer.fresh())
         self.stored = [value for value in self.by_value if places.stored(value) is not None]
+
+    def of(self, values: Iterable[oir.Value]) -> dict[str, Reducer]:
+        """The reducers of values, under keys that name them."""
+        return {
+            f"{value.name} {keep} {options}": reducer
+            for value in values
+            for (keep, options), reducer in self.by_value[value].items()
+        }
 
     def results(self) -> dict[str, Reducer]:
         """A reducer for each site; those that saw the same share memory, but may be merged and go on apart."""

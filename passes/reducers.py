@@ -105,6 +105,11 @@ class Reducer(ABC):
                 setattr(found, one.name, array if array.ndim else array.item())
         return found
 
+    def take_over(self, other: Self) -> None:
+        """Have seen what `other`, of the same options, has seen, and nothing else; `other` is used up."""
+        for one in dataclasses.fields(self):
+            setattr(self, one.name, getattr(other, one.name))
+
 
 def numeric(array: Array) -> Array:
     """The array in float32 or float64.

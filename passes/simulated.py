@@ -80,25 +80,21 @@ def simulate(model: oir.Model, bits: Bits, *, hadamard: bool = False, rounded: R
     """
     facts = Inference(model)
     attention = [one for one in attention_layers(model, facts) if isinstance(one, AttentionLayer)]
-    turner = online.Turner(model, facts)
     layers = quantized(model)
     keys = {one.anchor: _keys(one) for one in attention}
     if hadamard:
-        found_streams = [one for one in streams(model, facts) if isinstance(one, Stream)]
-        inner = [down for stream in found_streams for down in online.inner_layers(stream, attention)]
-        for one in attention:
-            if online.score_refusal(one, facts) is None:
-                keys[one.anchor] = turner.turn_scores(one)
-        for down in inner:
-            if online.input_refusal(down, facts) is None:
-                turner.turn_input(down)
+        keys |= _put_hadamards(model, facts, attention)
     made = TokenRounding(model)
     if bits.cache:
         for one in attention:
             value = one.value.output if one.value is not None and not one.packed else None
             key = keys[one.anchor]
             if value is None or key is None:
-                raise InputError("the keys or values of an attention are not found", place=str(one.anchor.name))
+                raise InputError(
+                    "the keys or values of an attention are not found",
+                    place=str(one.anchor.name),
+                    hint="leave the cache its bits: 0 for `cache`",
+                )
             made.round(key, bits.cache, bits.cache_range)
             made.round(value, bits.cache, bits.cache_range, one.value_size)
     found = [layer for node in layers if (layer := find_linear(node)) is not None]
@@ -113,6 +109,26 @@ def simulate(model: oir.Model, bits: Bits, *, hadamard: bool = False, rounded: R
             assert layer_now is not None
             layer_now.write(model, make(layer_now), layer_now.bias())
     return [str(layer.output.name) for layer in found]
+
+
+def put_hadamards(model: oir.Model) -> None:
+    """Do what `simulate` does first where it is told `hadamard`; nodes of layers stay the same, with other weights."""
+    facts = Inference(model)
+    _put_hadamards(model, facts, [one for one in attention_layers(model, facts) if isinstance(one, AttentionLayer)])
+
+
+def _put_hadamards(model: oir.Model, facts: Inference, attention: list[AttentionLayer]) -> dict[oir.Node, oir.Value]:
+    """The keys as they are then, by the anchors of the attentions where that is possible."""
+    turner, keys = online.Turner(model, facts), {}
+    found_streams = [one for one in streams(model, facts) if isinstance(one, Stream)]
+    inner = [down for stream in found_streams for down in online.inner_layers(stream, attention)]
+    for one in attention:
+        if online.score_refusal(one, facts) is None:
+            keys[one.anchor] = turner.turn_scores(one)
+    for down in inner:
+        if online.input_refusal(down, facts) is None:
+            turner.turn_input(down)
+    return keys
 
 
 def quantized(model: oir.Model) -> list[oir.Node]:
@@ -161,14 +177,14 @@ class TokenRounding:
         `size` splits the last axis into rows of so many elements.
         """
         maker = value.producer()
-        assert maker is not None and maker.graph is not None and value.shape is not None
+        assert value.shape is not None
         uses = [(one.node, one.idx) for one in value.uses() if one.node.op_type not in ("Shape", "Size")]
         if readers is not None:
             uses = [(node, index) for node, index in uses if node in readers and index == 0]
         nodes: list[oir.Node] = []
 
         def add(op: str, *inputs: oir.Value, **attributes: object) -> oir.Value:
-            node = edit.make(op, inputs, attributes, like=maker)
+            node = edit.make(op, inputs, attributes, like=maker or [node for node, _ in uses])
             nodes.append(node)
             node.outputs[0].type = value.type
             return node.outputs[0]
@@ -190,7 +206,7 @@ class TokenRounding:
         if size is not None:
             y = add("Reshape", y, self._sizes([*lead, last if isinstance(last, int) else -1]))
         same_shape(nodes[-1], value)
-        maker.graph.insert_after(maker, nodes)
+        edit.insert_behind(value, nodes)
         for node, index in uses:
             node.replace_input_with(index, y)
 

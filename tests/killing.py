@@ -22,11 +22,15 @@ from burnish.backends.fx import healing_loop
 from burnish.backends.fx.healing import HealOptions
 from burnish.backends.onnx_writer import Staged
 from burnish.backends.ort import session
-from burnish.passes import scoring
+from burnish.passes import book, scoring
 from burnish.tools import lossy_stage, report
 
 MODEL = Path(__file__).resolve().parents[1] / "tools" / "demo" / "digits_vit.onnx"
-PASS = "project-rank{ranks=1,joint=False}"
+WORK: dict[str, dict[str, Any]] = {
+    "search": {"passes": ["project-rank{ranks=1,joint=False}"], "max_drop": "2%"},
+    "observing": {"passes": ["quantize-weights{bits=4,rounding=gptq}"]},
+}
+WORK["healing"] = WORK["search"] | {"heal": HealOptions(steps=24, evaluations=6)}
 LOADED = (lossy_stage, report, session)
 """Imported before the first fork."""
 
@@ -42,14 +46,14 @@ def counted(owner: Any, name: str, count: Callable[[], None]) -> None:
     setattr(owner, name, call)
 
 
-def start(folder: Path, data: Path, heal: bool, moment: str | None) -> int:
+def start(folder: Path, data: Path, kind: str, moment: str | None) -> int:
     """Run `optimize` in a child, which kills itself at a moment; returns its process id."""
     child = os.fork()
     if child:
         return child
     os.environ |= {"BURNISH_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
     tempfile.tempdir = None
-    work = {"scores": 0, "steps": 0}
+    work = {"scores": 0, "steps": 0, "samples": 0}
 
     def count(what: str) -> None:
         work[what] += 1
@@ -62,37 +66,28 @@ def start(folder: Path, data: Path, heal: bool, moment: str | None) -> int:
 
     counted(scoring.Scorer, "_keep", lambda: count("scores"))
     counted(healing_loop.Loop, "_step", lambda: count("steps"))
+    counted(book.Page, "seen", lambda: count("samples"))
     counted(Staged, "commit", lambda: told("writing", 0, 1))
     try:
-        options = HealOptions(steps=24, evaluations=6) if heal else None
-        burnish.optimize(
-            MODEL,
-            folder / "out" / "out.onnx",
-            data=data,
-            passes=[PASS],
-            max_drop="2%",
-            heal=options,
-            guard=["size"],
-            on_step=told,
-        )
+        burnish.optimize(MODEL, folder / "out" / "out.onnx", data=data, guard=["size"], on_step=told, **WORK[kind])
         os._exit(0)
     finally:
         os._exit(1)
 
 
-def run(folder: Path, data: Path, heal: bool, moment: str | None) -> dict[str, Any]:
+def run(folder: Path, data: Path, kind: str, moment: str | None) -> dict[str, Any]:
     """What became of a run."""
     for one in ("out", "tmp"):
         (folder / one).mkdir(parents=True, exist_ok=True)
-    (folder / "work.json").write_text(json.dumps({"scores": 0, "steps": 0}))
+    (folder / "work.json").write_text(json.dumps({"scores": 0, "steps": 0, "samples": 0}))
     seconds = moment is not None and ":" not in moment
-    child = start(folder, data, heal, None if seconds else moment)
+    child = start(folder, data, kind, None if seconds else moment)
     if seconds:
         time.sleep(float(moment or 0))
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     written = folder / "out" / "out.onnx"
-    left = [*folder.glob("out/*"), *folder.glob("tmp/*"), *folder.glob("cache/heal/*/*")]
+    left = [*folder.glob("out/*"), *folder.glob("tmp/*"), *folder.glob("cache/heal/*/*"), *folder.glob("cache/observed/*/*")]
     return {
         "status": status,
         "bytes": written.read_bytes().hex() if written.exists() else None,
@@ -103,11 +98,11 @@ def run(folder: Path, data: Path, heal: bool, moment: str | None) -> dict[str, A
 
 def main(folder: Path, data: Path, moments: list[str]) -> None:
     """Print what became of a run that nothing happens to, then of each that is killed and of the run after it."""
-    heal = any(one.startswith("healing") for one in moments)
-    found = [[run(folder / "whole", data, heal, None)]]
+    kind = next((name for name in WORK if any(one.startswith(name) for one in moments)), "search")
+    found = [[run(folder / "whole", data, kind, None)]]
     for number, moment in enumerate(moments):
         own = folder / f"{number}"
-        found.append([run(own, data, heal, moment), run(own, data, heal, None)])
+        found.append([run(own, data, kind, moment), run(own, data, kind, None)])
     print(json.dumps(found))
 
 

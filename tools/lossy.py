@@ -27,6 +27,7 @@ from burnish.passes.search import Found, Judgement
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed
+    from burnish.passes.book import Book
 
 
 ROUNDING = 1e-6
@@ -76,6 +77,7 @@ class Lossy:
         origins: by the key of each edit that was made, the original nodes that it replaced.
         kernels: by the key of an edit, the kernels that ONNX Runtime runs in the place of these nodes.
         checkpoints: files of healing, from which a run that is killed before the model is written goes on.
+        book: of what was observed, with how long that took, and files for the same; None where nothing was.
     """
 
     model: oir.Model
@@ -104,6 +106,7 @@ class Lossy:
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
     checkpoints: list[Path] = field(default_factory=list)
+    book: Book | None = None
 
     def unchosen(self, proposed: Sequence[Edit], chosen: Sequence[Edit]) -> list[Skip]:
         """The sites that a search left alone, each with the edit there that loses least, and why it was not chosen.
@@ -191,7 +194,9 @@ class Lossy:
             self.kernels[key] = ", ".join(one if count == 1 else f"{count} {one}" for one, count in seen.items())
 
     def forget(self) -> None:
-        """Delete the checkpoints of healing: the model is written, or cannot be."""
+        """Delete what a run after a kill would go on from: the model is written, or cannot be."""
+        if self.book is not None:
+            self.book.forget()
         if self.checkpoints:
             from burnish.backends.fx.healing_options import forget
 

@@ -12,14 +12,22 @@ if TYPE_CHECKING:
 
     from burnish.ir.samples import Sample
     from burnish.passes.base import Pass
+    from burnish.passes.book import Book
     from burnish.passes.latency import Timed, Timer
     from burnish.passes.lossy import Context, Edit, LossyPass
     from burnish.passes.score_store import Store
     from burnish.tools.compiled_times import KernelTiming
 
 
-def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "ort-cpu", threads: int = 1) -> Context:
-    """The context for proposing edits of `model`, judged on `samples`."""
+def context_for(
+    model: oir.Model,
+    samples: Sequence[Sample],
+    *,
+    target: str = "ort-cpu",
+    threads: int = 1,
+    book: Book | None = None,
+) -> Context:
+    """The context for proposing edits of `model`, judged on `samples`; what is observed is noted in `book`."""
     from burnish.backends.ort.observe import OrtObserver
     from burnish.backends.ort.session import executor
     from burnish.ir import cost
@@ -29,7 +37,7 @@ def context_for(model: oir.Model, samples: Sequence[Sample], *, target: str = "o
     return Context(
         samples=samples,
         execute=executor(threads=threads, target=target),
-        observe=lambda one: OrtObserver(one, threads=threads, target=target),
+        observe=lambda one: OrtObserver(one, threads=threads, target=target, book=book),
         keeps=keeps_of,
         gradients=_gradients if find_spec("torch") is not None else None,
         dims=cost.dims_of(model, largest(samples).feeds),

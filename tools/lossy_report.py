@@ -28,7 +28,13 @@ def as_dict(found: Lossy) -> dict[str, Any]:
             "because": found.reason,
             "higher_is_better": found.measure.higher_is_better,
         },
-        "samples": {"fitted": found.fitted, "held_out": found.held_out, "how": found.how},
+        "samples": {
+            "fitted": found.fitted,
+            "held_out": found.held_out,
+            "how": found.how,
+            "observed": 0 if found.book is None else found.book.samples,
+            "seconds_each": _seconds_each(found),
+        },
         "warning": found.warning,
         "budget": {
             "drop": None if budget.drop is None else str(budget.drop),
@@ -79,6 +85,16 @@ def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
     }
 
 
+def _seconds_each(found: Lossy) -> float | None:
+    """How long it took to observe the model on a sample."""
+    return None if found.book is None or not found.book.samples else found.book.seconds / found.book.samples
+
+
+def _observed(found: Lossy) -> str:
+    each = _seconds_each(found)
+    return "" if each is None else f"; observed in {1e3 * each:.3g} ms each"
+
+
 def _judgement(one: Judgement | None) -> dict[str, float] | None:
     return None if one is None else {"metric": one.metric, "drop": one.drop, "spread": one.spread}
 
@@ -107,7 +123,7 @@ def lines(found: Lossy) -> list[str]:
     if found.judged is None or found.measure is None:
         return [*shown, "loss      not measured: there are no samples; give some with `--data`"]
     shown.append(f"measure   {found.measure.name}: {found.reason}")
-    shown.append(f"samples   {found.how}")
+    shown.append(f"samples   {found.how}{_observed(found)}")
     if found.healed is not None:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")

@@ -22,6 +22,7 @@ from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedEr
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome
+from burnish.passes.book import Book
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit, Undecided
 from burnish.passes.measure_choice import measure
@@ -125,11 +126,12 @@ class _Stage:
         self.original, self.todo, self.samples, self.judge, self.options = model, todo, samples, judge, options
         self.on_step = options.on_step
         self.healed: dict[tuple[str, ...], Healed] = {}
+        self.book = Book(folder_in_cache(f"observed/{__version__}"), lambda *at: self.on_step("observing", *at))
         self.checkpoints: list[Path] = []
 
     def run(self) -> Lossy:
         found = self._prepared()
-        found.checkpoints = self.checkpoints
+        found.checkpoints, found.book = self.checkpoints, self.book
         self.normal = found.model
         try:
             self._run(found)
@@ -199,7 +201,7 @@ class _Stage:
         parts = split(self.samples, self.original, runner)
         runner.close()
         self.fitting = parts.fit
-        self.context = context_for(found.model, self.fitting, target=self.todo.target)
+        self.context = context_for(found.model, self.fitting, target=self.todo.target, book=self.book)
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how

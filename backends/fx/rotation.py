@@ -9,7 +9,7 @@ pass straight through. The loss compares the largest scores with the original's,
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as oir
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch import Tensor
 
+from burnish.backends import heap
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.objective import tensors
-from burnish.backends.fx.rotation_student import Space, make_student
+from burnish.backends.fx.rotation_steps import Turns, save
+from burnish.backends.fx.rotation_student import Space, Student, make_student
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
@@ -32,6 +33,8 @@ from burnish.passes.rotation import keeping_ones
 from burnish.passes.score_store import samples_fingerprint
 from burnish.passes.simulated import Bits
 
+Told = Callable[[int, float, float], None]
+"""Is told the number of a step, its loss, and the least loss so far on the samples that are kept apart."""
 
 @dataclass(frozen=True)
 class LearnOptions:
@@ -42,49 +45,59 @@ class LearnOptions:
         flat: begin as `rotate-residual{init=klt}` does, else with random Hadamard matrices alone.
         hadamard: Hadamard matrices are multiplied with when the model runs, before the last layers of MLPs and behind
             rotary embeddings.
-        steps: how many samples are looked at, one a step.
-        rate, scale_rate: of Adam, for rotations and for scales; both fall to zero along a cosine.
+        starts: how many seeds are tried, from `seed` on; learning begins with the one of the least loss.
+        steps: how many are made; with 0 the best start is all.
+        texts: samples of a step.
+        angle: by which the rows of a rotation move in a step, in radians; falls to zero along a cosine.
+        scale_rate: of Adam, for the logarithms of scales; likewise.
         top: how many scores of each row are compared.
         seed: of the order of the samples, and of the random matrices to begin with.
-        every: steps between two checkpoints.
+        apart: samples that nothing is learned from: what has the least loss on them is the result. No more than half.
+        every: steps between two looks at these, and between two checkpoints.
     """
 
     bits: Bits = field(default_factory=Bits)
     flat: bool = False
     hadamard: bool = True
+    starts: int = 1
     steps: int = 100
-    rate: float = 0.002
-    scale_rate: float = 0.002
+    texts: int = 1
+    angle: float = 0.005
+    scale_rate: float = 0.005
     top: int = 1000
     seed: int = 0
+    apart: int = 4
     every: int = 10
 
     def check(self) -> None:
         """Raise InputError for what no learning can be."""
-        for name in ("steps", "top", "every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` is {getattr(self, name)}", hint="give 1 or more")
+        for name, least in (("steps", 0), ("starts", 1), ("texts", 1), ("top", 1), ("apart", 1), ("every", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"`{name}` is {getattr(self, name)}", hint=f"give {least} or more")
         if self.seed < 0:
             raise InputError(f"`seed` is {self.seed}", hint="give 0 or more")
-        if not (self.rate > 0 and self.scale_rate > 0):
-            raise InputError("a rate is not positive", hint="0.002 is a good beginning")
+        for name in ("angle", "scale_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"`{name}` is {getattr(self, name)}", hint="0.005 is a good beginning")
 
 
 def learn(
     model: oir.Model,
     samples: Sequence[Sample],
     options: LearnOptions = LearnOptions(),  # noqa: B008  it is frozen
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Told | None = None,
     *,
     folder: Path | None = None,
 ) -> Learned:
     """Rotations and scales for a model with one residual stream; `burnish.passes.learned.merge` writes them.
 
+    Memory is that of about four times the model's weights in float32, and of the activations of one sample.
+
     Args:
         model: in normal form; not changed.
         samples: what it is run on; its first output is compared.
         options: how.
-        on_step: is told the number of each step, from 1 on, and its loss.
+        on_step: see `Told`.
         folder: where a checkpoint is kept, from which the same call goes on after it was killed; None for none. On one
             machine the result is the same as without the interruption.
 
@@ -94,35 +107,29 @@ def learn(
     options.check()
     if not samples:
         raise InputError("there are no samples", hint="give samples with `--data`")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        order = np.random.default_rng(options.seed).permutation(len(samples))
-        known = _wanted(model, {int(i): samples[i] for i in order[: options.steps]}, options.top)
-        student = make_student(model, options.bits, hadamard=options.hadamard)
-        space = _Space(model, learned.initial(model, options.seed, flat=options.flat))
-        rotations = [one for name, one in space.named_parameters() if "parametrizations" in name]
-        scales = [one for name, one in space.named_parameters() if "parametrizations" not in name]
-        groups = [{"params": rotations, "lr": options.rate}, {"params": scales, "lr": options.scale_rate}]
-        optimizer = torch.optim.Adam([one for one in groups if one["params"]])
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        file = None if folder is None else folder / f"rotations-{_key(model, samples, options)}.pt"
-        parts = {"space": space, "optimizer": optimizer, "schedule": schedule}
-        done = _restore(file, parts)
-        for step in range(done, options.steps):
-            index = int(order[step % len(samples)])
-            inputs = tensors(student.module, samples[index].feeds)
-            weights = student.weights(space())
-            scores = torch.func.functional_call(student.module, weights, tuple(inputs))[0]
-            loss = compared(scores, *known[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if on_step is not None:
-                on_step(step + 1, float(loss.detach()))
-            if file is not None and ((step + 1) % options.every == 0 or step + 1 == options.steps):
-                _save(file, step + 1, parts)
-        return space.learned()
+    order = [int(one) for one in np.random.default_rng(options.seed).permutation(len(samples))]
+    count = min(options.apart, len(samples) // 2)
+    apart, order = order[:count] or order, order[count:]
+    used = {*apart, *order[: options.steps * options.texts]}
+    known = _wanted(model, {index: samples[index] for index in sorted(used)}, options.top)
+    heap.give_back()
+    student = make_student(model, options.bits, hadamard=options.hadamard)
+    heap.give_back()
+    loop = _Loop(model, samples, options, known, student)
+    file = None if folder is None else folder / f"rotations-{_key(model, samples, options)}.pt"
+    if file is None or not loop.restored(file):
+        loop.start(apart)
+    while loop.step < options.steps:
+        first = loop.step * options.texts
+        loss = loop.forward([order[(first + one) % len(order)] for one in range(options.texts)])
+        last = loop.step == options.steps
+        if last or loop.step % options.every == 0:
+            loop.judge(apart)
+            if file is not None:
+                save(file, loop.state())
+        if on_step is not None:
+            on_step(loop.step, loss, loop.least)
+    return loop.result()
 
 
 def compared(scores: Tensor, largest: Tensor, where: Tensor) -> Tensor:
@@ -144,57 +151,122 @@ def _wanted(model: oir.Model, samples: Mapping[int, Sample], count: int) -> dict
         for index, sample in samples.items():
             scores = teacher(*tensors(teacher, sample.feeds))[0]
             top = scores.topk(min(count, scores.shape[-1]), -1)
-            found[index] = (top.values, top.indices)
+            found[index] = (top.values.clone(), top.indices.clone())
     return found
 
 
-class _Space(nn.Module):
-    """What is learned, as parameters."""
+class _Loop:
+    """What is learned, and how far it is."""
 
-    def __init__(self, model: oir.Model, start: Learned) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        model: oir.Model,
+        samples: Sequence[Sample],
+        options: LearnOptions,
+        known: Mapping[int, tuple[Tensor, Tensor]],
+        student: Student,
+    ) -> None:
+        self.model, self.samples, self.options, self.known, self.student = model, samples, options, known, student
         self.keeps_ones = learned.stream_of(model).keeps_ones
-        size = len(start.turn)
-        basis = np.eye(size)
-        if self.keeps_ones:  # a rotation of what is perpendicular to the row of ones, in a basis that begins with it
-            basis = np.linalg.qr(np.column_stack([np.ones(size), basis[:, 1:]]))[0]
-        self.register_buffer("basis", torch.from_numpy(basis).float())
-        inner = basis.T @ start.turn @ basis
-        self.turn = _Orthogonal(inner[1:, 1:] if self.keeps_ones else inner)
-        self.values = nn.ModuleList(_Orthogonal(one) for one in start.values)
-        self.norm_logs = _zeros(start.norm_logs)
-        self.value_logs = _zeros(start.value_logs)
-        self.gated_logs = _zeros(start.gated_logs)
-        self.groups: list[np.ndarray | None] = []
-        scores = []
-        for layer in learned.attention_of(model):
-            pairs = scaling.score_pairs(layer)
-            _, places = np.unique(pairs, return_inverse=True) if not isinstance(pairs, str) else (None, None)
-            self.groups.append(places)
-            scores.append(np.zeros((layer.kv_heads, 0 if places is None else places.max() + 1)))
-        self.score_logs = _zeros(scores)
+        pairs = [scaling.score_pairs(layer) for layer in learned.attention_of(model)]
+        self.tied = [None if isinstance(one, str) else _places(one) for one in pairs]
+        self.step, self.least = 0, math.inf
+        self._begin(learned.initial(model, options.seed, flat=options.flat))
 
-    def forward(self) -> Space:
-        turn = self.turn()
-        if self.keeps_ones:
-            turn = torch.block_diag(torch.ones(1, 1), turn)
-        basis = self.get_buffer("basis")
-        return Space(
-            basis @ turn @ basis.T if self.keeps_ones else turn,
-            [one() for one in self.values],
-            list(self.norm_logs),
-            list(self.value_logs),
-            [
-                None if places is None else logs[:, torch.from_numpy(places)]
-                for logs, places in zip(self.score_logs, self.groups, strict=True)
-            ],
-            list(self.gated_logs),
-        )
+    def _begin(self, found: Learned) -> None:
+        self.space = _space(found)
+        self.turns = Turns([self.space.turn, *self.space.values], [self.keeps_ones, *([False] * len(found.values))])
+        self.scales = torch.optim.Adam(self.space.scales() or [torch.zeros(1)])
+        self.best = [one.detach().clone() for one in _parts(self.space)]
 
-    def learned(self) -> Learned:
-        """In float64, rotations made orthogonal to its precision."""
+    def start(self, apart: Sequence[int]) -> None:
+        """Begin with the seed of the least loss."""
+        first = self.options.seed
+        losses = {}
+        for seed in range(first, first + self.options.starts):
+            found = learned.initial(self.model, seed, flat=self.options.flat)
+            losses[seed] = self.loss(_space(found), apart)
+        seed = min(losses, key=lambda one: losses[one])
+        self._begin(learned.initial(self.model, seed, flat=self.options.flat))
+        self.least = losses[seed]
+
+    def loss(self, space: Space, indices: Sequence[int]) -> float:
+        """Of samples, with nothing learned from them."""
+        weights = self.student.weights(space)
         with torch.no_grad():
-            space = self()
+            found = float(np.mean([float(self._one(weights, index)) for index in indices]))
+        del weights
+        heap.give_back()
+        return found
+
+    def _one(self, weights: dict[str, Tensor], index: int) -> Tensor:
+        module = self.student.module
+        inputs = tensors(module, self.samples[index].feeds)
+        return compared(torch.func.functional_call(module, weights, tuple(inputs))[0], *self.known[index])
+
+    def forward(self, indices: Sequence[int]) -> float:
+        """Make one step; the loss before it."""
+        total = 0.0
+        weights = self.student.weights(self.space)
+        for index in indices:
+            loss = self._one(weights, index) / len(indices)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            del loss
+        self.student.pull_back(self.space, weights)
+        del weights
+        share = (1 + math.cos(math.pi * self.step / self.options.steps)) / 2
+        for logs, places in zip(self.space.score_logs, self.tied, strict=True):
+            if logs is not None and logs.grad is not None and places is not None:
+                sums = torch.zeros(len(logs), int(places.max()) + 1).index_add(1, places, logs.grad)
+                logs.grad = sums[:, places]
+        self.turns.step(self.options.angle * share)
+        for group in self.scales.param_groups:
+            group["lr"] = self.options.scale_rate * share
+        self.scales.step()
+        self.scales.zero_grad()
+        self.step += 1
+        heap.give_back()
+        return total
+
+    def judge(self, apart: Sequence[int]) -> None:
+        """Keep what is learned if it is the best so far."""
+        loss = self.loss(self.space, apart)
+        if loss < self.least:
+            self.least = loss
+            for kept, one in zip(self.best, _parts(self.space), strict=True):
+                kept.copy_(one.detach())
+
+    def state(self) -> dict[str, object]:
+        """All that a later process needs to go on."""
+        return {
+            "step": self.step,
+            "least": self.least,
+            "best": self.best,
+            "now": [one.detach() for one in _parts(self.space)],
+            "turns": (self.turns.first, self.turns.second, self.turns.count),
+            "scales": self.scales.state_dict(),
+        }
+
+    def restored(self, file: Path) -> bool:
+        """Go on where `file` says; whether there is one."""
+        if not file.exists():
+            return False
+        kept = torch.load(file, weights_only=True)
+        self.step, self.least, self.best = int(kept["step"]), float(kept["least"]), kept["best"]
+        with torch.no_grad():
+            for one, held in zip(_parts(self.space), kept["now"], strict=True):
+                one.copy_(held)
+        self.turns.first, self.turns.second, self.turns.count = kept["turns"]
+        self.scales.load_state_dict(kept["scales"])
+        return True
+
+    def result(self) -> Learned:
+        """The best so far in float64, rotations made orthogonal to its precision."""
+        with torch.no_grad():
+            for one, kept in zip(_parts(self.space), self.best, strict=True):
+                one.copy_(kept)
+        space = self.space
         turn = _nearest_orthogonal(space.turn)
         return Learned(
             keeping_ones(turn) if self.keeps_ones else turn,
@@ -206,21 +278,26 @@ class _Space(nn.Module):
         )
 
 
-class _Orthogonal(nn.Module):
-    """An orthogonal matrix, or several, that begins as a given one."""
+def _space(found: Learned) -> Space:
+    def leaf(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array.copy()).float().requires_grad_()
 
-    def __init__(self, start: np.ndarray) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.from_numpy(start.copy()).float())
-        parametrizations.orthogonal(self, "weight", orthogonal_map="cayley", use_trivialization=True)
-        self.weight = torch.from_numpy(start.copy()).float()
+    return Space(
+        leaf(found.turn),
+        [leaf(one) for one in found.values],
+        [leaf(one) for one in found.norm_logs],
+        [leaf(one) for one in found.value_logs],
+        [None if one is None else leaf(one) for one in found.score_logs],
+        [leaf(one) for one in found.gated_logs],
+    )
 
-    def forward(self) -> Tensor:
-        return self.weight
+
+def _parts(space: Space) -> list[Tensor]:
+    return [space.turn, *space.values, *space.scales()]
 
 
-def _zeros(like: Sequence[np.ndarray]) -> nn.ParameterList:
-    return nn.ParameterList(nn.Parameter(torch.zeros(one.shape)) for one in like)
+def _places(pairs: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.unique(pairs, return_inverse=True)[1].reshape(-1))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -235,20 +312,3 @@ def _nearest_orthogonal(matrix: Tensor) -> np.ndarray:
 def _key(model: oir.Model, samples: Sequence[Sample], options: LearnOptions) -> str:
     text = f"{fingerprint(model)} {samples_fingerprint(samples)} {options}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _save(file: Path, step: int, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    torch.save({"step": step} | {name: one.state_dict() for name, one in parts.items()}, partial)
-    os.replace(partial, file)
-
-
-def _restore(file: Path | None, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> int:
-    """The steps that are done already; 0 without a checkpoint."""
-    if file is None or not file.exists():
-        return 0
-    kept = torch.load(file, weights_only=True)
-    for name, one in parts.items():
-        one.load_state_dict(kept[name])
-    return int(kept["step"])

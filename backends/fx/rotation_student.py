@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as oir
 import torch
 from torch import Tensor, fx
-from torch.utils.checkpoint import checkpoint
 
 from burnish.backends.fx import bridge
 from burnish.backends.fx.builder import to_graph_module
@@ -35,6 +35,11 @@ class Space:
     score_logs: list[Tensor | None]
     gated_logs: list[Tensor]
 
+    def scales(self) -> list[Tensor]:
+        """The logarithms of scales that are possible."""
+        scores = (one for one in self.score_logs if one is not None)
+        return [*self.norm_logs, *self.value_logs, *scores, *self.gated_logs]
+
 
 Step = Callable[[Tensor, Tensor | None, Space], tuple[Tensor, Tensor | None]]
 """Makes of a weight [out, in] and a bias [out] those behind a rotation or a scale."""
@@ -49,7 +54,8 @@ class Piece:
         shape, transposed: of the weight as it is stored, and whether that is [out, in].
         weight, bias: before all rotations and scales, [out, in] and [out].
         steps: what happens to them, in order.
-        last: what its input is multiplied with when the model runs, [in, in]; None for nothing.
+        last: the factors of the Kronecker product that its input is multiplied with when the model runs, as
+            `burnish.passes.online.pair` gives them; None for nothing.
     """
 
     path: str
@@ -59,7 +65,7 @@ class Piece:
     weight: Tensor
     bias: Tensor | None
     steps: list[Step]
-    last: Tensor | None
+    last: tuple[Tensor, Tensor] | None
 
 
 @dataclass
@@ -82,25 +88,44 @@ class Student:
     bits: int
 
     def weights(self, space: Space) -> dict[str, Tensor]:
-        """The parameters of the module for rotations and scales."""
-        found = dict.fromkeys(self.turn_paths, space.turn) | dict.fromkeys(self.back_paths, space.turn.T)
-        found |= {path: torch.exp(-logs) for path, logs in zip(self.gain_paths, space.norm_logs, strict=True)}
-        for piece in self.pieces:  # what lies between is computed again for the gradients: it is as large as the model
-            weight, bias = checkpoint(self._made, piece, space, use_reentrant=False)
-            found[piece.path] = weight
-            if piece.bias_path is not None and bias is not None:
-                found[piece.bias_path] = bias
-        return found
+        """The parameters of the module for rotations and scales; each is a leaf that takes gradients."""
+        with torch.no_grad():
+            made = {path: one for paths, make in self._makers() for path, one in zip(paths, make(space), strict=True)}
+        return {path: one.detach().requires_grad_() for path, one in made.items()}
 
-    def _made(self, piece: Piece, space: Space) -> tuple[Tensor, Tensor | None]:
+    def pull_back(self, space: Space, weights: Mapping[str, Tensor]) -> None:
+        """Add the gradients of `weights`, which are dropped, to those of rotations and scales.
+
+        One layer after the other is computed again for it: what lies between is several times as large as the model.
+        """
+        for paths, make in self._makers():
+            made = zip(make(space), (weights[path] for path in paths), strict=True)
+            pairs = [(one, leaf.grad) for one, leaf in made if leaf.grad is not None and one.requires_grad]
+            if pairs:
+                torch.autograd.backward([one for one, _ in pairs], [grad for _, grad in pairs])
+            for path in paths:
+                weights[path].grad = None
+
+    def _makers(self) -> Iterator[tuple[list[str], Callable[[Space], list[Tensor]]]]:
+        """Paths of parameters, and what makes them of rotations and scales."""
+        yield self.turn_paths, lambda space: [space.turn] * len(self.turn_paths)
+        yield self.back_paths, lambda space: [space.turn.T] * len(self.back_paths)
+        yield self.gain_paths, lambda space: [torch.exp(-logs) for logs in space.norm_logs]
+        for piece in self.pieces:
+            paths = [piece.path] if piece.bias_path is None else [piece.path, piece.bias_path]
+            yield paths, partial(self._made, piece)
+
+    def _made(self, piece: Piece, space: Space) -> list[Tensor]:
         weight, bias = piece.weight, piece.bias
         for step in piece.steps:
             weight, bias = step(weight, bias, space)
         if piece.last is not None:
-            weight = weight @ piece.last
+            first, second = piece.last
+            weight = torch.einsum("oab,ac,bd->ocd", weight.unflatten(1, (len(first), -1)), first, second).flatten(1)
         if self.bits:
             weight = rounded(weight, self.bits)
-        return (weight if piece.transposed else weight.T).reshape(piece.shape), bias
+        stored = (weight if piece.transposed else weight.T).reshape(piece.shape)
+        return [stored] if bias is None or piece.bias_path is None else [stored, bias]
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -161,10 +186,13 @@ def _piece(
         raise InputError("a weight is not stored as it is read", place=str(layer.node.name))
     now, last = layer.weight(), None
     if not np.array_equal(now, weight):  # its input is multiplied by a Hadamard matrix when it runs
-        last = torch.from_numpy(np.kron(*online.pair(layer.in_features))).float()
+        first, second = (torch.from_numpy(one).float() for one in online.pair(layer.in_features))
+        last = first, second
     bias_path = None
     if layer.bias_parameter is not None:
         bias_path = paths.get(str(layer.bias_parameter.source.name))
+        if bias_path is None:
+            raise InputError("a bias is not stored as it is read", place=str(layer.node.name))
     return Piece(
         paths[parameter.source.name],
         bias_path,

@@ -15,6 +15,7 @@ import onnx_ir as oir
 from burnish.backends.ort.session import Level, OrtRunner, executor
 from burnish.ir.samples import Sample
 from burnish.passes import observing
+from burnish.passes.book import Book
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import LIMIT, Site
 
@@ -38,10 +39,19 @@ class OrtObserver:
         threads: threads inside an operator.
         level: ONNX Runtime's own graph optimizations.
         target: `ort-cpu` or `ort-cuda`.
+        book: notes what was observed; None to note nothing.
     """
 
-    def __init__(self, model: oir.Model, *, threads: int = 1, level: Level = "all", target: str = "ort-cpu") -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: oir.Model,
+        *,
+        threads: int = 1,
+        level: Level = "all",
+        target: str = "ort-cpu",
+        book: Book | None = None,
+    ) -> None:
+        self._model, self._book = model, book
         self._load = executor(threads=threads, level=level, target=target)
         self._runner: OrtRunner | None = None
 
@@ -66,7 +76,7 @@ class OrtObserver:
         limit: int = LIMIT,
     ) -> dict[str, Reducer]:
         """See `burnish.passes.protocols.Observer.observe`."""
-        return observing.observe(self._model, self._session, sites, reducers, samples, limit)
+        return observing.observe(self._model, self._session, sites, reducers, samples, limit, self._book)
 
     @contextmanager
     def _session(self, values: list[oir.Value]) -> Iterator[observing.Run]:

@@ -302,9 +302,10 @@ def test_a_picture_of_no_search_is_refused_before_anything_is_written(
         assert not output.exists() and not plot.exists()
 
 
-def killed_at(tmp_path: Path, *moments: str) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+def killed_at(tmp_path: Path, *moments: str, data: Path | None = None) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
     """What became of a run that nothing happens to, and of each that is killed with the run after it."""
-    command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(digits(tmp_path, 100)), *moments]
+    data = data or digits(tmp_path, 100)
+    command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(data), *moments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / ".src"), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, ended.stderr
@@ -321,6 +322,16 @@ def test_a_search_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: 
     _, [[scoring, _], [writing, again]] = killed_at(tmp_path, "scoring edits:6", "writing:0")
     assert scoring["status"] == writing["status"] == -signal.SIGKILL and scoring["scores"] == 6
     assert writing["left"] and not again["scores"]
+
+
+def test_a_calibration_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Of 90 samples the first 64 are kept, and all once they were seen."""
+    with np.load(DEMO / "digits.npz") as held:
+        np.savez(tmp_path / "many.npz", image=held["image"][:180, None])
+    whole, others = killed_at(tmp_path, "observing:70", "writing:0", data=tmp_path / "many.npz")
+    [[observing, again], [writing, rest]] = others
+    assert observing["samples"] == 70 and again["samples"] == whole["samples"] - 64 == 26
+    assert writing["samples"] == whole["samples"] and not rest["samples"] and writing["left"]
 
 
 @pytest.mark.slow

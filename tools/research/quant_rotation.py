@@ -52,7 +52,7 @@ WAYS: dict[str, tuple[str, bool]] = {
 }
 """Passes, and whether Hadamard matrices are multiplied with when the model runs."""
 
-LEARNED = LearnOptions(steps=24, rate=0.003, scale_rate=0.01, every=4)
+LEARNED = LearnOptions(steps=24, every=4)
 """How the learned rotations of the table are learned: on as many beginnings of other texts, of `TOKENS` tokens."""
 
 TOKENS = 128
