@@ -108,6 +108,7 @@ def resolve(
         base = [*given.passes, *raised]
     else:
         base = recipes.named(name, "onnx" if compiled else chosen_target, to_opset)
+    own_needs = [one for one in recipes.REQUIRED.get(name, ()) if one not in without]
     allowed = _budget(settings, max_drop, max_size, max_latency, objective)
     for name in (*without, *require):
         catalog.load(name)
@@ -123,7 +124,7 @@ def resolve(
     if compiled:  # what the lowering is told of values is told by their annotations
         kept = [one for one in kept if one.pass_name() not in recipes.LAST]
     prepare, kept = _around(kept, lossy, [one for one in ahead if one.pass_name() not in without])
-    required = tuple(dict.fromkeys((*require, *(given.require if given is not None else ()))))
+    required = tuple(dict.fromkeys((*require, *own_needs, *(given.require if given is not None else ()))))
     for name in required:
         if not any(one.pass_name() == name for one in (*prepare, *lossy, *kept)):
             raise InputError(

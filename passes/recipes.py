@@ -65,10 +65,18 @@ QUANTIZED: dict[str, tuple[str, ...]] = {
     "int8": ("quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights{bits=8}"),
     "int4": ("quantize-weights{bits=4,rounding=gptq}",),
     "fptq": ("quantize-fptq", "quantize-weights{bits=8}"),
+    "ostquant-w4": ("rotate-residual", "quantize-weights{bits=4,rounding=gptq}"),
+    "ostquant-w4a4kv4": ("learn-rotations", "simulate-bits"),
     "mixed": (*LOSSY, "quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights"),
 }
 """Recipes that are `default` with lossy passes behind the normal form. Without a budget a layer goes to the first pass
 that can take it; with one all are searched together."""
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "ostquant-w4": ("rotate-residual",),
+    "ostquant-w4a4kv4": ("learn-rotations",),
+}
+"""What has to change something for a recipe to be what it is called."""
 
 OPTIONS: dict[tuple[str, str], dict[str, object]] = {("fold-affine", "ort-cpu"): {"attention_scale": True}}
 """Options of passes by target. ONNX Runtime's CPU multiplies small matrices slower with a scale than without."""

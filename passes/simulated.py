@@ -18,12 +18,15 @@ import onnx_ir as oir
 from burnish.ir import edit
 from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
-from burnish.ir.views import embedding
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import same_shape
 from burnish.ir.views.stream import Stream, streams
 from burnish.passes import grids, online
+from burnish.passes.weight_sites import before_heads
+
+LABEL = "burnish.simulated"
+"""The key under which a model says, among its metadata, that its bits are simulated, and which."""
 
 _SMALLEST = 1e-8
 """The least step of a grid: that of a token of zeros."""
@@ -133,11 +136,10 @@ def _put_hadamards(model: oir.Model, facts: Inference, attention: list[Attention
 
 def quantized(model: oir.Model) -> list[oir.Node]:
     """The nodes of the linear layers that get few bits: all but heads, what stands before them alone, and rotations."""
-    ends = {one.linear.node for one in embedding.heads(model) if isinstance(one, embedding.Head)}
+    ends, before = before_heads(model)
     found = []
     for layer in linears(model):
-        behind = [use.node for use in layer.output.uses()]
-        if layer.node in ends or (behind and all(node in ends for node in behind)) or layer.read_only is not None:
+        if layer.node in ends | before or layer.read_only is not None:
             continue
         if layer.input_axis == -1 and not _is_rotation(layer):
             found.append(layer.node)

@@ -10,8 +10,8 @@ import onnx_ir as oir
 
 from burnish.ir import match
 from burnish.ir.inference import Inference
-from burnish.ir.views.embedding import embeddings
-from burnish.ir.views.linear import Linear, find_linear
+from burnish.ir.views.embedding import Head, embeddings, heads
+from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import Parameter, find_parameter
 from burnish.ir.walk import is_op, walk
 from burnish.passes.layers import layers
@@ -94,6 +94,13 @@ def found_again(nodes: dict[str, oir.Node], names: tuple[str, ...]) -> Matrix:
     return Matrix(tuple(linears), tuple(tables))
 
 
+def before_heads(model: oir.Model) -> tuple[set[oir.Node], set[oir.Node]]:
+    """The linear layers that are heads, and those whose result heads alone read."""
+    ends = {one.linear.node for one in heads(model) if isinstance(one, Head)}
+    readers = {layer.node: {use.node for use in layer.output.uses()} for layer in linears(model)}
+    return ends, {node for node, own in readers.items() if own and own <= ends}
+
+
 def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
     """The matrices of linear layers and of embeddings in the order of the layers, each with the name of its first
     reader; or why it cannot be stored otherwise, in plain words, with the node to say it of.
@@ -116,9 +123,13 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
         stacked = find_parameter(node.inputs[0])
         if stacked is not None and len(stacked.shape) > 2 and stacked.dtype in _STORED:
             yield str(node.name), "it looks up matrices; only rows of a table are stored in blocks", node
-    for name, linears, tables in found.values():
-        matrix = Matrix(tuple(linears), tuple(tables))
-        yield name, refusal(matrix, facts) or matrix, matrix.readers[0].node
+    _, before = before_heads(model)
+    for name, own, tables in found.values():
+        matrix = Matrix(tuple(own), tuple(tables))
+        reason = refusal(matrix, facts)
+        if reason is None and matrix.shape[0] == matrix.shape[1] and any(one.node in before for one in own):
+            reason = "only a head reads what it computes, as behind a rotated stream: its error would be in all scores"
+        yield name, reason or matrix, matrix.readers[0].node
 
 
 def refusal(matrix: Matrix, facts: Inference) -> str | None:

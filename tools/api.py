@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from burnish.backends import genai_config, onnx_metadata, onnx_writer
 from burnish.frontends import load, onnx_file
 from burnish.frontends.measures import Metric
 from burnish.ir import cost, origin
-from burnish.ir.errors import InputError, UnchangedError
+from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import choosing, compiled, compiled_times, crash, demands, emitted, tuned
+from burnish.tools import choosing, compiled, compiled_times, crash, demands, emitted, rotations, tuned
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -266,15 +265,18 @@ def optimize(
         )
     files = origin.files(model)
     fingerprint = onnx_file.fingerprint(file) if file is not None and files else ""
-    steps = pipeline.Pipeline(todo.passes)
+    checkpoints: list[Path] = []
     recipe_text = [catalog.spec(one) for one in (*todo.prepare, *todo.lossy, *todo.passes)]
     judged = todo.verify != "off"
     samples = samples_for(model, data) if judged or data is not None else []
+    learned_from = samples if data is not None and not todo.lossy else None
+    tell = on_step or (lambda what, number, total: None)
+    steps = pipeline.Pipeline(rotations.with_samples(todo.passes, learned_from, tell, checkpoints))
     reduced: Lossy | None = None
     if todo.lossy:
-        from burnish.tools import lossy_stage
+        from burnish.tools import lossy_options, lossy_stage
 
-        options = lossy_stage.options(todo.metric, heal, workers, pairs, on_step, kernels)
+        options = lossy_options.options(todo.metric, heal, workers, pairs, on_step, kernels)
         reduced = lossy_stage.run(model, todo, samples if data is not None else None, ort_judge(todo.target), options)
         samples = reduced.proved_on
     start = model if reduced is None else reduced.model
@@ -322,7 +324,7 @@ def optimize(
             raise
         before = sum(one.stat().st_size for one in files) if files else None
         result = Result(proof, recipe_text, todo.target, prover.undone, sizes=(before, None), lossy=reduced)
-        _require(todo.require, result)
+        demands.check_required(todo.require, result.steps)
         _require_opset(todo.opset, proof)
         if machine is not None:
             timed = "latency" in todo.guard and pipeline.constant_bytes(start) <= prover.largest_timed
@@ -353,6 +355,8 @@ def optimize(
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
         if reduced is not None:
             reduced.forget()
+        for one in checkpoints:
+            one.unlink(missing_ok=True)
         if result.files:
             result.sizes = (before, sum(one.stat().st_size for one in result.files))
     result.original, result.source = model, str(file or "")
@@ -382,19 +386,3 @@ def _require_opset(asked: int | None, proof: prove.Proof) -> None:
 
 def _opset(model: oir.Model) -> int | None:
     return next((model.opset_imports[name] for name in STANDARD_DOMAINS if name in model.opset_imports), None)
-
-
-def _require(names: Sequence[str], result: Result) -> None:
-    for name in names:
-        steps = [step for step in result.steps if step.outcome.name == name]
-        if any(step.outcome.rewritten for step in steps):
-            continue
-        undone = next((step.undone for step in steps if step.undone), "")
-        reasons = Counter(skip.reason for step in steps for skip in step.outcome.skipped)
-        why = (
-            undone or "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it found no site"
-        )
-        raise UnchangedError(
-            f"`{name}` was required to change the model and changed nothing: {why}",
-            hint=f"`--why {name}` lists every site; nothing was written",
-        )

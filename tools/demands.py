@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import onnx_ir as oir
 
 from burnish.ir.concrete import concrete
-from burnish.ir.errors import InputError, MissingPackageError
+from burnish.ir.errors import InputError, MissingPackageError, UnchangedError
 from burnish.passes import plan
+from burnish.passes.pipeline import Step
 
 
 def check_use(todo: plan.Plan, **given: Any) -> None:
@@ -35,3 +38,24 @@ def specialised(model: oir.Model, dims: str) -> oir.Model:
 
     numbers = parse_dims(dims, model)
     return concrete(model, numbers) if numbers else model
+
+
+def check_required(names: Sequence[str], steps: Sequence[Step]) -> None:
+    """Refuse a run in which a pass that has to change something changed nothing.
+
+    Raises:
+        UnchangedError: there is such a pass; with the reasons that it gave.
+    """
+    for name in names:
+        own = [step for step in steps if step.outcome.name == name]
+        if any(step.outcome.rewritten for step in own):
+            continue
+        undone = next((step.undone for step in own if step.undone), "")
+        reasons = Counter(skip.reason for step in own for skip in step.outcome.skipped)
+        why = (
+            undone or "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "it found no site"
+        )
+        raise UnchangedError(
+            f"`{name}` was required to change the model and changed nothing: {why}",
+            hint=f"`--why {name}` lists every site; nothing was written",
+        )

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from burnish.passes import pipeline
+from burnish.passes.simulated import LABEL
 from burnish.tools import terminal
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def as_dict(found: Lossy) -> dict[str, Any]:
             "seconds_each": _seconds_each(found),
         },
         "warning": found.warning,
+        "simulated": found.model.metadata_props.get(LABEL),
         "budget": {
             "drop": None if budget.drop is None else str(budget.drop),
             "size": None if budget.size is None else str(budget.size),
@@ -118,6 +120,8 @@ def lines(found: Lossy) -> list[str]:
     if found.kernels:
         kernels = Counter(kernel or "none of their own" for kernel in found.kernels.values())
         shown.append("kernels   " + ", ".join(f"{kernel} {count}" for kernel, count in kernels.most_common()))
+    if (simulated := found.model.metadata_props.get(LABEL)) is not None:
+        shown.insert(0, f"note      simulated: {simulated}; nothing is smaller or faster for it")
     if found.warning is not None:
         shown.insert(0, f"note      {found.warning}")
     if found.judged is None or found.measure is None:

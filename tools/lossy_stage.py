@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from burnish import __version__
-from burnish.frontends.functions import is_function
-from burnish.frontends.measures import Metric, user_measure
-from burnish.frontends.split import split
+from burnish.frontends.split import Split, split
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
@@ -27,20 +25,22 @@ from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit, Undecided
 from burnish.passes.measure_choice import measure
 from burnish.passes.plan import Plan as Todo
-from burnish.passes.protocols import Judge, Measure
-from burnish.passes.score_store import Store, folder_in_cache
+from burnish.passes.protocols import Judge
+from burnish.passes.score_store import folder_in_cache
 from burnish.passes.scoring import Scorer
-from burnish.passes.search import OnStep, Search, neighbours
+from burnish.passes.search import Search, neighbours
 from burnish.passes.selection import frontier
+from burnish.tools import demands
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import Lossy, Scored
 from burnish.tools.lossy_context import context_for, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
+from burnish.tools.lossy_options import Options
+from burnish.tools.rotations import with_samples
 
 if TYPE_CHECKING:
-    from burnish.backends.fx.healing import Healed, HealOptions
+    from burnish.backends.fx.healing import Healed
     from burnish.backends.workers import Workers
-    from burnish.tools.compiled_times import KernelTiming
 
 PROVED = 4
 """Of the caller's samples, on how many the exact passes around a lossy stage are proved."""
@@ -52,49 +52,6 @@ OTHERS = "take other lossy passes: `burnish passes` lists them"
 
 HEALING = 10.0
 """How many times the allowed drop a plan may lose before it is healed."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a lossy stage is run.
-
-    Attributes:
-        metric: what a drop is measured by, as `burnish.optimize` takes it.
-        healing: options of healing, where it is wanted.
-        workers: how many processes score edits, or the `ray://` address of a cluster; None for this process.
-        pairs: also score edits beside each other together, and let the selection know.
-        store: where scores are kept; None to keep none.
-        kernels: how edits are timed where kernels are compiled; None for ONNX Runtime.
-        on_step: progress.
-    """
-
-    metric: str | Measure | None = None
-    healing: HealOptions | None = None
-    workers: str | None = None
-    pairs: bool = False
-    store: Store | None = None
-    kernels: KernelTiming | None = None
-    on_step: OnStep = lambda what, number, total: None
-
-
-def options(
-    metric: str | Measure | Metric | None = None,
-    heal: HealOptions | bool | None = None,
-    workers: str | int | None = None,
-    pairs: bool = False,
-    on_step: OnStep | None = None,
-    kernels: KernelTiming | None = None,
-) -> Options:
-    """The options of `burnish.optimize` that concern a lossy stage, resolved.
-
-    Raises:
-        InputError: the metric cannot be imported.
-    """
-    healing = None if isinstance(heal, bool) else heal
-    spread = None if workers is None else str(workers)
-    if callable(metric) or (isinstance(metric, str) and is_function(metric)):
-        metric = user_measure(metric)
-    return Options(metric, healing, spread, pairs, Store(), kernels, on_step or (lambda what, number, total: None))
 
 
 def run(
@@ -130,10 +87,13 @@ class _Stage:
         self.checkpoints: list[Path] = []
 
     def run(self) -> Lossy:
+        self.parts = None if self.samples is None else self._parted(self.samples)
         found = self._prepared()
         found.checkpoints, found.book = self.checkpoints, self.book
         self.normal = found.model
         try:
+            later = {one.pass_name() for one in (*self.todo.lossy, *self.todo.passes)}
+            demands.check_required([name for name in self.todo.require if name not in later], found.proof.run.steps)
             self._run(found)
         except BurnishError:
             found.forget()
@@ -155,8 +115,8 @@ class _Stage:
                 f"`{undecided.pass_name()}` chooses by measuring, and there are no samples to measure on",
                 hint="give inputs like those that the model will see with `--data`",
             )
-        if self.samples is not None:
-            self._split(found)
+        if self.parts is not None:
+            self._judged_on(found, self.parts)
         elif self.todo.heal:
             raise InputError("there are no samples to heal on", hint="give some with `--data`")
         if self.todo.budget:
@@ -168,8 +128,9 @@ class _Stage:
         """The normal form, proved; its nodes have names, by which edits find their sites again."""
         judged = self.todo.verify != "off"
         samples = self.samples[:PROVED] if self.samples is not None else samples_for(self.original) if judged else []
+        taught = with_samples(self.todo.prepare, self.parts and self.parts.fit, self.on_step, self.checkpoints)
         prover = prove.Prover(
-            pipeline.Pipeline(self.todo.prepare),
+            pipeline.Pipeline(taught),
             self.original,
             samples if judged else [],
             self.judge if judged else None,
@@ -194,12 +155,16 @@ class _Stage:
                 found.append(None)
         return found
 
-    def _split(self, found: Lossy) -> None:
+    def _parted(self, samples: Sequence[Sample]) -> Split:
         """The samples that edits are fitted to, and those that the result is measured on."""
-        assert self.samples is not None
         runner = self.judge.execute(self.original)
-        parts = split(self.samples, self.original, runner)
+        parts = split(samples, self.original, runner)
         runner.close()
+        return parts
+
+    def _judged_on(self, found: Lossy, parts: Split) -> None:
+        """Choose what is looked at, and what the result is measured by."""
+        assert self.samples is not None
         self.fitting = parts.fit
         self.context = context_for(found.model, self.fitting, target=self.todo.target, book=self.book)
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)

@@ -116,7 +116,7 @@ def learn(
     student = make_student(model, options.bits, hadamard=options.hadamard)
     heap.give_back()
     loop = _Loop(model, samples, options, known, student)
-    file = None if folder is None else folder / f"rotations-{_key(model, samples, options)}.pt"
+    file = None if folder is None else checkpoint(folder, model, samples, options)
     if file is None or not loop.restored(file):
         loop.start(apart)
     while loop.step < options.steps:
@@ -309,6 +309,7 @@ def _nearest_orthogonal(matrix: Tensor) -> np.ndarray:
     return np.asarray(left @ right)
 
 
-def _key(model: oir.Model, samples: Sequence[Sample], options: LearnOptions) -> str:
+def checkpoint(folder: Path, model: oir.Model, samples: Sequence[Sample], options: LearnOptions) -> Path:
+    """The file in a folder that `learn` goes on from."""
     text = f"{fingerprint(model)} {samples_fingerprint(samples)} {options}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder / f"rotations-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"

@@ -71,6 +71,6 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 def save(file: Path, state: dict[str, Any]) -> None:
     """Keep tensors and numbers in a file, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, file)

@@ -17,11 +17,8 @@ from burnish.passes.base import Outcome
 from burnish.passes.grids import Grid, Scales, dequantize
 from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.moments import moments
-from burnish.passes.simulated import Bits
+from burnish.passes.simulated import LABEL, Bits
 from burnish.passes.weight_rounding import rounded
-
-LABEL = "burnish.simulated"
-"""The key under which a model says, among its metadata, that its bits are simulated."""
 
 _PLACE = "simulate-bits"
 
@@ -136,7 +133,7 @@ class SimulateBits(LossyPass):
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
             self._simulate(model, edit.payload)
-            model.metadata_props[LABEL] = f"{self.words}: rounded in floating point, no kernel computes in so few bits"
+            model.metadata_props[LABEL] = f"{self.words}, in floating point: no kernel computes in so few bits"
 
     def _simulate(self, model: oir.Model, payload: dict[str, np.ndarray]) -> None:
         bits = Bits(self.weights, self.activations, self.cache, self.clip, self.cache_clip)

@@ -26,7 +26,7 @@ from burnish.passes.lossy import Edit
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.plan import Plan
 from burnish.passes.score_store import Store
-from burnish.tools import api, compiled, compiled_times, lossy_stage
+from burnish.tools import api, compiled, compiled_times, lossy_options, lossy_stage
 from burnish.tools.lossy import Lossy
 from burnish.tools.lossy_context import largest, with_seconds
 
@@ -88,7 +88,7 @@ def search(model: oir.Model, samples: Sequence[Sample], target: str) -> Choice:
     todo = plan.resolve(passes=["project-rank"], max_drop=DROP, objective="latency", target=target)
     machine = compiled.target_of(target) if todo.compiled else None
     kernels = compiled_times.asked(todo, machine, None, everything=True, emit=None)
-    options = lossy_stage.options(kernels=kernels)
+    options = lossy_options.options(kernels=kernels)
     return Choice(todo, kernels, lossy_stage.run(model, todo, samples, api.ort_judge(target), options))
 
 

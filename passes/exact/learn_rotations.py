@@ -1,0 +1,86 @@
+"""Rotate the residual stream, and balance channels, by what is learned on samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as oir
+
+from burnish.ir.errors import InputError
+from burnish.passes import learned
+from burnish.passes.base import ExactPass, Outcome
+from burnish.passes.learned import DONE, Learned
+
+_PLACE = "learn-rotations"
+_NOTHING = "rotations are learned from samples, and there are none: give some with `--data`"
+
+
+@dataclass(frozen=True)
+class LearnRotations(ExactPass):
+    """Rotate the residual stream and balance channels so that few bits lose least on samples; torch learns how.
+
+    The model computes what it did: rotations and scales are merged into the weights, in float64 (OSTQuant, Hu et al.
+    2025, arXiv:2501.13987). What is learned is what bears `weights`, `activations` and `cache` of so few bits best,
+    judged by scores on samples that nothing is learned from. It is made once, before lossy passes that are named
+    behind it. A run that is killed goes on from a checkpoint in the cache folder.
+
+    Attributes:
+        steps: how many; 0 only chooses among the beginnings.
+        texts: samples of a step.
+        starts: random Hadamard matrices that are tried; learning begins with the best.
+        angle: by which the rows of a rotation turn in a step at most, in radians.
+        scale_rate: how fast the logarithms of scales are learned.
+        weights: bits of weights while learning, rounded to nearest; 0 for all, as GPTQ rounds better afterwards.
+        activations: bits of what linear layers read.
+        cache: bits of keys and values.
+        clip: the share of the range of a token that its grid spans.
+        hadamard: whether Hadamard matrices will be multiplied with when the model runs, as `simulate-bits` does.
+        seed: of the matrices and of the order of the samples.
+    """
+
+    steps: int = 40
+    texts: int = 2
+    starts: int = 4
+    angle: float = 0.005
+    scale_rate: float = 0.005
+    weights: int = 0
+    activations: int = 4
+    cache: int = 4
+    clip: float = 1.0
+    hadamard: bool = True
+    seed: int = 0
+    needs: ClassVar[tuple[str, ...]] = ("inlined",)
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("texts", 1), ("starts", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"`{name}` is {getattr(self, name)}", place=_PLACE, hint=f"give {least} or more")
+        for name in ("weights", "activations", "cache"):
+            if getattr(self, name) != 0 and not 2 <= getattr(self, name) <= 8:
+                raise InputError(f"`{name}` is {getattr(self, name)}", place=_PLACE, hint="give 2 to 8, or 0 for all")
+        if not (self.angle > 0 and self.scale_rate > 0 and 0 < self.clip <= 1):
+            raise InputError("a rate or `clip` is not above 0, or `clip` above 1", place=_PLACE, hint="see the defaults")
+
+    def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
+        """See the class."""
+        node = next(iter(model.graph), None)
+        if node is None:
+            return
+        if DONE in model.metadata_props:
+            outcome.skip(node, f"the model is rotated already: {model.metadata_props[DONE]}", matched=False)
+            return
+        try:
+            stream = learned.stream_of(model)
+        except InputError as error:
+            outcome.skip(node, error.cause)
+            return
+        if (found := self.learned(model)) is None:
+            outcome.skip(node, _NOTHING)
+        elif outcome.take(stream.readers[0].linear.node):
+            learned.merge(model, found)
+            model.metadata_props[DONE] = f"learned, seed {self.seed}"
+
+    def learned(self, model: oir.Model) -> Learned | None:
+        """What was learned for a model; None where there are no samples, as in the pass itself: a run brings them."""
+        return None
