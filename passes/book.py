@@ -1,8 +1,8 @@
 """Observing many samples: how long each takes, and what a run that was killed goes on from.
 
-After each `EVERY` samples the states of the reducers are kept in a file, and once more at the end, since what follows may
-take longer than observing. Runs over fewer samples keep nothing. Files are named by the model, the samples and what is
-observed, so that only the same work finds them; a caller deletes them when its own work is done (`Book.files`).
+After each `EVERY` samples the states of the reducers are kept in a file, and once more at the end, since what follows
+may take longer than observing. Runs over fewer samples keep nothing. Files are named by the model, the samples and what
+is observed, so that only the same work finds them; a caller deletes them when its own work is done (`Book.forget`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,6 @@ from burnish.passes import scaling, simulated, turning
 from burnish.passes.rotation import flattening, keeping_ones, random_hadamard
 from burnish.passes.scaling import Gated
 
-DONE = "burnish.rotated"
-"""The key under which a model says, among its metadata, how it is rotated: that is done once."""
-
 
 @dataclass
 class Learned:

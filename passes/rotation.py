@@ -9,6 +9,9 @@ from functools import cache
 
 import numpy as np
 
+ROTATED = "burnish.rotated"
+"""The key under which a model says, among its metadata, how its stream is rotated: that is done once."""
+
 
 def hadamard(size: int) -> np.ndarray:
     """An orthogonal matrix of any size whose entries are all equally large, or nearly.

@@ -15,6 +15,7 @@ from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import Parameter, find_parameter
 from burnish.ir.walk import is_op, walk
 from burnish.passes.layers import layers
+from burnish.passes.rotation import ROTATED
 
 LEAST_BLOCK = 16
 """The smallest block of ONNX Runtime's kernels; blocks are powers of two."""
@@ -123,12 +124,12 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
         stacked = find_parameter(node.inputs[0])
         if stacked is not None and len(stacked.shape) > 2 and stacked.dtype in _STORED:
             yield str(node.name), "it looks up matrices; only rows of a table are stored in blocks", node
-    _, before = before_heads(model)
+    before = before_heads(model)[1] if ROTATED in model.metadata_props else set()
     for name, own, tables in found.values():
         matrix = Matrix(tuple(own), tuple(tables))
         reason = refusal(matrix, facts)
         if reason is None and matrix.shape[0] == matrix.shape[1] and any(one.node in before for one in own):
-            reason = "only a head reads what it computes, as behind a rotated stream: its error would be in all scores"
+            reason = "it is the gain that a rotated stream has before its head, and its error would be in all scores"
         yield name, reason or matrix, matrix.readers[0].node
 
 

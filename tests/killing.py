@@ -87,7 +87,12 @@ def run(folder: Path, data: Path, kind: str, moment: str | None) -> dict[str, An
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     written = folder / "out" / "out.onnx"
-    left = [*folder.glob("out/*"), *folder.glob("tmp/*"), *folder.glob("cache/heal/*/*"), *folder.glob("cache/observed/*/*")]
+    left = [
+        *folder.glob("out/*"),
+        *folder.glob("tmp/*"),
+        *folder.glob("cache/heal/*/*"),
+        *folder.glob("cache/observed/*/*"),
+    ]
     return {
         "status": status,
         "bytes": written.read_bytes().hex() if written.exists() else None,

@@ -128,7 +128,8 @@ class _Stage:
         """The normal form, proved; its nodes have names, by which edits find their sites again."""
         judged = self.todo.verify != "off"
         samples = self.samples[:PROVED] if self.samples is not None else samples_for(self.original) if judged else []
-        taught = with_samples(self.todo.prepare, self.parts and self.parts.fit, self.on_step, self.checkpoints)
+        seen = None if self.parts is None else self.parts.fit
+        taught = with_samples(self.todo.prepare, seen, self.on_step, self.checkpoints)
         prover = prove.Prover(
             pipeline.Pipeline(taught),
             self.original,

@@ -36,6 +36,7 @@ from burnish.passes.simulated import Bits
 Told = Callable[[int, float, float], None]
 """Is told the number of a step, its loss, and the least loss so far on the samples that are kept apart."""
 
+
 @dataclass(frozen=True)
 class LearnOptions:
     """How rotations are learned.
@@ -210,7 +211,7 @@ class _Loop:
         weights = self.student.weights(self.space)
         for index in indices:
             loss = self._one(weights, index) / len(indices)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
             del loss
         self.student.pull_back(self.space, weights)

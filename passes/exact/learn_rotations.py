@@ -10,7 +10,8 @@ import onnx_ir as oir
 from burnish.ir.errors import InputError
 from burnish.passes import learned
 from burnish.passes.base import ExactPass, Outcome
-from burnish.passes.learned import DONE, Learned
+from burnish.passes.learned import Learned
+from burnish.passes.rotation import ROTATED
 
 _PLACE = "learn-rotations"
 _NOTHING = "rotations are learned from samples, and there are none: give some with `--data`"
@@ -60,15 +61,17 @@ class LearnRotations(ExactPass):
             if getattr(self, name) != 0 and not 2 <= getattr(self, name) <= 8:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place=_PLACE, hint="give 2 to 8, or 0 for all")
         if not (self.angle > 0 and self.scale_rate > 0 and 0 < self.clip <= 1):
-            raise InputError("a rate or `clip` is not above 0, or `clip` above 1", place=_PLACE, hint="see the defaults")
+            raise InputError(
+                "a rate or `clip` is not above 0, or `clip` above 1", place=_PLACE, hint="see the defaults"
+            )
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
         node = next(iter(model.graph), None)
         if node is None:
             return
-        if DONE in model.metadata_props:
-            outcome.skip(node, f"the model is rotated already: {model.metadata_props[DONE]}", matched=False)
+        if ROTATED in model.metadata_props:
+            outcome.skip(node, f"the model is rotated already: {model.metadata_props[ROTATED]}", matched=False)
             return
         try:
             stream = learned.stream_of(model)
@@ -79,7 +82,7 @@ class LearnRotations(ExactPass):
             outcome.skip(node, _NOTHING)
         elif outcome.take(stream.readers[0].linear.node):
             learned.merge(model, found)
-            model.metadata_props[DONE] = f"learned, seed {self.seed}"
+            model.metadata_props[ROTATED] = f"learned, seed {self.seed}"
 
     def learned(self, model: oir.Model) -> Learned | None:
         """What was learned for a model; None where there are no samples, as in the pass itself: a run brings them."""

@@ -18,8 +18,7 @@ from burnish.ir.views.stream import Stream, streams
 from burnish.ir.walk import is_op, walk
 from burnish.passes import online, turning
 from burnish.passes.base import ExactPass, Outcome
-from burnish.passes.learned import DONE
-from burnish.passes.rotation import flattening, keeping_ones, random_hadamard, random_orthogonal
+from burnish.passes.rotation import ROTATED, flattening, keeping_ones, random_hadamard, random_orthogonal
 from burnish.passes.skip_norms import not_splittable, split
 
 
@@ -61,8 +60,10 @@ class RotateResidual(ExactPass):
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
-        if DONE in model.metadata_props:
-            outcome.skip(model.graph[0], f"the model is rotated already: {model.metadata_props[DONE]}", matched=False)
+        if ROTATED in model.metadata_props:
+            outcome.skip(
+                model.graph[0], f"the model is rotated already: {model.metadata_props[ROTATED]}", matched=False
+            )
             return
         fused = list(_fused(model))
         if fused and self._is_rotated(model):
@@ -83,10 +84,10 @@ class RotateResidual(ExactPass):
                 turn = self._turn(turning.covariance(found) if self.init == "klt" else np.eye(found.width))
                 turn = keeping_ones(turn) if found.keeps_ones else turn
                 turning.rotate(model, found, turn, untie=self.head == "untie")
-                model.metadata_props[DONE] = f"{self.init}, seed {self.seed}"
+                model.metadata_props[ROTATED] = f"{self.init}, seed {self.seed}"
         if not number and (first := next(iter(model.graph), None)) is not None:
             outcome.skip(first, "no residual stream of a transformer is found", matched=False)
-        if DONE in model.metadata_props:
+        if ROTATED in model.metadata_props:
             if self.values:
                 self._turn_values(model, outcome)
             if self.online:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -96,7 +96,9 @@ class SimulateBits(LossyPass):
         payload: dict[str, np.ndarray] = {}
         for name, moment in moments(copy, {name: [layer] for name, layer in found.items()}, context):
             if isinstance(moment, str):
-                raise InputError(moment, place=f"layer `{name}`", hint="leave out what it reads, or give `rounding=mse`")
+                raise InputError(
+                    moment, place=f"layer `{name}`", hint="leave out what it reads, or give `rounding=mse`"
+                )
             weight, grid = found[name].weight(), Grid(self.weights)
             kind = np.dtype(np.float32)
             levels, scales = rounded(weight, grid, weight.shape[1], "gptq", mirrored=False, dtype=kind, moment=moment)
@@ -135,7 +137,7 @@ class SimulateBits(LossyPass):
             self._simulate(model, edit.payload)
             model.metadata_props[LABEL] = f"{self.words}, in floating point: no kernel computes in so few bits"
 
-    def _simulate(self, model: oir.Model, payload: dict[str, np.ndarray]) -> None:
+    def _simulate(self, model: oir.Model, payload: Mapping[str, np.ndarray]) -> None:
         bits = Bits(self.weights, self.activations, self.cache, self.clip, self.cache_clip)
 
         def kept(layer: Linear) -> np.ndarray:

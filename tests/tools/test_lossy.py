@@ -302,7 +302,9 @@ def test_a_picture_of_no_search_is_refused_before_anything_is_written(
         assert not output.exists() and not plot.exists()
 
 
-def killed_at(tmp_path: Path, *moments: str, data: Path | None = None) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+def killed_at(
+    tmp_path: Path, *moments: str, data: Path | None = None
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
     """What became of a run that nothing happens to, and of each that is killed with the run after it."""
     data = data or digits(tmp_path, 100)
     command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(data), *moments]

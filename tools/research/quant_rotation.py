@@ -130,7 +130,7 @@ def learn_rotations() -> dict[str, Any]:
     losses: list[float] = []
     started = time.process_time()
 
-    def told(step: int, loss: float) -> None:
+    def told(step: int, loss: float, least: float) -> None:
         losses.append(loss)
         print(f"step {step}: {loss:.4f}, {time.process_time() - started:.0f} s of CPU", flush=True)
 
