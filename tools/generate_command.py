@@ -148,9 +148,11 @@ def _answer(
     assert asker.words is not None
     speech = Speech(asker.words.text, stops, ask.ids)
 
+    bit_by_bit = stream and not terminal.in_actions()  # there, whole lines are looked at
+
     def say(text: str) -> None:
-        if stream and text:
-            sys.stdout.write(terminal.inert(terminal.printable(text, "\n\t")))
+        if bit_by_bit and text:
+            sys.stdout.write(terminal.prose(text))
             sys.stdout.flush()
 
     def hear(row: int, token: int) -> bool:
@@ -160,7 +162,7 @@ def _answer(
     (answer,), figures = loop.generate(decoder, [ask], hear)
     say(speech.finish())
     if stream:
-        sys.stdout.write("\n")
+        sys.stdout.write("\n" if bit_by_bit else f"{terminal.inert(terminal.prose(speech.text))}\n")
     return answer, speech.text, figures
 
 

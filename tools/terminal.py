@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,11 @@ def _console(is_terminal: bool, **settings: Any) -> Console:
 def printable(text: str, kept: str = "") -> str:
     """`text` with control characters written out, save those `kept`."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
+def prose(text: str) -> str:
+    """Text of any language as it is; control characters other than tabs and ends of lines are written out."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def run(command: Callable[..., Any], **settings: Any) -> None:

@@ -96,6 +96,7 @@ class Ports:
         vocabulary: ids are smaller than this; None when nothing bounds them.
         limit: positions are smaller than this; None when nothing bounds them.
         rows: the only size of a batch that the model takes; None when it takes any.
+        last_only: the model says that it scores the last token only.
         packing: where the tokens of a row lie in a cache that is longer than the row: at its "end", or at its "start"
             (com.microsoft GroupQueryAttention, which is silently wrong for rows with padding before them), or
             "" where rows of different lengths cannot be mixed.
@@ -107,6 +108,7 @@ class Ports:
     vocabulary: int | None
     limit: int | None
     rows: int | None
+    last_only: bool
     packing: Literal["end", "start", ""]
 
 
@@ -134,12 +136,13 @@ def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
         raise InputError(f"a decoder has one input of token ids, this model has {len(ids)} ({named})")
     batches = {one.shape[0] for one in ids} | {_fixed(model, one.past, one.batch) for one in caches}
     rows = next((size for size in batches if size is not None), None)
-    logits = _logits(model, {one.present for one in caches}, facts)
+    logits, scored = _logits(model, {one.present for one in caches}, facts)
     limits = [meanings[one.name].rows for one in inputs if one.kind == "positions"] + [_table(model)]
     known = [limit for limit in limits if limit is not None]
     limit = min(known, default=None)
     packing = _packing({layer.spelling for layer in layers}, bool(_grouped(model)), {one.kind for one in inputs})
-    return Ports(inputs, caches, logits, meanings[ids[0].name].rows, limit, rows, packing)
+    last_only = scored == 1 and ids[0].shape[1] != 1
+    return Ports(inputs, caches, logits, meanings[ids[0].name].rows, limit, rows, last_only, packing)
 
 
 def _caches(
@@ -192,10 +195,11 @@ def _is_state(value: oir.Value, meaning: Meaning) -> bool:
 
 def _cache(port: Port, facts: Inference) -> CachePort:
     assert port.past is not None and port.present is not None
-    if "batch" not in port.past_axes or "past" not in port.past_axes:
-        axes = ", ".join(port.past_axes)
-        raise InputError(f"the axes of the cache `{port.past.name}` are not understood: {axes}")
-    return _made(port.past, port.present, port.past_axes.index("batch"), port.past_axes.index("past"), facts)
+    axes = port.past_axes
+    batch = next((name for name in ("batch", "one") if name in axes), "")  # a batch of one may have no name
+    if not batch or "past" not in axes:
+        raise InputError(f"the axes of the cache `{port.past.name}` are not understood: {', '.join(axes)}")
+    return _made(port.past, port.present, axes.index(batch), axes.index("past"), facts)
 
 
 def _made(past: oir.Value, present: oir.Value, batch: int, time: int, facts: Inference) -> CachePort:
@@ -246,18 +250,14 @@ def _fixed(model: oir.Model, name: str, axis: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _logits(model: oir.Model, presents: set[str], facts: Inference) -> str:
-    fitting = [
-        str(value.name)
-        for value in model.graph.outputs
-        if value.name not in presents
-        and value.dtype is not None
-        and value.dtype.is_floating_point()
-        and len(facts.shape(value) or ()) == 3
-    ]
-    if not fitting:
-        raise InputError("no output has scores of the next token, [batch, new, vocabulary]")
-    return fitting[0]
+def _logits(model: oir.Model, presents: set[str], facts: Inference) -> tuple[str, int | None]:
+    """The output with the scores, and of how many tokens it has them where that is a number."""
+    for value in model.graph.outputs:
+        shape = facts.shape(value)
+        floats = value.dtype is not None and value.dtype.is_floating_point()
+        if value.name not in presents and floats and shape is not None and len(shape) == 3:
+            return str(value.name), shape[1] if isinstance(shape[1], int) else None
+    raise InputError("no output has scores of the next token, [batch, new, vocabulary]")
 
 
 def _grouped(model: oir.Model) -> list[oir.Node]:

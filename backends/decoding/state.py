@@ -88,11 +88,9 @@ class State:
         self.decoder.check(ids[kept], after)
         self._distinguish(after)
         if whole:
-            return self._scores(self._computed(ids), counts, ids.shape[1])
+            return self._computed(ids, counts)
         tokens, places = packed(ids, kept)
-        scores = self._scores(self._computed(tokens), counts, tokens.shape[1])
-        if np.any(after != self.lengths):
-            self._drop(after)
+        scores = self._computed(tokens, counts)
         given = np.zeros((*ids.shape, scores.shape[2]), np.float32)
         row, place = np.nonzero(places >= 0)
         given[row, places[row, place]] = scores[row, place]
@@ -180,23 +178,44 @@ class State:
             for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True)
         ]
 
-    def _computed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run the model on tokens of every row, all of which are remembered afterwards.
+    def _computed(self, tokens: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the model on the first tokens of every row; the scores of all, [rows, n, vocabulary].
 
-        com.microsoft GroupQueryAttention takes several tokens behind a cache for one row only, so rows go one by one.
+        Rows with fewer tokens than the longest are computed with more, behind them, which no earlier token sees, and
+        which are dropped. Rows go one by one where that cannot be: there is no place for more, the model scores the
+        last token only, or com.microsoft GroupQueryAttention has several tokens behind a cache.
         """
-        if self._at_end or self.rows == 1 or tokens.shape[1] == 1 or not self.lengths.any():
-            return self._call(tokens)
-        in_place, total = all(self._in_place), self._slots + tokens.shape[1]
-        if in_place:
-            for index in range(len(self._caches)):
-                self._grow(index, total)
+        decoder, new = self.decoder, tokens.shape[1]
+        ragged = bool(np.any(counts != new))
+        full = decoder.limit is not None and int(self.lengths.max()) + new > decoder.limit
+        behind = not self._at_end and new > 1 and bool(self.lengths.any())
+        if self.rows > 1 and (behind or (ragged and (full or decoder.ports.last_only))):
+            return self._one_by_one(tokens, counts)
+        after = self.lengths + counts
+        scores = self._scores(self._call(tokens), new)
+        if ragged:
+            self._drop(after)
+        return scores
+
+    def _one_by_one(self, tokens: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the model on each row alone, without a token more than it has."""
+        in_place, after = all(self._in_place), self.lengths + counts
+        for index in range(len(self._caches)) if in_place else ():
+            self._grow(index, int(after.max()))
         alone = [self._view(row) if in_place else self.select([row]) for row in range(self.rows)]
-        scores = np.concatenate([one._call(tokens[row : row + 1]) for row, one in enumerate(alone)])
+        scores: NDArray[np.float32] | None = None
+        for row, one in enumerate(alone):
+            count = int(counts[row])
+            if count:
+                found = self._scores(one._call(tokens[row : row + 1, :count]), count)
+                if scores is None:
+                    scores = np.zeros((*tokens.shape, found.shape[2]), np.float32)
+                scores[row, :count] = found[0]
+        assert scores is not None
         if not in_place:
             self._caches, self._shared = State.joined(alone)._caches, False
-        self.lengths = self.lengths + tokens.shape[1]
-        self.fed += tokens.size
+        self.lengths = after
+        self.fed += int(counts.sum())
         return scores
 
     def _view(self, row: int) -> State:
@@ -241,12 +260,10 @@ class State:
         logits = found[decoder.ports.logits]
         return logits.astype(np.float32, copy=False)
 
-    def _scores(self, found: NDArray[np.float32], counts: NDArray[np.int64], new: int) -> NDArray[np.float32]:
+    def _scores(self, found: NDArray[np.float32], new: int) -> NDArray[np.float32]:
         """The scores of each token, [rows, new, vocabulary], of a model that may give those of the last only."""
         if found.shape[1] == new:
             return found
-        if not np.all(counts == new):
-            raise InputError("the model scores the last token only, and rows of different lengths were fed at once")
         whole = np.zeros((len(found), new, found.shape[2]), np.float32)
         whole[:, -1:] = found[:, -1:]
         return whole

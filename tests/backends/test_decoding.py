@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as oir
 import pytest
 
@@ -175,3 +177,74 @@ def test_a_row_does_not_grow_beyond_the_positions() -> None:
         state.feed(text(1, 9))
     assert state.length() == 120
     state.feed(text(1, 8))
+
+
+def test_rows_share_a_range_that_one_of_them_fills() -> None:
+    decoder = opened("genai-llama")
+    ids, more = text(2, 120), text(2, 12, 9)
+    state = decoder.start(2)
+    state.feed(ids, np.asarray([[True] * 120, [True] * 5 + [False] * 115]))
+    found = state.feed(more, np.asarray([[True] * 3 + [False] * 9, [True] * 12]))
+    assert state.lengths.tolist() == [123, 17] and not found[0, 3:].any()
+    near(found[0, :3], decoder.start().feed(np.concatenate([ids[:1], more[:1, :3]], 1))[0, 120:])
+    near(found[1], decoder.start().feed(np.concatenate([ids[1:, :5], more[1:]], 1))[0, 5:])
+
+
+def changed(name: str, change: Callable[[onnx.GraphProto], None]) -> Decoder:
+    proto = structures.load(name)
+    change(proto.graph)
+    return open_decoder(oir.from_proto(proto))
+
+
+def test_a_model_of_one_row() -> None:
+    def fixed(graph: onnx.GraphProto) -> None:
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+    decoder = changed("llama-kv-dynp", fixed)
+    assert not decoder.mixes and parity(decoder).relative < 1e-4
+    with pytest.raises(InputError, match="the model takes batches of 1, not of 2"):
+        decoder.start(2)
+
+
+def test_a_model_that_scores_the_last_token_only() -> None:
+    def last(graph: onnx.GraphProto) -> None:
+        (scores,) = [one for one in graph.output if one.name == "logits"]
+        for node in graph.node:
+            node.output[:] = ["every" if one == "logits" else one for one in node.output]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([-1]), "last"))
+        graph.node.append(onnx.helper.make_node("Gather", ["every", "last"], ["logits"], axis=1))
+        scores.type.tensor_type.shape.dim[1].dim_value = 1
+
+    ids, keep = text(2, 6), np.asarray([[False] * 2 + [True] * 4, [True] * 6])
+    found = changed("llama-kv-dynp", last).start(2).feed(ids, keep)
+    near(found[:, -1], opened("llama-kv-dynp").start(2).feed(ids, keep)[:, -1])
+    assert not found[:, :-1].any()
+
+
+@pytest.mark.parametrize("from_mask", [True, False])
+def test_a_model_that_counts_padding_is_found_out(from_mask: bool) -> None:
+    """Positions that the model makes itself: those of the tokens that its mask lets through, or those of the slots."""
+
+    def own(graph: onnx.GraphProto) -> None:
+        graph.input.remove(next(one for one in graph.input if one.name == "position_ids"))
+        numbers = {"axis": 1, "one": 1, "ones": [1], "two": [2], "zero": [0], "far": [2**31]}
+        graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), f"own-{k}") for k, v in numbers.items())
+        counted = ["attention_mask"] if from_mask else ["own-slots"]
+        lines = [
+            ("Shape", ["attention_mask"], "own-shape"),
+            ("Expand", ["own-one", "own-shape"], "own-slots"),
+            ("CumSum", [*counted, "own-axis"], "own-counted"),
+            ("Sub", ["own-counted", "own-one"], "own-places"),
+            ("Shape", ["input_ids"], "own-ids"),
+            ("Gather", ["own-ids", "own-ones"], "own-new"),
+            ("Neg", ["own-new"], "own-start"),
+            ("Slice", ["own-places", "own-start", "own-far", "own-ones"], "position_ids"),
+        ]
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*(onnx.helper.make_node(op, given, [made]) for op, given, made in lines), *rest])
+
+    decoder = changed("llama-kv-dynp", own)
+    assert decoder.mixes is from_mask
+    assert parity(decoder).relative < 1e-4
