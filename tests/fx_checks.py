@@ -13,12 +13,13 @@ from golden import parse_graph
 from burnish.backends.fx.runner import FxRunner, executor
 from burnish.backends.ort.session import executor as ort_executor
 from burnish.frontends import onnx_file
+from burnish.ir.text import text
 from burnish.tools.research import fx_cases, node_tests
 
 
-def model_of(text: str) -> oir.Model:
+def model_of(source: str) -> oir.Model:
     """A model from ONNX text, its weights made from their names; two underscores stand for a dot, which text lacks."""
-    model = onnx_file.read_bytes(parse_graph(text).SerializeToString())
+    model = onnx_file.read_bytes(parse_graph(source).SerializeToString())
     for name in [name for name in model.graph.initializers if "__" in name]:
         value = model.graph.initializers.pop(name)
         value.name = name.replace("__", ".")
@@ -58,3 +59,13 @@ def check(model: oir.Model, feeds: Mapping[str, np.ndarray], *, tolerance: float
 def saved(model: oir.Model) -> bytes:
     """The bytes of the file."""
     return oir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def bytes_of(model: oir.Model) -> dict[str, bytes]:
+    """What the initializers hold."""
+    return {name: value.const_value.numpy().tobytes() for name, value in model.graph.initializers.items()}
+
+
+def structure(model: oir.Model) -> str:
+    """The text of a model without what its weights hold."""
+    return "\n".join(line for line in text(model).splitlines() if " = weight " not in line)

@@ -13,11 +13,13 @@ import onnx_ir as oir
 import torch
 from torch import fx, nn
 
+from burnish.backends.fx import bridge
 from burnish.backends.fx import healing_factors as factors
 from burnish.backends.fx import healing_weights as weights
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.healing_features import counterparts, ports
-from burnish.backends.fx.healing_loop import Loop
+from burnish.backends.fx.healing_integers import Integers
+from burnish.backends.fx.healing_loop import Loop, mean
 from burnish.backends.fx.healing_lora import add_changes, merge_changes
 from burnish.backends.fx.healing_loss import Goal, Term
 from burnish.backends.fx.healing_norms import FadingNorms
@@ -28,6 +30,7 @@ from burnish.backends.fx.healing_runs import Frozen, Trained, outputs_of
 from burnish.backends.fx.healing_streams import Streams
 from burnish.backends.fx.objective import Task, module_of
 from burnish.backends.fx.write_back import write_back
+from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
@@ -85,15 +88,19 @@ def heal(
         file = None if folder is None else folder / f"heal-{_key(student, teacher, samples, options)}.pt"
         loop = run.loop(file, started)
         loop.run(on_step)
-        state = loop.state
-        model, written = student, list[str]()
-        if state.best < state.first:
-            run.finish()
+        state, ended = loop.state, loop.ended
+        model, written, before, after = student, list[str](), state.first, state.best
+        if after < before:
             model = patient.clone()
-            written = write_back(run.module.cpu(), model)
+            written = run.write(model)
+            if run.integers.any:
+                before, after = run.measured(patient), run.measured(model)
+                if not after < before:
+                    ended += f"; ONNX Runtime itself finds no less loss in the new integers ({before:.4g}, {after:.4g})"
+                    model, written, after = student, [], before
     return Healed(
-        model, tuple(written), state.first, state.best, run.trained, state.step, state.seconds, loop.ended,
-        tuple(state.history), file,
+        model, tuple(written), before, after, run.trained, state.step, state.seconds, ended, tuple(state.history),
+        file, run.frozen,
     )  # fmt: skip
 
 
@@ -135,6 +142,10 @@ class _Run:
         self._goal = Goal(options, Task(teacher, self._teacher, keeps), teacher, student, keeps)
         self._norms = FadingNorms(student, self.module, options.momentum, keeps)
         self._values = self._norms.without_statistics(weights.trainable(student, self.module))
+        self.integers = Integers(student, self.module, teacher)
+        held = self.integers.scales
+        self._values = {path: value for path, value in self._values.items() if value not in held}
+        self._values |= self.integers.values
         self._pairs = factors.pairs(student, self._values)
         self._changed: list[str] = []
         blocks, theirs = stacks(student).blocks, stacks(teacher).blocks
@@ -156,6 +167,7 @@ class _Run:
         self._own = Trained(
             self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit, self._ports
         )
+        self.integers.check([*self._wanted[0].values(), *self._streams.student.values()], set(self.parameters))
         self._measure_streams(end)
         if options.memory is not None:
             marks = {node.name for node in self._ends if node is not None}
@@ -193,13 +205,38 @@ class _Run:
             partial(self._norms.at, self._options.fade), self._options.fade if self._norms.paths else 0.0,
         )  # fmt: skip
 
-    def finish(self) -> None:
-        """Put what was trained beside the weights into them."""
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Why integers were not trained, each with the node that reads them."""
+        return tuple(f"{match.describe(node)}: {reason}" for node, reason in self.integers.refused.items())
+
+    def write(self, model: oir.Model) -> list[str]:
+        """Put what was trained into a copy of the student; the module is not to be run afterwards."""
         if self._changed:
             merge_changes(self.module, self._changed)
+        self.integers.finish()
+        return [*write_back(self.module.cpu(), model), *self.integers.write(model)]
 
-    def losses(self, training: bool, number: int) -> list[Term]:
-        """The terms of one batch; features count in training only."""
+    def measured(self, model: oir.Model) -> float:
+        """The loss of a student on the held-out rows, as ONNX Runtime computes it."""
+        from burnish.backends.ort.session import executor
+
+        runner = executor()(model)
+
+        def computed(sample: Sample, key: Any) -> dict[str, torch.Tensor]:
+            arrays = runner.run(self._own.feeds(sample))
+            found = {name: bridge.to_torch(one, oir.DataType.from_numpy(one.dtype)) for name, one in arrays.items()}
+            return {name: one.to(self._ranks.device) for name, one in found.items() if one is not None}
+
+        count = len(self._batches.held_out)
+        found = mean((self.losses(False, number, computed) for number in range(count)), self._ranks)
+        runner.close()
+        return found
+
+    def losses(
+        self, training: bool, number: int, run: Callable[[Sample, Any], dict[str, torch.Tensor]] | None = None
+    ) -> list[Term]:
+        """The terms of one batch, of what `run` or else the module gives; features count in training only."""
         batch = (self._batches.training if training else self._batches.held_out)[number]
         features = self._options.features if training else 0.0
         total = [Term(torch.zeros(()), 0.0) for _ in range(self._goal.parts)]
@@ -208,7 +245,7 @@ class _Run:
         for k, sample in enumerate(batch):
             key = (training, number, k)
             theirs = self._theirs(sample, key) if self._goal.distils or features else {}
-            own = self._own(sample, key)
+            own = (run or self._own)(sample, key)
             terms = self._goal.terms(own, theirs, sample)
             if features:
                 terms.append(self._streams.term(own, theirs, sample))
@@ -228,7 +265,7 @@ class _Run:
         elif options.train == "blocks":
             paths = self._by_gradient(blocks)
         elif options.train == "lora":
-            self._changed = weights.matrices(student, self._values, blocks)
+            self._changed = weights.matrices(student, self.module, self._values, blocks)
             paths = add_changes(self.module, self._changed, options.rank, options.alpha, options.seed)
         if not paths:
             missing = {"factors": "low-rank pairs", "lora": "matrices", "blocks": "blocks"}
@@ -237,6 +274,8 @@ class _Run:
                 place=f"heal, `train={options.train}`",
             )
         paths = list(dict.fromkeys([*paths, *self._norms.paths]))
+        left = self.integers.close({*paths, *self._changed})
+        paths = [path for path in paths if path not in left]
         self._prepare_factors(set(paths))
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in set(paths))

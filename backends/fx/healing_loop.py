@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,14 +131,8 @@ class Loop:
     def evaluate(self) -> float:
         """The loss on all held-out batches, without penalty and features."""
         self._mode(False)
-        totals: list[float] = []
         with torch.no_grad():
-            for number in range(self._held_out):
-                terms = self._losses(False, number)
-                found = [part for term in terms for part in (float(term.total), term.count)]
-                totals = [a + b for a, b in zip(totals or [0.0] * len(found), found, strict=True)]
-        totals = self._ranks.total(totals)
-        return sum(total / max(count, 1.0) for total, count in zip(totals[::2], totals[1::2], strict=True))
+            return mean((self._losses(False, number) for number in range(self._held_out)), self._ranks)
 
     def _step(self, share: float) -> float:
         """One step of the optimizer; returns the loss before it."""
@@ -251,6 +245,16 @@ class Loop:
             name: tuple(one.shape) for name, one in self.parameters.items()
         }
         return found if same else None
+
+
+def mean(batches: Iterable[list[Term]], ranks: Ranks) -> float:
+    """The loss of all batches of all processes, from the terms of each batch."""
+    totals: list[float] = []
+    for terms in batches:
+        found = [part for term in terms for part in (float(term.total), term.count)]
+        totals = [a + b for a, b in zip(totals or [0.0] * len(found), found, strict=True)]
+    totals = ranks.total(totals)
+    return sum(total / max(count, 1.0) for total, count in zip(totals[::2], totals[1::2], strict=True))
 
 
 def schedule(share: float, least: float, warm_up: float) -> float:

@@ -138,7 +138,8 @@ class Healed:
         model: a copy of the student with the trained weights; nothing else differs. Without improvement it is the
             student itself.
         written: the initializers that changed.
-        before, after: the loss on held-out rows, of the student and of `model`.
+        before, after: the loss on held-out rows, of the student and of `model`; measured by ONNX Runtime where integers
+            were trained.
         trained: numbers that were trained.
         steps: steps that were made, those before a resumption included.
         seconds: how long it took, likewise.
@@ -146,6 +147,7 @@ class Healed:
         history: after each evaluation the step, the mean loss of the steps since the one before, and that on held-out
             rows.
         checkpoint: the file from which the same call has the result at once; None where none was asked for.
+        frozen: integers that cannot be trained, by the nodes that read them, each with the reason.
     """
 
     model: oir.Model
@@ -158,6 +160,7 @@ class Healed:
     ended: str
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     checkpoint: Path | None = None
+    frozen: tuple[str, ...] = ()
 
     @property
     def improved(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -59,14 +60,16 @@ class Trained:
 
         return _guarded(lambda: self.behind(*self._leading(sample, key)), self._names, sample)
 
+    def feeds(self, sample: Sample) -> dict[str, np.ndarray]:
+        """The inputs of the module."""
+        given = sample.feeds
+        found = {**given, **{mine: given[name] for mine, name in self._ports.items() if name in given}}
+        return {name: found[name] for name in bridge_of(self._module).inputs if name in found}
+
     def _leading(self, sample: Sample, key: Any) -> tuple[Any, ...]:
         def compute() -> tuple[Any, ...]:
-            feeds = {
-                **sample.feeds,
-                **{mine: sample.feeds[name] for mine, name in self._ports.items() if name in sample.feeds},
-            }
             with torch.no_grad():
-                found: tuple[Any, ...] = self._before(*tensors(self._module, feeds))
+                found: tuple[Any, ...] = self._before(*tensors(self._module, self.feeds(sample)))
                 return found
 
         return self._kept.get(key, compute)

@@ -104,12 +104,14 @@ def untied(model: oir.Model) -> oir.Model:
     return copy
 
 
-def matrices(model: oir.Model, values: dict[str, oir.Value], blocks: Sequence[Block]) -> list[str]:
+def matrices(
+    model: oir.Model, module: fx.GraphModule, values: dict[str, oir.Value], blocks: Sequence[Block]
+) -> list[str]:
     """The matrices of the linear layers of all blocks, or of the whole model where it has none."""
     inside = {node for block in blocks for node in block.nodes}
     sources = {
-        layer.parameter.source
+        layer.node.inputs[1] if layer.parameter is None else layer.parameter.source
         for layer in linears(model)
-        if layer.parameter is not None and not layer.parameter.quantized and (not blocks or layer.node in inside)
+        if not blocks or layer.node in inside
     }
-    return [path for path, value in values.items() if value in sources and len(value.shape or ()) == 2]
+    return [path for path, value in values.items() if value in sources and module.get_parameter(path).dim() == 2]

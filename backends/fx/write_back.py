@@ -56,7 +56,7 @@ def write_back(module: nn.Module, model: oir.Model) -> list[str]:
         if array is not None:
             changed.append((value, oir.Tensor(array, dtype=tensor.dtype, name=tensor.name)))
     for value, tensor in changed:
-        _store(value, tensor)
+        store(value, tensor)
     return [str(value.name) for value, _ in changed]
 
 
@@ -82,7 +82,8 @@ def _changed(new: torch.Tensor, tensor: oir.TensorProtocol) -> np.ndarray | None
     return bridge.to_numpy(new.to("cpu", old.dtype))
 
 
-def _store(value: oir.Value, tensor: oir.TensorProtocol) -> None:
+def store(value: oir.Value, tensor: oir.TensorProtocol) -> None:
+    """Let an initializer, or the output of a Constant node, hold another tensor of the same dtype and shape."""
     node = value.producer()
     if node is None:
         value.const_value = tensor

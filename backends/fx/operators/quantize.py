@@ -118,7 +118,7 @@ def qlinear_matmul(
     return torch.clamp(y, limits.min, limits.max).to(zero.dtype)
 
 
-def _columns(vector: Tensor, like: Tensor) -> Tensor:
+def columns(vector: Tensor, like: Tensor) -> Tensor:
     """One number, or one an output channel of the weight `like` [M, ...], shaped to broadcast along its first axis."""
     return vector.reshape(-1, *[1] * (like.dim() - 1)) if vector.numel() > 1 else vector.reshape(())
 
@@ -130,7 +130,7 @@ def conv_integer(
 ) -> Tensor:  # fmt: skip
     """The convolution of integers less their zero points, int32."""
     left = x.double() if x_zero is None else x.double() - x_zero.double()
-    right = w.double() if w_zero is None else w.double() - _columns(w_zero.double(), w)
+    right = w.double() if w_zero is None else w.double() - columns(w_zero.double(), w)
     return conv(left, right, None, strides, dilations, pads, group, auto_pad, kernel_shape).to(torch.int32)
 
 
@@ -141,7 +141,7 @@ def qlinear_conv(
     auto_pad: str = "NOTSET", kernel_shape: Ints = None,
 ) -> Tensor:  # fmt: skip
     """The convolution of quantized tensors, quantized again; the bias is in steps of `x_scale` `w_scale`."""
-    right = w.double() - _columns(w_zero.double(), w)
+    right = w.double() - columns(w_zero.double(), w)
     bias = None if b is None else b.double()
     total = conv(x.double() - x_zero.double(), right, bias, strides, dilations, pads, group, auto_pad, kernel_shape)
     factor = x_scale * w_scale / scale

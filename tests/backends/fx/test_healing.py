@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 import torch
-from fx_checks import floats, model_of
+from fx_checks import bytes_of, floats, model_of, structure
 
 from burnish.backends.fx import healing_factors
 from burnish.backends.fx.bridge import bridge_of
@@ -30,7 +30,6 @@ from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
-from burnish.ir.text import text
 from burnish.ir.views import block_drop, blocks
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
@@ -64,10 +63,6 @@ def without(model: oir.Model, *indices: int) -> oir.Model:
     return copy
 
 
-def bytes_of(model: oir.Model) -> dict[str, bytes]:
-    return {name: value.const_value.numpy().tobytes() for name, value in model.graph.initializers.items()}
-
-
 def check(student: oir.Model, healed: Healed) -> set[str]:
     """It is better, nothing but weights changed, and exactly those that it says."""
     assert healed.improved and healed.after < healed.before
@@ -76,11 +71,6 @@ def check(student: oir.Model, healed: Healed) -> set[str]:
     changed = {name for name in new if name not in old or old[name] != new[name]}
     assert changed == set(healed.written)
     return changed
-
-
-def structure(model: oir.Model) -> str:
-    """The text of a model without what its weights hold."""
-    return "\n".join(line for line in text(model).splitlines() if " = weight " not in line)
 
 
 def divergence(student: oir.Model, teacher: oir.Model, samples: list[Sample]) -> float:
