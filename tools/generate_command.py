@@ -53,6 +53,7 @@ def generate_command(
     The text goes to stdout as it comes, answers to --requests as JSON lines; figures go to stderr. Exit code 1 when a
     line of the requests cannot be answered; the others are.
     """
+    from burnish.backends.decoding.parity import ensure
     from burnish.ir.errors import InputError
     from burnish.tools import generate_files
     from burnish.tools.decoders import open_decoder
@@ -67,6 +68,7 @@ def generate_command(
         asker = _Asker(words, decoder, options)
         if check:
             return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
+        ensure(decoder)
         if requests is not None:
             return _answer_all(decoder, asker, requests, options["batch"])
         ask, stops = asker.ask(_line(str(prompt)), 0)

@@ -149,6 +149,8 @@ def test_check_compares_caches_with_computing_at_once(
     monkeypatch.setattr(RunnerEngine, "call", forgetful)
     code, out, _ = generate(decoder, "--check", "--runtime", "fx")
     assert code == 1 and out.startswith("difference")
+    code, out, err = generate(decoder, "--prompt", "Once", "--runtime", "fx")
+    assert (code, out) == (2, "") and "with its caches the model gives other scores than at once" in err
 
 
 @pytest.mark.parametrize(
