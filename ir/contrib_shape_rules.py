@@ -78,7 +78,19 @@ def _multi_head(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Sha
         return [(*source[:2], dims.multiply(keys[2], keys[4]))]
     if values is None or len(source) != 3 or len(values) not in (3, 4):
         return None
-    return [(*source[:2], values[2] if len(values) == 3 else dims.multiply(values[1], values[3]))]
+    result: Shape = (*source[:2], values[2] if len(values) == 3 else dims.multiply(values[1], values[3]))
+    return [result, *_presents(facts, node, keys, values)]
+
+
+def _presents(facts: Inference, node: oir.Node, keys: Shape | None, values: Shape) -> list[Shape | None]:
+    """Older keys and values with the new ones, unless they are written into a buffer of full length."""
+    heads, found = int(match.attribute(node, "num_heads", 0)), list[Shape | None]()
+    for new, past in ((keys, facts.shape(match.input_of(node, 6))), (values, facts.shape(match.input_of(node, 7)))):
+        size = dims.divide_exactly(new[2], heads) if new is not None and len(new) == 3 and heads else None
+        if new is None or size is None or match.input_of(node, 8) is not None or past is not None and len(past) != 4:
+            return []
+        found.append((new[0], heads, new[1] if past is None else dims.add(past[2], new[1]), size))
+    return found
 
 
 def _packed_attention(facts: Inference, node: oir.Node, source: Shape) -> Sequence[Shape | None] | None:

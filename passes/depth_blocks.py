@@ -10,6 +10,7 @@ import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.errors import InputError
+from burnish.ir.inference import Inference
 from burnish.ir.views.block import Block, Part, Structure
 from burnish.ir.views.blocks import stacks
 from burnish.ir.views.cache import rename_ports
@@ -24,13 +25,13 @@ first to the last, the number it had in the original model, from 0."""
 _CONTRIB = "com.microsoft"
 
 
-def blocks_of(model: oir.Model) -> Structure:
-    """The blocks of a model.
+def blocks_of(model: oir.Model, facts: Inference | None = None) -> Structure:
+    """The blocks of a model, of which these facts are proven.
 
     Raises:
         InputError: there are none.
     """
-    found = stacks(model)
+    found = stacks(model, facts)
     if not found.blocks:
         why = "; ".join(found.missing)
         raise InputError(f"the model has no residual blocks: {why}", hint="see `burnish inspect --blocks`")
@@ -89,6 +90,17 @@ def held(block: Block, place: int = 0) -> list[str] | None:
             return None
         names.append(str(nodes[place].name))
     return names
+
+
+def lending(taker: oir.Node, donor: oir.Node) -> str:
+    """What edits claim that let the attention at `taker` read the keys of the one at `donor`, or take these away."""
+    return f"the keys of {donor.name} for {taker.name}"
+
+
+def lent(structure: Structure, block: Block) -> list[str]:
+    """What an edit claims that takes the keys of a block away, from whatever attention behind it might read them."""
+    behind = [layer.anchor for one in structure.blocks if one.index > block.index for layer in one.attention]
+    return [lending(taker, layer.anchor) for layer in block.attention for taker in behind]
 
 
 def branch(block: Block, part: Part) -> list[oir.Node]:

@@ -20,6 +20,7 @@ class Ledger:
     """
 
     def __init__(self, model: oir.Model, dims: Mapping[str, int]) -> None:
+        self.dims = dims
         found = cost.model_cost(model, dict(dims))
         self._macs: dict[oir.Node, int | None] = {}
         for one in found.nodes:

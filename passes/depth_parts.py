@@ -14,7 +14,7 @@ from burnish.ir.views.block import Block, Structure
 from burnish.ir.walk import is_op
 from burnish.passes import catalog, depth_branches, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.depth_blocks import States, block_with, blocks_of, numbered
+from burnish.passes.depth_blocks import States, block_with, blocks_of, lent, numbered
 from burnish.passes.depth_branches import Branch
 from burnish.passes.depth_ledger import Ledger
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
@@ -46,7 +46,7 @@ class DropBranches(LossyPass):
                 outcome.skip(block.nodes[-1], f"block {block.index}: {one}")
         if not found and not outcome.skipped:
             raise InputError(f"no block of the model has {self.what}", hint="see `burnish inspect --blocks`")
-        return self._edits(model, found, context.dims)
+        return self._edits(model, structure, found, context.dims)
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         if not self.blocks:
@@ -61,20 +61,24 @@ class DropBranches(LossyPass):
         reason = depth_branches.obstacle(structure, found)
         if reason is not None:
             raise InputError(reason, place=place)
-        return self._edits(model, found, {})
+        return self._edits(model, structure, found, {})
 
     def _possible(self, structure: Structure, block: Block) -> Branch | str | None:
         one = self.branch(block)
         return (depth_branches.obstacle(structure, [one]) or one) if isinstance(one, Branch) else one
 
-    def _edits(self, model: oir.Model, branches: Sequence[Branch], dims: Mapping[str, int]) -> list[Edit]:
+    def _edits(
+        self, model: oir.Model, structure: Structure, branches: Sequence[Branch], dims: Mapping[str, int]
+    ) -> list[Edit]:
         ledger, spec = Ledger(model, dims), catalog.spec(self)
         return [
             Edit(
                 spec,
                 f"block {one.block.index}",
                 f"drop its {self.what}",
-                frozenset(str(node.name) for node in one.nodes),
+                frozenset(
+                    [*(str(node.name) for node in one.nodes), *(lent(structure, one.block) if one.inputs else ())]
+                ),
                 self._savings(model, one, ledger, dims),
                 anchors=tuple(str(node.name) for node in one.nodes[-1:]),
             )

@@ -14,6 +14,7 @@ from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, Context
 from burnish.ir.views.cache import Cache, read_cache
 from burnish.ir.views.heads import GROUP, Axes
+from burnish.ir.views.kept import kept, kept_queries
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import find_parameter
 from burnish.ir.views.projection import Projection
@@ -154,6 +155,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         core.product, tuple(find_factor(one, facts) for one in (*core.scales, *core.q.scales, *core.k.scales)),
         shared,
         (found[0], found[1], found[2], output),
+        (kept_queries(core.q, core.queries), kept(core.k, core.keys), kept(core.v, core.values)),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from burnish.ir.inference import Inference
 from burnish.ir.views import projection
 from burnish.ir.views.attention import Miss
 from burnish.ir.views.cache import Cache
+from burnish.ir.views.kept import Kept
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.norm import Norm, norms
 from burnish.ir.views.projection import Projection
@@ -82,6 +83,7 @@ class AttentionLayer:
         shared: nodes that read the queries, keys or values for something else, as a layer without keys of its own reads
             those of another; such queries, keys and values can be read only.
         projections: query, key, value and output, as `read` and `write` use them; key and value None for a cache only.
+        kept: queries, keys and values at the place where another layer could read them as its own.
     """
 
     anchor: oir.Node
@@ -114,6 +116,7 @@ class AttentionLayer:
     scales: tuple[Factor, ...]
     shared: tuple[oir.Node, ...]
     projections: tuple[Projection, Projection | None, Projection | None, Projection]
+    kept: tuple[Kept, Kept, Kept]
 
     @property
     def packed(self) -> bool:
@@ -183,7 +186,7 @@ def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterat
     found_norms: dict[oir.Value, Norm] = {norm.output: norm for norm in norms(model)}
     order = {node: index for index, node in enumerate(walk(model))}
     context = Context(model, known, Turns(model, known), found_norms, order)
-    seen: set[object] = set()
+    seen: dict[object, bool] = {}
     for node in order:
         if node.graph is None:
             continue
@@ -195,9 +198,12 @@ def attention_layers(model: oir.Model, facts: Inference | None = None) -> Iterat
         if isinstance(found, AttentionLayer):
             keys = found.projections[1]
             made = None if keys is None else (keys.holder, keys.places.tobytes())
-            twice = found.cache and made is not None and made in seen
-            seen.add(made)
-            yield replace(found, cache=replace(found.cache, kind="shared")) if twice else found
+            if made is not None and made in seen:
+                cache = replace(found.cache, kind="shared") if found.cache else found.cache
+                found = replace(found, cache=cache, cross=seen[made])
+            elif made is not None:
+                seen[made] = found.cross
+            yield found
         elif found is not None and found.near:
             yield found
 

@@ -6,7 +6,8 @@ its contrib operators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as oir
@@ -96,16 +97,35 @@ def _core(
 ) -> Core:  # fmt: skip
     climbers = sizes.climbers(context)
     trails = [operand.climb(climber) for operand, climber in zip(operands, climbers, strict=True)]
-    for trail, store in zip(trails[1:], stores, strict=True):
+    given = [climbers[0], *climbers[1:]]
+    for index, store in enumerate(stores, 1):
         if store is not None:
-            trail.store = store
+            trails[index].store = store
+        lent = _lent(trails[index].value, context) if trails[index].linear is None else None
+        if lent is not None:
+            given[index], other = lent
+            trails[index] = replace(other, nodes=[*trails[index].nodes, *other.nodes])
     scale = float(match.attribute(node, "scale", 0.0)) or float(sizes.d) ** -0.5
     spelling = node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}:{node.op_type}"
     softcap = float(match.attribute(node, "softcap", 0.0))
     return Core(
-        node, spelling, *climbers, trails[0], trails[1], trails[2], "b", node.outputs[0], result, scale, [node], node,
+        node, spelling, given[0], given[1], given[2], trails[0], trails[1], trails[2],
+        "b", node.outputs[0], result, scale, [node], node,
         softcap=softcap,
     )  # fmt: skip
+
+
+def _lent(value: oir.Value | None, context: Context) -> tuple[Climber, Trail] | None:
+    """The keys or values of another attention, which its operator gives as `value` together with the older ones."""
+    node = value.producer() if value is not None else None
+    if node is None or value not in node.outputs[1:3]:
+        return None
+    standard = node.domain in STANDARD_DOMAINS and node.op_type == "Attention"
+    reader = _standard if standard else _LENDERS.get(node.op_type) if node.domain == CONTRIB else None
+    core = reader(node, context) if reader is not None else None
+    if not isinstance(core, Core):
+        return None
+    return (core.keys, core.k) if value is node.outputs[1] else (core.values, core.v)
 
 
 def _store(node: oir.Node, past: int, present: int, axes: Axes = ("b", "h", "t", "d")) -> Store | None:
@@ -241,17 +261,25 @@ def _grouped(node: oir.Node, context: Context) -> Core | Miss:
         ]
     else:
         operands = [_Operand(q, ("b", "s", "hd")), _Operand(k, ("b", "t", "hd")), _Operand(v, ("b", "t", "he"))]
-    stores = _store(node, 3, 1), _store(node, 4, 2, ("b", "h", "t", "e"))
+    stores: tuple[Store | None, Store | None] = _store(node, 3, 1), _store(node, 4, 2, ("b", "h", "t", "e"))
+    past = match.input_of(node, 3), match.input_of(node, 4)
+    lent = b is not None and b[1] == 0 and all(_lent(one, context) is not None for one in past)
+    if lent:
+        operands[1:] = [_Operand(one, ("b", "h", "t", size)) for one, size in zip(past, "de", strict=True) if one]
+        stores = None, None
     given = _Sizes(a[0], a[1], b[1] if b is not None else a[1], heads, fewer, size, size, a[0], a[0])
     core = _core(node, context, given, tuple(operands), ("b", "s", "he"), stores)  # type: ignore[arg-type]
     if match.attribute(node, "do_rotary", 0):
         cos, sin = match.input_of(node, 7), match.input_of(node, 8)
         width = facts.shape(cos)
-        if cos is None or sin is None or not width or not isinstance(width[-1], int) or core.q.turned or core.k.turned:
+        own = [core.q] if lent else [core.q, core.k]
+        if cos is None or sin is None or not width or any(trail.turned for trail in own):
+            return Miss(node, "the tables of its rotary embedding are not known")
+        if not isinstance(width[-1], int):
             return Miss(node, "the tables of its rotary embedding are not known")
         paired = bool(match.attribute(node, "rotary_interleaved", 0))
         position = match.input_of(node, 9)
-        for trail in (core.q, core.k):
+        for trail in own:
             x = trail.places[0][0]
             trail.turned = Turned(x, x, cos, sin, position, 2 * width[-1], paired, 0, (node,))
     core.masks = _mask(match.input_of(node, 10), context)
@@ -298,3 +326,9 @@ def _packed(node: oir.Node, context: Context) -> Core | Miss:
     )
     _reached(core, context, given, past[3] if past is not None and len(past) == 5 else 0)
     return core
+
+
+_LENDERS: dict[str, Callable[[oir.Node, Context], Core | Miss]] = {
+    "MultiHeadAttention": _multi_head,
+    "GroupQueryAttention": _grouped,
+}

@@ -136,6 +136,7 @@ class _Reader:
         self.flow, self.facts, self.graph = Flow(graph), facts, graph
         self.layers, self.mixtures = layers, mixtures
         self.routers = {one.anchor for one in mixtures}
+        self.selves = {one.anchor for one in layers if isinstance(one, AttentionLayer) and not one.cross}
         self.missing: list[str] = []
         self._shapes: dict[oir.Value, tuple[Dim, ...]] = {}
         self.cores = cores(self.flow)
@@ -162,7 +163,7 @@ class _Reader:
     def _kinds(self, one: Residual) -> tuple[str, ...]:
         nodes = owned(self.flow, one.region, one.entry, self.taken)
         inputs, outputs = self._ports(nodes, one.entry, one.exit)
-        return kinds(self.flow, one, self.cores, self.routers, bool(inputs and outputs))
+        return kinds(self.flow, one, self.cores, self.routers, self.selves, bool(inputs and outputs))
 
     def _ports(
         self, nodes: dict[oir.Node, None], entry: oir.Value, exit: oir.Value

@@ -34,11 +34,13 @@ class Core:
         start: the step of the product of queries and keys, or of the whole.
         end: the step of the product with the values, or of the whole.
         values: what that reads as values or keys.
+        node: the softmax, or the operator that is the whole.
     """
 
     start: int
     end: int
     values: oir.Value | None
+    node: oir.Node
 
 
 def cores(flow: Flow) -> list[Core]:
@@ -48,13 +50,13 @@ def cores(flow: Flow) -> list[Core]:
         if step.node is not None and step.op in _ATTENTION_OPS:
             keys = match.input_of(step.node, _ATTENTION_OPS[step.op])
             constant = keys is None or weights.is_constant(keys)
-            found.append(Core(index, index, step.node.inputs[0] if constant else keys))
-        elif step.op == "Softmax":
+            found.append(Core(index, index, step.node.inputs[0] if constant else keys, step.node))
+        elif step.op == "Softmax" and step.node is not None:
             start, end = _product(flow, index, up=True), _product(flow, index, up=False)
             if start is not None and end is not None:
                 others = [v for v in flow.steps[end].data if not flow.before[flow.source[v]] >> index & 1]
                 others = [v for v in others if flow.source[v] != index]
-                found.append(Core(start, end, others[0] if others else None))
+                found.append(Core(start, end, others[0] if others else None, step.node))
     return found
 
 
@@ -85,7 +87,12 @@ def _product(flow: Flow, index: int, *, up: bool) -> int | None:
 
 
 def kinds(
-    flow: Flow, one: Residual, known: Iterable[Core], routers: Container[oir.Node | None], ports: bool
+    flow: Flow,
+    one: Residual,
+    known: Iterable[Core],
+    routers: Container[oir.Node | None],
+    selves: Container[oir.Node],
+    ports: bool,
 ) -> tuple[str, ...]:
     """The kinds of the branches of a residual sum, those of sums inside it included, in the order of `KINDS`.
 
@@ -94,19 +101,20 @@ def kinds(
         one: the residual sum.
         known: the attentions of the graph.
         routers: the nodes that choose experts.
+        selves: the middle nodes of attentions that are known to be self-attention, be it with the keys of another.
         ports: whether the region has inputs and outputs of the graph of its own, the old and new state of a cache.
     """
     found: set[str] = set()
     own = one.region
     for inner in one.inner:
-        found |= set(kinds(flow, inner, known, routers, ports))
+        found |= set(kinds(flow, inner, known, routers, selves, ports))
         own &= ~inner.region
     linear, convolutions = 0, 0
     around = 0
     for core in known:
         if own >> core.end & 1:
-            own_values = core.values in (None, one.entry) or flow.depends(core.values, one.entry)
-            found.add("attention" if own_values else "cross-attention")
+            same = core.node in selves or core.values in (None, one.entry) or flow.depends(core.values, one.entry)
+            found.add("attention" if same else "cross-attention")
             around |= flow.before[core.end] | flow.behind[core.end] | 1 << core.end
     operators = {step.op for step in flow.members(own)}
     beside = own & flow.contractions & ~around

@@ -13,7 +13,7 @@ from burnish.ir.views.block import Block, Structure
 from burnish.ir.views.block_drop import drop, obstacle
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
-from burnish.passes.depth_blocks import States, anchors, blocks_of, found_again, numbered
+from burnish.passes.depth_blocks import States, anchors, blocks_of, found_again, lent, numbered
 from burnish.passes.depth_criteria import Criterion, Ranking, without
 from burnish.passes.depth_ledger import Ledger
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings
@@ -87,6 +87,7 @@ class RemoveBlocks(LossyPass):
         for blocks in sets:
             names = tuple(name for block in blocks for name in anchors(block))
             claims = {*names, *([spec] if ladder else _shared(structure, blocks[0]))}
+            claims |= {one for block in blocks for one in lent(structure, block)}
             numbers = "+".join(str(block.index) for block in blocks)
             site = f"block{'s' if len(blocks) > 1 else ''} {numbers}"
             savings = _savings(model, blocks, ledger, dims)

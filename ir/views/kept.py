@@ -1,0 +1,88 @@
+"""Queries, keys and values of an attention at the place where another layer could read them as its own.
+
+Of keys and values it is what a cache holds, or would hold: normed, scaled and turned, not yet repeated for several
+queries. Of queries it is the place nearest to the linear layer at which they are not packed with keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from burnish.ir.views.heads import Axes, scaled_by
+from burnish.ir.views.trail import Climber, Trail
+from burnish.ir.views.turned import Turned
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Queries, keys or values at that place.
+
+    Attributes:
+        value: the tensor; None when an operator has it inside and gives it to nobody.
+        axes: its axes in the letters of `burnish.ir.views.heads`; the heads of keys and values are `h`.
+        scale: what they are multiplied with before that place.
+        turned: their rotary embedding, when it comes before that place.
+        inside: an operator that is the whole attention joins new and older ones.
+    """
+
+    value: oir.Value | None
+    axes: Axes
+    scale: float = 1.0
+    turned: Turned | None = None
+    inside: bool = False
+
+
+def kept(trail: Trail, climber: Climber) -> Kept:
+    """The place of keys or values on their trail."""
+    store = trail.store
+    if store is None:
+        value, axes = _reached(trail, climber, _changed(trail))
+        return Kept(value, _named(axes), trail.scale, trail.turned)
+    order = {node: index for index, node in enumerate(trail.nodes)}
+    start = order.get(store.node, -1)
+    factors = [scaled_by(node, climber.facts) for node in trail.scales if order[node] > start]
+    scale = 1.0
+    for factor in factors:
+        scale *= factor[1] if factor is not None else 1.0
+    turned = trail.turned
+    if turned is not None and order.get(turned.nodes[0], len(order)) < start:
+        turned = None
+    return Kept(store.present, _named(store.axes), scale, turned, store.node not in order)
+
+
+def kept_queries(trail: Trail, climber: Climber) -> Kept:
+    """The place of queries on their trail; without a value where a bias, norm or turn is on the wrong side of it."""
+    value, axes = _reached(trail, climber, set())
+    places = [one for one, _ in trail.places]
+    near = set(places[: places.index(value)]) if value is not None else set()
+    biased = {out for bias in trail.biases for out in bias.node.outputs}
+    if near & biased or (_changed(trail) - biased) - near:
+        return Kept(None, axes)
+    return Kept(value, axes)
+
+
+def _changed(trail: Trail) -> set[oir.Value]:
+    """The values on the way whose numbers are not those of what they are made of."""
+    found = {out for node in (*trail.scales, *(bias.node for bias in trail.biases)) for out in node.outputs}
+    found |= {trail.turned.y} if trail.turned is not None else set()
+    found |= {trail.norm.norm.output} if trail.norm is not None else set()
+    return found & {value for value, _ in trail.places}
+
+
+def _reached(trail: Trail, climber: Climber, stops: set[oir.Value]) -> tuple[oir.Value | None, Axes]:
+    """The place farthest from the attention, not beyond one of `stops`, that is in no packed tensor."""
+    found: oir.Value | None = None
+    reached: Axes = ()
+    for value, axes in trail.places:
+        if any(letter in climber.cuts for letters in axes for letter in letters):
+            break
+        found, reached = value, axes
+        if value in stops or (trail.linear is not None and value is trail.linear.output):
+            break
+    return found, reached
+
+
+def _named(axes: Axes) -> Axes:
+    return tuple(letters.replace("g", "h") for letters in axes)

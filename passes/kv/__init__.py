@@ -1,0 +1,1 @@
+"""Passes on the keys and values that attention keeps."""

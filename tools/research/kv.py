@@ -1,0 +1,138 @@
+"""What a language model loses when layers share keys and values: `docs/results/kv.md`, its numbers in `kv.json`.
+
+`python -m burnish.tools.research.kv` measures what the JSON does not have yet and writes the page; a run that was
+killed goes on where it was. `... page` only writes the page, `... heal` measures healing alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as oir
+
+from burnish.ir.samples import Sample
+from burnish.passes import catalog, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.kv_layers import KeyLayers
+from burnish.passes.kv_search import Order, Pairs, Search
+from burnish.passes.kv_sharing import share
+from burnish.tools.lossy_context import context_for
+from burnish.tools.research.depth import FOLDER, LANGUAGE, Numbers, normal, perplexity, windows
+
+NUMBERS, PAGE = FOLDER / "kv.json", FOLDER / "kv.md"
+COUNTS, HEALED = (2, 4, 8, 12), 9
+"""Layers of 30 that lose their keys and values; and how many of the healed model."""
+
+CHOOSE_BY: dict[Order, tuple[str, int]] = {
+    "loss": ("check", 2),
+    "dissimilar": ("short", 30),
+    "similar": ("short", 30),
+    "random": ("short", 30),
+}
+"""What each search looks at: windows of `depth.py`, whose topics are not those that judge."""
+
+REACH, TRIES, SEEDS, MINUTES = 4, 6, (0, 1, 2), 12
+
+
+def plans(order: Order, seed: int = 0) -> Iterator[Pairs]:
+    """What a search chooses for one layer, for two, and so on."""
+    model = normal(LANGUAGE)
+    kind, count = CHOOSE_BY[order]
+    found = KeyLayers(model)
+    reach = REACH if order == "loss" else len(found.layers)
+    pairs = [(i, j) for i in range(len(found.layers)) for j in range(max(0, i - reach), i)]
+    context = context_for(model, windows(kind)[:count])
+    return Search(order, context, 0.5, TRIES, seed).plans(model, found, pairs)
+
+
+def shared(pairs: Mapping[int, int]) -> oir.Model:
+    """The model with layers that share."""
+    copy = normal(LANGUAGE).clone()
+    share(copy, KeyLayers(copy), pairs)
+    return copy
+
+
+def kept(numbers: Numbers, order: Order, seed: int = 0) -> dict[int, Pairs]:
+    """The plans of a search for each of the counts."""
+    name = f"{order} {seed}" if order == "random" else order
+    wanted = [*COUNTS, HEALED] if order == "loss" else list(COUNTS)
+    known = numbers.known
+    if any(f"{name} {count} pairs" not in known for count in wanted):
+        for plan in plans(order, seed):
+            if len(plan) in wanted:
+                numbers.get(f"{name} {len(plan)} pairs", lambda plan=plan: [[i, j] for i, j in plan.items()])
+            if len(plan) == max(wanted):
+                break
+    return {count: dict(map(tuple, numbers.known[f"{name} {count} pairs"])) for count in wanted}
+
+
+def measure(numbers: Numbers) -> None:
+    """Everything but healing."""
+    held_out = windows("held-out")
+    numbers.get("dense", lambda: perplexity(normal(LANGUAGE), held_out))
+    searches: list[tuple[Order, int]] = [
+        ("loss", 0),
+        ("similar", 0),
+        ("dissimilar", 0),
+        *(("random", s) for s in SEEDS),
+    ]
+    for order, seed in searches:
+        for count, pairs in kept(numbers, order, seed).items():
+            name = f"{order} {seed}" if order == "random" else order
+            numbers.get(f"{name} {count}", lambda pairs=pairs: perplexity(shared(pairs), held_out))
+
+
+def healed(numbers: Numbers) -> None:
+    """The plan for a third of the layers, trained to do what the original does."""
+    from burnish.backends.fx.healing import HealOptions, heal
+
+    pairs = dict(map(tuple, numbers.known[f"loss {HEALED} pairs"]))
+
+    def train() -> dict[str, Any]:
+        start = time.perf_counter()
+        options = HealOptions(minutes=MINUTES, batch=4, rate=3e-4, train="all")
+        found = heal(shared(pairs), normal(LANGUAGE), training(), options)
+        seconds = time.perf_counter() - start
+        return {
+            "perplexity": perplexity(found.model, windows("held-out")),
+            "before": found.before,
+            "after": found.after,
+            "minutes": seconds / 60,
+            "ended": found.ended,
+        }
+
+    numbers.get("healed", train)
+
+
+def training() -> list[Sample]:
+    """Windows of 128 tokens of the topics that neither judge nor choose by loss."""
+    return [*windows("windows"), *windows("check")]
+
+
+def caches() -> tuple[int, int]:
+    """Bytes of keys and values of a token of the model with caches, before and after a plan of nine layers."""
+    model = normal("a3-smollm2-kv")
+    (one,) = catalog.parse("share-kv{layout=pizza-bottom-21}")
+    assert isinstance(one, lossy.LossyPass)
+    after, _ = lossy.apply(model, one.asked(model, Outcome("share-kv")), [one])
+    sizes = [
+        sum(4 * 3 * 64 for v in m.graph.inputs if v.shape is not None and len(v.shape) == 4) for m in (model, after)
+    ]
+    return sizes[0], sizes[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and write."""
+    numbers = Numbers(NUMBERS)
+    if arguments == ["heal"]:
+        healed(numbers)
+    elif arguments != ["page"]:
+        measure(numbers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
