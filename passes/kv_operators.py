@@ -16,6 +16,9 @@ from burnish.ir.views.parameter import find_parameter
 from burnish.ir.walk import STANDARD_DOMAINS, is_op
 
 _CONTRIB = "com.microsoft"
+_LAYOUTS = (("b", "s", "hd"), ("b", "s", "d"), ("b", "s", "h", "d"), ("b", "h", "s", "d"))
+"""How queries may be laid out that are to be made by a matrix of their own."""
+
 _QUANTIZED = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
 
 
@@ -67,7 +70,7 @@ def _place(layer: AttentionLayer, facts: Inference) -> tuple[object, object] | N
         shape = facts.shape(node.inputs[0])
         return (shape[0], shape[1]) if shape is not None else None
     axes, shape = tuple(one.replace("gr", "h") for one in queries.axes), facts.shape(queries.value)
-    if axes not in (("b", "s", "hd"), ("b", "s", "h", "d"), ("b", "h", "s", "d")) or shape is None:
+    if axes not in _LAYOUTS or shape is None:
         return None
     return shape[0], shape[axes.index("s")]
 
