@@ -100,46 +100,53 @@ class Search:
 def distances(model: oir.Model, found: KeyLayers, pairs: Sequence[tuple[int, int]], context: Context) -> np.ndarray:
     """How far the keys and values of two layers are apart: ½ (mean ‖K_i - K_j‖ + mean ‖V_i - V_j‖), [pairs].
 
-    The norm is that over the elements of a head; keys and values are averaged over all rows of the samples that have
-    the position, rows of padding left out, whatever their lengths are.
+    The norm is that over the elements of a head; keys and values of the samples' own tokens are averaged over all rows
+    that have the position, rows of padding left out, whatever their lengths are.
+
+    Raises:
+        InputError: it cannot be told which rows are padding, or keys are laid out in an unknown way.
     """
     wanted = sorted({layer for pair in pairs for layer in pair})
+    if not wanted:
+        return np.zeros(0)
+    layers = {layer: found.layers[layer].layer for layer in wanted}
+    kept = {(layer, at): one.kept[1 + at] for layer, one in layers.items() for at in (0, 1)}
+    rows = layers[wanted[0]].memory
+    assert rows is not None
+    names = {key: str(one.value.name) for key, one in kept.items() if one.value is not None}
     copy = model.clone()
     made = {str(out.name): out for node in copy.graph for out in node.outputs}
-    kept = {(layer, at): found.layers[layer].layer.kept[1 + at] for layer in wanted for at in (0, 1)}
-    values = {key: one.value for key, one in kept.items() if one.value is not None}
-    for value in values.values():
-        if made[str(value.name)] not in copy.graph.outputs:
-            copy.graph.outputs.append(made[str(value.name)])
-    keeps = context.keeps(model, {str(value.name): (value, None) for value in values.values()})
-    means = {key: _Mean() for key in values}
+    new = (made[name] for name in [*names.values(), str(rows.name)] if name in made)
+    copy.graph.outputs.extend(value for value in new if not value.is_graph_output())
+    keep = context.keeps(model, {str(rows.name): (rows, -1)})[str(rows.name)]
+    means = {key: _Mean() for key in names}
     runner = context.execute(copy)
     try:
         for sample in context.samples:
-            outputs = runner.run(sample.feeds)
-            for key, value in values.items():
-                array = outputs[str(value.name)]
-                counted = _counted(keeps[str(value.name)], sample, array)
-                means[key].add(*_by_position(array, counted, kept[key].axes, found.layers[key[0]].layer.kv_heads))
+            outputs = {**sample.feeds, **runner.run(sample.feeds)}
+            counted = np.broadcast_to(_counted(keep, sample, outputs[str(rows.name)]), outputs[str(rows.name)].shape)
+            for key, name in names.items():
+                array = _by_position(outputs[name], kept[key].axes, layers[key[0]].kv_heads)
+                means[key].add(array[:, -counted.shape[1] :], counted[..., :1, None])
     finally:
         runner.close()
     return np.array([np.mean([_apart(means[i, at], means[j, at]) for at in (0, 1)]) for i, j in pairs])
 
 
-def _by_position(
-    array: np.ndarray, counted: np.ndarray, axes: Sequence[str], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keys or values, and whether they count, as [batch, positions, heads, size]."""
+def _by_position(array: np.ndarray, axes: Sequence[str], count: int) -> np.ndarray:
+    """Keys or values as [batch, positions, heads, size]."""
     letters, sizes = "", []
     for size, axis in zip(array.shape, axes, strict=True):
         letters += axis or "."
         sizes += [count, size // count] if len(axis) == 2 else [size]
     plain = letters.translate(str.maketrans("uew", "tdb"))
+    plain = plain if "h" in plain else f"{plain}h"
+    sizes += [1] * (len(plain) - len(sizes))
     if sorted(plain.replace(".", "")) != sorted("bthd") or len(plain) != len(sizes):
         raise InputError("keys are laid out in a way in which they are not compared", hint="take `search=loss`")
     order = [place for place, letter in enumerate(plain) if letter == "."] + [plain.index(one) for one in "bthd"]
-    found = [one.reshape(sizes).transpose(order) for one in (array, np.broadcast_to(counted, array.shape))]
-    return found[0].reshape(found[0].shape[-4:]).astype(np.float64), found[1].reshape(found[1].shape[-4:])
+    found = array.reshape(sizes).transpose(order)
+    return found.reshape(found.shape[-4:]).astype(np.float64)
 
 
 def _counted(keep: Keep | str | None, sample: Sample, array: np.ndarray) -> np.ndarray:
