@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as oir
@@ -55,6 +56,11 @@ def shared(pairs: Mapping[int, int]) -> oir.Model:
     return copy
 
 
+def judged(pairs: Mapping[int, int]) -> float:
+    """Its perplexity on text that nothing was chosen by."""
+    return perplexity(shared(pairs), windows("held-out"))
+
+
 def kept(numbers: Numbers, order: Order, seed: int = 0) -> dict[int, Pairs]:
     """The plans of a search for each of the counts."""
     name = f"{order} {seed}" if order == "random" else order
@@ -63,7 +69,7 @@ def kept(numbers: Numbers, order: Order, seed: int = 0) -> dict[int, Pairs]:
     if any(f"{name} {count} pairs" not in known for count in wanted):
         for plan in plans(order, seed):
             if len(plan) in wanted:
-                numbers.get(f"{name} {len(plan)} pairs", lambda plan=plan: [[i, j] for i, j in plan.items()])
+                numbers.get(f"{name} {len(plan)} pairs", partial(list, plan.items()))
             if len(plan) == max(wanted):
                 break
     return {count: dict(map(tuple, numbers.known[f"{name} {count} pairs"])) for count in wanted}
@@ -71,8 +77,7 @@ def kept(numbers: Numbers, order: Order, seed: int = 0) -> dict[int, Pairs]:
 
 def measure(numbers: Numbers) -> None:
     """Everything but healing."""
-    held_out = windows("held-out")
-    numbers.get("dense", lambda: perplexity(normal(LANGUAGE), held_out))
+    numbers.get("dense", partial(judged, {}))
     searches: list[tuple[Order, int]] = [
         ("loss", 0),
         ("similar", 0),
@@ -82,7 +87,7 @@ def measure(numbers: Numbers) -> None:
     for order, seed in searches:
         for count, pairs in kept(numbers, order, seed).items():
             name = f"{order} {seed}" if order == "random" else order
-            numbers.get(f"{name} {count}", lambda pairs=pairs: perplexity(shared(pairs), held_out))
+            numbers.get(f"{name} {count}", partial(judged, pairs))
 
 
 def healed(numbers: Numbers) -> None:
