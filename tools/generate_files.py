@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 GENAI = "genai_config.json"
 TOKENIZER = "tokenizer.json"
+INNER = "onnx"
+"""The folder for graphs inside that of a model, as on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def read(model: str, tokenizer: str | None = None) -> Folder:
     """
     given = Path(model)
     folder = given if given.is_dir() else given.parent
+    if folder.name == INNER and not (folder / TOKENIZER).is_file():
+        folder = folder.parent
     genai = _document(folder / GENAI)
     found = _tokenizer(folder, tokenizer)
     beside = found.parent if found is not None else folder
@@ -79,6 +83,9 @@ def _model(given: Path, genai: Mapping[str, Any]) -> Path:
         return given
     named = _part(genai, "decoder").get("filename")
     inside = sorted(given.glob("*.onnx"))
+    if not inside and (given / INNER).is_dir():
+        given = given / INNER
+        inside = [one for one in given.glob("*.onnx") if one.name == "model.onnx"] or sorted(given.glob("*.onnx"))
     if isinstance(named, str):
         file = given / named
         if Path(named).name != named or not file.is_file():

@@ -251,3 +251,65 @@ def test_a_model_that_counts_padding_is_found_out(from_mask: bool) -> None:
     decoder = changed("llama-kv-dynp", own)
     assert decoder.mixes is from_mask
     assert parity(decoder).relative < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16"])
+def test_caches_of_half_precision(dtype: str) -> None:
+    kind = onnx.TensorProto.DataType.Value(dtype)
+
+    def narrow(graph: onnx.GraphProto) -> None:
+        ports = {one.name for one in (*graph.input, *graph.output) if one.name.startswith(("past", "present"))}
+        for node in graph.node:
+            node.input[:] = [f"{one}.wide" if one in ports else one for one in node.input]
+            node.output[:] = [f"{one}.wide" if one in ports else one for one in node.output]
+        first, last = [], []
+        for value in (*graph.input, *graph.output):
+            if value.name in ports:
+                value.type.tensor_type.elem_type = kind
+                ends = [value.name, f"{value.name}.wide"]
+                if value.name.startswith("past"):
+                    first.append(onnx.helper.make_node("Cast", ends[:1], ends[1:], to=onnx.TensorProto.FLOAT))
+                else:
+                    last.append(onnx.helper.make_node("Cast", ends[1:], ends[:1], to=kind))
+        nodes = [*first, *graph.node, *last]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    decoder = changed("llama-kv-op23", narrow)
+    found = parity(decoder)
+    assert decoder.mixes and 0 < found.relative < (2e-3 if dtype == "FLOAT16" else 2e-2), found
+    state = decoder.start()
+    state.feed(text(1, 8))
+    whole = opened("llama-kv-op23").start()
+    whole.feed(text(1, 8))
+    assert state.cache_bytes * 2 == whole.cache_bytes
+
+
+def test_runtimes_that_cannot_be() -> None:
+    model = oir.from_proto(structures.load("llama-kv-op23"))
+    with pytest.raises(InputError, match="TVM compiles files, not models in memory"):
+        open_decoder(model, runtime="tvm")
+    with pytest.raises(InputError, match="there is no runtime `other`"):
+        open_decoder(model, runtime="other")
+
+
+def test_caches_whose_sizes_are_not_known_are_refused() -> None:
+    def odd(graph: onnx.GraphProto) -> None:
+        (one,) = [port for port in graph.input if port.name == "past_key_values.1.key"]
+        one.type.tensor_type.shape.dim[3].Clear()
+        one.type.tensor_type.shape.dim[3].dim_param = "any"
+
+    with pytest.raises(InputError, match="every size but the batch and the length has to be the same number in both"):
+        changed("llama-kv-op23", odd)
+
+
+def test_a_layer_without_a_cache_beside_others_is_refused() -> None:
+    def forgotten(graph: onnx.GraphProto) -> None:
+        names = ("past_key_values.1.key", "past_key_values.1.value")
+        for port in [one for one in graph.input if one.name in names]:
+            graph.input.remove(port)
+        for node in graph.node:
+            node.input[:] = ["" if one in names else one for one in node.input]
+
+    with pytest.raises(InputError, match="this attention keeps no keys and values, others of the model do"):
+        changed("genai-mha", forgotten)

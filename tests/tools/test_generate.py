@@ -193,6 +193,16 @@ def test_folders_that_are_refused(generate: Run, tmp_path: Path) -> None:
     assert "no `.onnx` file" in generate(tmp_path / "empty", "--prompt", "a")[2]
 
 
+def test_graphs_may_lie_in_a_folder_of_their_own(generate: Run, tmp_path: Path) -> None:
+    made = small_decoder.folder(tmp_path / "made", context=None)
+    (made / "onnx").mkdir()
+    (made / "onnx" / "model_other.onnx").write_bytes(b"")
+    (made / "decoder.onnx").rename(made / "onnx" / "model.onnx")
+    wanted = ("--prompt", "a", "--max-tokens", 2, "--json")
+    first, second = (json.loads(generate(one, *wanted)[1]) for one in (made, made / "onnx" / "model.onnx"))
+    assert first["ids"] == second["ids"]
+
+
 def test_a_model_without_caches_is_told_how_to_get_some(generate: Run, tmp_path: Path) -> None:
     made = small_decoder.folder(tmp_path / "made", "llama-nocache-dynp")
     code, _, err = generate(made, "--prompt", "a")
