@@ -132,7 +132,8 @@ def _operands(node: oir.Node) -> list[oir.Value]:
         return [scaled[0]]
     if node.op_type in ("Add", "Mul", "Concat"):
         found = [value for value in node.inputs if value is not None]
-        return [] if any(weights.is_constant(value) for value in found) else found
+        power = node.op_type == "Mul" and len({_root(value) for value in found}) == 1
+        return [] if power or any(weights.is_constant(value) for value in found) else found
     if node.op_type in ("Relu", "Clip") and not _begins_at_zero(node):
         return []
     if is_op(node, "Resize") and match.attribute(node, "mode", "nearest") != "nearest":
@@ -142,6 +143,19 @@ def _operands(node: oir.Node) -> list[oir.Value]:
     value = match.input_of(node, 0)
     known = is_op(node, *COMPUTING, *MOVING) and value is not None and not weights.is_constant(value)
     return [value] if known and value is not None else []
+
+
+def _root(value: oir.Value) -> oir.Value:
+    """What a value holds the numbers of, or a number times them: in 8 bits little is left of the product of the two,
+    a square, as it stands in Gelu spelled out.
+    """
+    while (node := value.producer()) is not None:
+        scaled = with_number(node) if is_op(node, "Mul") else None
+        above = scaled[0] if scaled is not None else node.inputs[0] if is_op(node, *MOVING) else None
+        if above is None:
+            break
+        value = above
+    return value
 
 
 def with_number(node: oir.Node | None) -> tuple[oir.Value, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as oir
@@ -14,8 +14,8 @@ from burnish.ir.views.convolution import Convolution
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
-from burnish.passes import grids, integer_clips, qdq, ranges
-from burnish.passes.grids import Grid, Scales
+from burnish.passes import grids, integer_clips, qdq, ranges, weight_rounding
+from burnish.passes.grids import Clip, Grid, Scales
 from burnish.passes.integer_flow import CLIPPED, flow
 from burnish.passes.layers import Layer, unobservable
 from burnish.passes.lossy import Savings
@@ -148,7 +148,12 @@ def round_values(
 
 
 def fitted(
-    layer: Layer, input_scale: np.ndarray, grid: Grid, axis: int | None, clip: Literal["minmax", "mse"]
+    layer: Layer,
+    input_scale: np.ndarray,
+    grid: Grid,
+    axis: int | None,
+    clip: Clip,
+    rounded: tuple[np.ndarray, Scales] | None = None,
 ) -> tuple[np.ndarray, Scales]:
     """The weight of a layer as integers [out, ...] and their scales, such that the bias has room.
 
@@ -158,12 +163,36 @@ def fitted(
         grid: the integers.
         axis: 0 for a scale for each output, None for one.
         clip: see `grids.fit`.
+        rounded: integers and scales that were found before; rounded to nearest again where the bias needs other scales.
     """
-    weight, bias = layer.weight(), layer.bias()
-    scales = grids.fit(weight, grid, axis, clip=clip)
-    if bias is not None and _on_integers(layer):
-        scales = qdq.fitting_bias(scales, bias, input_scale)
-    return grids.quantize(weight, scales), scales
+    weight = layer.weight()
+    scales = grids.fit(weight, grid, axis, clip=clip) if rounded is None else rounded[1]
+    bias = _added(layer)
+    wider = scales if bias is None else qdq.fitting_bias(scales, bias, input_scale)
+    if rounded is not None and np.array_equal(wider.scale, scales.scale):
+        return rounded
+    return grids.quantize(weight, wider), wider
+
+
+def rounded(layer: Layer, ends: np.ndarray, inputs: Grid, grid: Grid, moment: np.ndarray) -> tuple[np.ndarray, Scales]:
+    """Integers [out, ...] and a scale for each output by the moment of what a layer reads.
+
+    Args:
+        layer: the layer.
+        ends: the least and the largest number of its input.
+        inputs: the integers of its input.
+        grid: the integers of the weight.
+        moment: float64 [groups, in, in].
+    """
+    bias = _added(layer)
+    scale = ranges.scales(float(ends[0]), float(ends[1]), inputs).scale
+    least = None if bias is None else qdq.least_scales(bias, scale)
+    return weight_rounding.rounded_layer(layer, grid, moment, np.dtype(np.float32), least)
+
+
+def _added(layer: Layer) -> np.ndarray | None:
+    """The bias that the kernel adds as integers."""
+    return layer.bias() if _on_integers(layer) else None
 
 
 def write(

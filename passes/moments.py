@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as oir
@@ -16,7 +16,7 @@ from burnish.passes.sites import Site
 
 
 def moments(
-    model: oir.Model, groups: Mapping[str, Sequence[Layer]], context: Context
+    model: oir.Model, groups: Mapping[str, Sequence[Layer]], context: Context, centred: Container[str] = ()
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """The moment of the rows that the layers of each group read, all of them together, or why there is none.
 
@@ -26,6 +26,7 @@ def moments(
         model: the model.
         groups: layers with one weight, by name.
         context: samples, and what observes.
+        centred: groups whose moment is that about the mean.
 
     Returns:
         Names with float64 [groups, in, in], one group unless it is a grouped convolution, whose rows are patches; mixed
@@ -66,14 +67,14 @@ def moments(
             else:
                 whole[name] = found
             if not left[name]:
-                yield name, _moment(whole.pop(name), features_of(layers[key]))
+                yield name, _moment(whole.pop(name), features_of(layers[key]), name in centred)
     observer.close()
 
 
-def _moment(gram: Gram, features: int) -> np.ndarray | str:
+def _moment(gram: Gram, features: int, centred: bool) -> np.ndarray | str:
     if not gram.rows:
         return "no row was seen: all are padding, or the samples have none"
-    moment = gram.matrix / gram.rows
+    moment = gram.covariance if centred else gram.matrix / gram.rows
     if not np.isfinite(moment).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"
     return steadied(by_group(moment, features), gram.rows)

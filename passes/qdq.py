@@ -164,10 +164,15 @@ def fitting_bias(weight: Scales, bias: np.ndarray, input_scale: float | np.ndarr
         bias: floating point [outputs].
         input_scale: of the whole input.
     """
-    least = np.abs(bias) / (float(input_scale) * 2.0**30)
+    least = least_scales(bias, input_scale)
     wanted = least.max(initial=0.0) if weight.scale.ndim == 0 else least
     scale = np.maximum(weight.scale, wanted).astype(weight.scale.dtype)
     return Scales(weight.grid, scale, weight.zero_point, weight.axis, weight.block)
+
+
+def least_scales(bias: np.ndarray, input_scale: float | np.ndarray) -> np.ndarray:
+    """The smallest scales of weights with which a bias [outputs] needs no more than 31 bits."""
+    return np.asarray(np.abs(bias) / (float(input_scale) * 2.0**30))
 
 
 def _constants(model: oir.Model, stem: str, scales: Scales) -> list[oir.Value]:

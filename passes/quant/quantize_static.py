@@ -15,12 +15,15 @@ from burnish.ir.walk import walk
 from burnish.passes import catalog, factors, integer_layers, ranges
 from burnish.passes.base import Outcome
 from burnish.passes.calibration import Known, best, mean_of, observed
-from burnish.passes.grids import Grid
+from burnish.passes.grids import Grid, Scales
 from burnish.passes.integer_flow import flow
 from burnish.passes.layers import Layer, layers
 from burnish.passes.lossy import Context, Edit, LossyPass
+from burnish.passes.moments import moments
+from burnish.passes.weight_rounding import clip_of
 
 _PLACE = "quantize-static"
+_LEVELS, _SCALE = "levels ", "scale "
 _BEST: tuple[ranges.Method, ...] = ("minmax", "percentile", "mse")
 
 
@@ -38,7 +41,8 @@ class QuantizeStatic(LossyPass):
         percentile: for `percentile`: the percent of the numbers that are not cut off at each end.
         symmetric: activations have their zero point in the middle, or at 0 where none is negative.
         per_channel: weights have a scale for each output, else one for all.
-        weight_clip: `mse` cuts off a few weights where that makes the squared error less.
+        rounding: of weights: `nearest` with steps that reach all of them; `mse` cuts off a few where that makes the
+            squared error less; `gptq` makes the change of what the layer computes on the samples small.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
         stem: also convolutions on at most four channels, as the first of images: kernels on integers are slower there
@@ -50,7 +54,7 @@ class QuantizeStatic(LossyPass):
     percentile: float = 99.99
     symmetric: bool = False
     per_channel: bool = True
-    weight_clip: Literal["minmax", "mse"] = "mse"
+    rounding: Literal["nearest", "mse", "gptq"] = "mse"
     weight_bits: int = 8
     correct_bias: bool = True
     stem: bool = False
@@ -69,6 +73,8 @@ class QuantizeStatic(LossyPass):
             raise InputError(f"`percentile` is {self.percentile}", place=_PLACE, hint="give more than 50, at most 100")
         if self.weight_bits not in (7, 8):
             raise InputError(f"`weight_bits` is {self.weight_bits}", place=_PLACE, hint="give 8 or 7")
+        if self.rounding == "gptq" and not self.per_channel:
+            raise InputError("`gptq` finds a scale for each output", place=_PLACE, hint="give `per_channel=true`")
         if self.memory < 1:
             raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
@@ -77,7 +83,9 @@ class QuantizeStatic(LossyPass):
         return True
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
-        """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer."""
+        """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer; with
+        `gptq` integers and scales of the layer, too.
+        """
         opset, least = model.opset_imports.get("", 1), 13 if self.per_channel else 10
         if opset < least:
             raise InputError(
@@ -110,6 +118,7 @@ class QuantizeStatic(LossyPass):
         whole = flow(model.graph, list(found.values()))
         made = partial(self._made, model, list(found.values()))
         known = seen.known[best(model, seen.known, made, context)]
+        rounded = self._rounded(model, found, known, context)
         return [
             Edit(
                 catalog.spec(self),
@@ -117,12 +126,29 @@ class QuantizeStatic(LossyPass):
                 "int8 per channel" if self.per_channel else "int8",
                 frozenset(str(node.name) for node in layer.nodes),
                 integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
-                known,
+                known | rounded.get(name, {}),
                 (str(layer.node.name),),
                 whole.unconverted(layer),
             )
             for name, layer in found.items()
         ]
+
+    def _rounded(
+        self, model: oir.Model, found: Mapping[str, Layer], known: Known, context: Context
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """What `gptq` makes of each weight whose inputs it can see; centred where the bias takes up the mean."""
+        made: dict[str, dict[str, np.ndarray]] = {}
+        if self.rounding != "gptq":
+            return made
+        centred = {name for name, layer in found.items() if self._corrected(layer)}
+        for name, moment in moments(model, {name: [layer] for name, layer in found.items()}, context, centred):
+            if isinstance(moment, str):
+                continue
+            layer = found[name]
+            ends = known[str(layer.input.name)]
+            levels, scales = integer_layers.rounded(layer, ends, self._grid, Grid(self.weight_bits), moment)
+            made[name] = {f"{_LEVELS}{layer.node.name}": levels, f"{_SCALE}{layer.node.name}": scales.scale}
+        return made
 
     def _corrected(self, layer: Layer) -> bool:
         return self.correct_bias and integer_layers.takes_bias(layer)
@@ -131,7 +157,7 @@ class QuantizeStatic(LossyPass):
         """A copy of the model with all layers on integers; their weights are rounded in the quickest way."""
         copy = model.clone()
         nodes = {node.name: node for node in copy.graph}
-        quick = replace(self, weight_clip="minmax")
+        quick = replace(self, rounding="nearest")
         quick._write(copy, [factors.found(nodes[layer.node.name]) for layer in found], known)
         return copy
 
@@ -154,8 +180,12 @@ class QuantizeStatic(LossyPass):
 
     def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> None:
         inputs = integer_layers.round_values(model, chosen, known, self._grid)
-        axis = 0 if self.per_channel else None
+        axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), Grid(self.weight_bits)
         for layer, scale in zip(chosen, inputs, strict=True):
             mean = known.get(mean_of(layer)) if self._corrected(layer) else None
-            fitted = integer_layers.fitted(layer, scale, Grid(self.weight_bits), axis, self.weight_clip)
+            levels, own = (known.get(f"{kind}{layer.node.name}") for kind in (_LEVELS, _SCALE))
+            given = None
+            if levels is not None and own is not None:
+                given = levels, Scales(grid, own, np.zeros(own.shape, grid.dtype), 0)
+            fitted = integer_layers.fitted(layer, scale, grid, axis, clip, given)
             integer_layers.write(model, layer, scale, fitted, mean)

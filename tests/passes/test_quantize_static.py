@@ -14,9 +14,13 @@ from laws import OrtRunner
 
 import burnish
 from burnish.ir.errors import InputError
+from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
+from burnish.ir.views.convolution import convolutions
 from burnish.passes import catalog, lossy, recipes
+from burnish.passes.moments import moments
 from burnish.passes.pipeline import Pipeline
+from burnish.tools.lossy_context import context_for
 
 
 def error(model: oir.Model, other: oir.Model) -> float:
@@ -209,3 +213,51 @@ def test_passes_named_before_a_lossy_one_run_before_it() -> None:
     before, behind = ([one.pass_name() for one in part] for part in (todo.prepare, todo.passes))
     assert "fold-affine" in before and "fold-affine" not in behind
     assert "fuse-norm" in behind and before.index("fold-batchnorm") < before.index("fold-affine")
+
+
+GELU = """<ir_version: 10, opset_import: ["": 17]>
+g (float[2, 6, 9] x) => (float[2, 8, 9] y)
+  <float[8, 6, 3] w, float a = {0.044715}, float b = {0.7978845608}, float one = {1.0}, float half = {0.5}> {
+  c = Conv <pads = [1, 1]> (x, w)
+  small = Mul (c, a)
+  square = Mul (small, c)
+  cube = Mul (square, c)
+  sum = Add (c, cube)
+  inner = Mul (sum, b)
+  t = Tanh (inner)
+  u = Add (t, one)
+  h = Mul (c, half)
+  y = Mul (h, u)
+}"""
+
+
+def test_powers_of_a_value_are_not_rounded(tmp_path: Path) -> None:
+    model = model_of(GELU)
+    after = quantized(model)
+    found = kernels(after, tmp_path)
+    assert found["QLinearConv"] == 1 and not {"QLinearMul", "QLinearAdd"} & set(found)
+    assert error(model, after) < 0.02
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_weights_are_rounded_for_what_layers_read(bits: int) -> None:
+    model = model_of(
+        "g (float[N, 6, 9, 9] x) => (float[N, 12, 5, 5] y) <float[12, 3, 3, 3] w, float[12] b> "
+        "{ y = Conv <pads = [1, 1, 1, 1], strides = [2, 2], group = 2> (x, w, b) }"
+    )
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(np.cumsum(rng.standard_normal((40, 6, 9, 9)), 2), 3) + 3
+    samples = [Sample(str(index), {"x": one[None].astype(np.float32)}) for index, one in enumerate(smooth)]
+    (exact,) = convolutions(model)
+    ((_, moment),) = moments(model, {"": [exact]}, context_for(model, samples), [""])
+    changes, texts = {}, set()
+    for rounding in ("nearest", "mse", "gptq", "gptq"):
+        one, edits, _ = proposed(model, samples, f"{{weight_bits={bits},rounding={rounding}}}")
+        after = lossy.apply(model, edits, [one])[0]
+        (layer,) = convolutions(after)
+        apart = (layer.weight() - exact.weight()).reshape(2, 6, -1)
+        changes[rounding] = float(np.einsum("goi,gij,goj->", apart, np.asarray(moment), apart))
+        texts.add((rounding, fingerprint(after)))
+    assert changes["gptq"] < 0.5 * min(changes["mse"], changes["nearest"]) and len(texts) == 3
+    with pytest.raises(InputError, match="a scale for each output"):
+        catalog.make("quantize-static", {"rounding": "gptq", "per_channel": False})
