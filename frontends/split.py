@@ -128,6 +128,21 @@ def split(
     return Split(parts[0], parts[1], how)
 
 
+def few(samples: Sequence[Sample], model: oir.Model, *, rows: int, least: int) -> list[Sample]:
+    """Samples of as many rows, spread evenly over all of them: what a rough measurement is made on.
+
+    Args:
+        samples: all there are.
+        model: says where the batch is; a sample without one is one row.
+        rows: how many rows there are to be, about, if there are as many.
+        least: how many samples there are to be, if there are as many.
+    """
+    axes, _ = _axes(model)
+    mean = sum(_rows(one, axes) or 1 for one in samples) / max(len(samples), 1)
+    count = min(len(samples), max(least, math.ceil(rows / max(mean, 1))))
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
 def _axes(model: oir.Model) -> tuple[dict[str, int], str]:
     """The batch axes, or none and why."""
     try:

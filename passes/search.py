@@ -239,8 +239,11 @@ class Search:
 
 
 def _holds(found: Judgement | None, allowed: float) -> bool:
-    """Whether a drop is within what is allowed, with one standard error to spare, or there is none at all."""
-    return found is not None and (found.drop <= 0 or found.drop + found.spread <= allowed) and found.spread < math.inf
+    """Whether a drop is within what is allowed, with one standard error to spare.
+
+    No drop does not hold by itself: where rows were lost and others won, the next samples may win none.
+    """
+    return found is not None and found.drop + found.spread <= allowed
 
 
 def refined(

@@ -40,11 +40,15 @@ QUANTIZED = 40
 
 @dataclass(frozen=True)
 class Scored:
-    """What one edit does alone: its error, and the drop of the metric on the fitting samples."""
+    """What one edit does alone: its error, and the drop of the metric on the fitting samples.
+
+    Both are infinite, with the reason, of what cannot be run, and of what was not `measured` since it is not worth it.
+    """
 
     error: float
     drop: float
     refusal: str = ""
+    measured: bool = True
 
 
 @dataclass

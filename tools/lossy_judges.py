@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
 from burnish.passes.protocols import Measure
-from burnish.passes.scoring import Scorer
+from burnish.passes.scoring import OnStep, Score, Scorer
 from burnish.passes.search import Judgement
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ class Fitting:
     """Measures plans on the fitting samples; what was scored once is known."""
 
     def __init__(self, scorer: Scorer, measure: Measure) -> None:
-        self._scorer, self._measure = scorer, measure
+        self._scorer, self._measure, self.name = scorer, measure, measure.name
         self.original = scorer.original().values[measure.name]
 
     def drop(self, value: float) -> float:
         """How much worse a value is than the original's."""
         return self.original - value if self._measure.higher_is_better else value - self.original
+
+    def alone(self, edits: Sequence[Edit], on_step: OnStep) -> list[Score]:
+        """The score of each edit alone."""
+        return self._scorer.scores(edits, on_step)
 
     def __call__(self, edits: Sequence[Edit]) -> Judgement:
         if not edits:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from burnish import __version__
-from burnish.frontends.split import Split, split
+from burnish.frontends.split import Split, few, split
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
@@ -26,13 +26,13 @@ from burnish.passes.lossy import Edit, Undecided
 from burnish.passes.measure_choice import measure
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge
-from burnish.passes.score_store import folder_in_cache
+from burnish.passes.score_store import folder_in_cache, samples_fingerprint
 from burnish.passes.scoring import Scorer
-from burnish.passes.search import Search, neighbours
+from burnish.passes.search import Search
 from burnish.passes.selection import frontier
-from burnish.tools import demands
+from burnish.tools import demands, lossy_scores
 from burnish.tools.api import samples_for
-from burnish.tools.lossy import Lossy, Scored
+from burnish.tools.lossy import Lossy
 from burnish.tools.lossy_context import context_for, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
@@ -47,6 +47,9 @@ PROVED = 4
 
 FRONT = 12
 """Points of the predicted front of savings and errors."""
+
+ROWS, SAMPLES = 64, 8
+"""An edit alone is measured on about so many rows, and on so many samples at least; plans are on all."""
 
 OTHERS = "take other lossy passes: `burnish passes` lists them"
 
@@ -207,29 +210,35 @@ class _Stage:
                 f"edits are scored by a `{divergence.name}` of ours", place="--metric", hint="name yours otherwise"
             )
         measures = list({one.name: one for one in (divergence, found.measure)}.values())
+        saving = lossy_scores.saving(self.todo.budget)
         with ExitStack() as stack:
             spread = None
             if self.options.workers is not None:
                 spread = stack.enter_context(closing(self._workers(self.options.workers)))
-            scorer = stack.enter_context(
-                Scorer(
-                    found.model,
-                    self.fitting,
-                    self.judge.execute,
-                    measures,
-                    self.todo.lossy,
-                    self.options.store,
-                    spread=spread,
-                    maker=self._maker(),
-                )
+            make = partial(
+                Scorer,
+                found.model,
+                execute=self.judge.execute,
+                measures=measures,
+                passes=self.todo.lossy,
+                store=self.options.store,
+                spread=spread,
+                maker=self._maker(),
             )
-            scores = scorer.scores(edits, lambda done, total: self.on_step("scoring edits", done, total))
+            scorer = stack.enter_context(make(samples=self.fitting))
+            some = few(self.fitting, found.model, rows=ROWS, least=SAMPLES)
+            alone = scorer
+            if len(some) < len(self.fitting):
+                alone = stack.enter_context(make(samples=some, fitted=samples_fingerprint(self.fitting)))
+            judge = Fitting(alone, found.measure)
+            found.scores = lossy_scores.alone(edits, judge, divergence.name, self.todo, self._slack, self.on_step)
+            edits = [edit for edit in edits if found.scores[edit.key].measured]
+            pairs = {}
+            if self.options.pairs:
+                pairs = lossy_scores.pairs(edits, found.scores, alone, divergence.name, self.on_step)
+            if alone is not scorer:
+                alone.close()
             fitting = Fitting(scorer, found.measure)
-            for edit, score in zip(edits, scores, strict=True):
-                drop = fitting.drop(score.values[found.measure.name])
-                found.scores[edit.key] = Scored(score.values[divergence.name], drop, score.reason or "")
-            pairs = self._pairs(found, edits, scorer, divergence.name) if self.options.pairs else {}
-            saving = _saved_seconds if self.todo.budget.objective == "latency" else _saved_bytes
             search = Search(
                 edits,
                 {key: one.error for key, one in found.scores.items()},
@@ -239,7 +248,7 @@ class _Stage:
                 fitting,
                 AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
                 pairs=pairs,
-                slack=HEALING if self.todo.heal else 1.0,
+                slack=self._slack,
                 on_step=self.on_step,
             )
             found.found = search.run()
@@ -264,6 +273,10 @@ class _Stage:
                 hint="want less, so that it comes down far enough",
             )
 
+    @property
+    def _slack(self) -> float:
+        return HEALING if self.todo.heal else 1.0
+
     def _maker(self) -> str:
         from burnish.backends.ort.session import runtime
 
@@ -275,16 +288,6 @@ class _Stage:
 
         device = "ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu"
         return Workers(where, partial(executor, threads=1, target=device))
-
-    def _pairs(self, found: Lossy, edits: Sequence[Edit], scorer: Scorer, name: str) -> dict[tuple[str, str], float]:
-        """What edits beside each other add to the sum of their errors, or take from it."""
-        beside = neighbours([edit for edit in edits if found.scores[edit.key].error < float("inf")])
-        scores = scorer.scores(beside, lambda done, total: self.on_step("scoring pairs of edits", done, total))
-        alone = {key: one.error for key, one in found.scores.items()}
-        return {
-            (one.key, other.key): score.values[name] - alone[one.key] - alone[other.key]
-            for (one, other), score in zip(beside, scores, strict=True)
-        }
 
     def _timed(self, found: Lossy, edits: Sequence[Edit]) -> list[Edit]:
         """Those edits that were measured to save time on the target, with what they save."""
@@ -341,14 +344,6 @@ class _Stage:
             self.healed[key] = made
             self.checkpoints += [] if made.checkpoint is None else [made.checkpoint]
         return self.healed[key]
-
-
-def _saved_bytes(edit: Edit) -> float:
-    return float(edit.savings.bytes)
-
-
-def _saved_seconds(edit: Edit) -> float:
-    return edit.savings.seconds or 0.0
 
 
 def _nothing(outcomes: Sequence[Outcome], refused: Mapping[str, str]) -> str:

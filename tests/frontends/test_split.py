@@ -13,7 +13,7 @@ import pytest
 from burnish.backends.ort.session import executor
 from burnish.frontends import load
 from burnish.frontends.samples import read_samples
-from burnish.frontends.split import Split, split
+from burnish.frontends.split import Split, few, split
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 
@@ -202,3 +202,14 @@ def test_one_batch_of_a_fixed_size_and_another_make_two_parts() -> None:
     samples = [batch(8, seed=1), batch(8, seed=2)]
     found = split(samples, model("float[8, 3] x"))
     assert len(found.fit) == len(found.held_out) == 1 and found.how == "1 samples to fit, 1 held out"
+
+
+def test_few_samples_are_spread_over_all_and_have_about_as_many_rows_as_wanted() -> None:
+    samples = [batch(4, seed=seed) for seed in range(40)]
+    found = few(samples, model(), rows=64, least=8)
+    assert len(found) == 16
+    places = [samples.index(one) for one in found]
+    assert places == sorted(places) and set(np.diff(places)) <= {2, 3}
+    assert len(few(samples, model(), rows=8, least=8)) == 8
+    assert few(samples[:5], model(), rows=64, least=8) == samples[:5]
+    assert len(few(samples, model("float[4, 3] x"), rows=10, least=8)) == 10

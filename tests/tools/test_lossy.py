@@ -321,8 +321,9 @@ def killed_at(
 
 
 def test_a_search_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """The original is scored first, and then six edits."""
     _, [[scoring, _], [writing, again]] = killed_at(tmp_path, "scoring edits:6", "writing:0")
-    assert scoring["status"] == writing["status"] == -signal.SIGKILL and scoring["scores"] == 6
+    assert scoring["status"] == writing["status"] == -signal.SIGKILL and scoring["scores"] == 1 + 6
     assert writing["left"] and not again["scores"]
 
 

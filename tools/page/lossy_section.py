@@ -33,9 +33,10 @@ def sections(found: Lossy | None) -> list[Section]:
 def _lead(found: Lossy) -> tuple[str, ...]:
     if not found.scores:
         return ()
+    scored = sum(one.measured for one in found.scores.values())
     return (
-        f"{len(found.scores)} edits were scored, each alone: the error is how far it moves the outputs on the fitting"
-        " samples. They were chosen together and the plans measured.",
+        f"{scored} of {len(found.scores)} edits were scored, each alone: the error is how far it moves the outputs on"
+        " fitting samples. They were chosen together and the plans measured.",
     )
 
 

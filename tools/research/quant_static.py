@@ -98,7 +98,7 @@ def zoo(name: str, folder: Path, fit: int, held: int, *, classes: bool = True) -
     )
 
 
-def _varied(image: Array) -> Iterator[Array]:
+def varied(image: Array) -> Iterator[Array]:
     """An image [1, 3, 224, 224] as it is, its four corners, and all of them mirrored."""
     for corner in ((8, 8), (0, 0), (0, 16), (16, 0), (16, 16)):
         cut = image[:, :, corner[0] : corner[0] + 208, corner[1] : corner[1] + 208]
@@ -115,7 +115,7 @@ def _a1(folder: Path) -> Bed:
     held = [
         Sample(f"photo {index}, {number}", {"image": one})
         for index, image in enumerate(images[10:])
-        for number, one in enumerate(_varied(image))
+        for number, one in enumerate(varied(image))
     ]
     labels = np.repeat([int(np.ravel(label)[0]) for label in task.labels[10:]], 10)
 
