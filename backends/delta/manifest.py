@@ -65,11 +65,13 @@ class File(_Part, frozen=True):
         path: where it lies beside the model, with `/`; of the model itself its name.
         sha256: of its bytes, in hexadecimal.
         bytes: how many it has.
+        graph: SHA-256 of its bytes that are no tensors.
         pieces: what it is made of: so many bytes of `graphs.data`, the index of a tensor, bytes, a tensor, ..., bytes.
     """
 
     path: str
     sha256: str
+    graph: str
     bytes: int
     pieces: tuple[int, ...]
 
@@ -241,7 +243,7 @@ def _wrong_model(manifest: Manifest, model: Model) -> str | None:
         reason = check_path(file.path)
         if reason is None and file.path.lower() in paths:
             reason = "another file has that path"
-        if reason is None and (not _is_digest(file.sha256) or len(file.pieces) % 2 == 0):
+        if reason is None and (not _is_digest(file.sha256) or not _is_digest(file.graph) or len(file.pieces) % 2 == 0):
             reason = "it has no digest or no pieces"
         if reason is None:
             lengths, indices = file.pieces[::2], file.pieces[1::2]

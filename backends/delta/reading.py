@@ -76,14 +76,34 @@ class Pack:
         Raises:
             InputError: the bytes are not those that were packed.
         """
+        graphs = self._unpacked(model)
+        for file in model.files:
+            yield file, self._content(file, graphs)
+
+    def graphs(self, model: Model) -> Iterator[tuple[File, bytes]]:
+        """The files of a model, and of each the bytes that are no tensors.
+
+        Raises:
+            InputError: they are not those that were packed.
+        """
+        unpacked = self._unpacked(model)
+        for file in model.files:
+            try:
+                found = b"".join(unpacked.take(sum(file.pieces[::2])))
+            except planes.Damaged as error:
+                raise self._wrong(manifest.GRAPHS, str(error)) from None
+            if sha256(found).hexdigest() != file.graph:
+                raise self._wrong(manifest.GRAPHS, f"the graph of `{file.path}` is not what was packed")
+            yield file, found
+
+    def _unpacked(self, model: Model) -> _Graphs:
         graphs = _Graphs(self._packed, self.manifest.dictionary)
         try:
             for _ in graphs.take(model.skip):
                 pass
         except planes.Damaged as error:
             raise self._wrong(manifest.GRAPHS, str(error)) from None
-        for file in model.files:
-            yield file, self._content(file, graphs)
+        return graphs
 
     def check(self, name: str) -> None:
         """Read a model, to compare its bytes with their digests. Raises InputError when they are not those."""

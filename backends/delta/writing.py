@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -113,16 +113,16 @@ class _Packer:
         digests = iter(reading.tensors(files))
         made = []
         for file in files:
-            content, whole, pieces, position = memoryview(file.content), sha256(), [], 0
+            content, whole, graph, pieces, position = memoryview(file.content), sha256(), sha256(), [], 0
             for one in file.payloads:
                 _, values, digest = next(digests)
-                pieces.append(self._graph(content[position : one.offset], of_base))
+                pieces.append(self._graph(content[position : one.offset], graph, of_base))
                 pieces.append(self._tensor(one, values, digest, of_base))
                 position = one.offset + one.length
-            pieces.append(self._graph(content[position:], of_base))
+            pieces.append(self._graph(content[position:], graph, of_base))
             for start in range(0, len(content), _BLOCK):
                 whole.update(content[start : start + _BLOCK])
-            made.append(File(file.path, whole.hexdigest(), len(content), tuple(pieces)))
+            made.append(File(file.path, whole.hexdigest(), graph.hexdigest(), len(content), tuple(pieces)))
         self.made.append(Model(name, tuple(made), skip))
 
     def finish(self) -> Manifest:
@@ -141,7 +141,8 @@ class _Packer:
             os.fsync(stream.fileno())
         return found
 
-    def _graph(self, content: memoryview, of_base: bool) -> int:
+    def _graph(self, content: memoryview, graph: Any, of_base: bool) -> int:
+        graph.update(content)
         if self.keep_base or not of_base:
             self.size += len(content)
             for start in range(0, len(content), _BLOCK):

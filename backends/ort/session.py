@@ -97,6 +97,10 @@ class OrtRunner:
             raise refusal(error, "ONNX Runtime refuses the inputs") from error
         return lambda: session.run_with_iobinding(binding)
 
+    def keep(self, things: Sequence[Any]) -> None:
+        """Hold things as long as the session: what it borrows from."""
+        self._lent.extend(things)
+
     def close(self) -> None:
         """Free the session and what it borrows."""
         self.session = None
@@ -118,7 +122,9 @@ def executor(
     level: Level = "all",
     target: str = "ort-cpu",
     lean: bool = False,
+    packed: bool = True,
     trace: Path | None = None,
+    written: Path | None = None,
 ) -> Callable[[oir.Model], OrtRunner]:
     """A function that loads an in-memory model into a session.
 
@@ -128,8 +134,10 @@ def executor(
         target: `ort-cuda` for CUDA with the CPU for what it lacks, else the CPU.
         lean: use less memory and start sooner, run slower: no second, packed copy of the weights. For checking, never
             for timing.
+        packed: let operators make a second, packed copy of their weights, which is quicker.
         trace: a folder for the graph as ONNX Runtime optimized it (`optimized.onnx`, large weights beside it) and for
             its profile of the runs, which `session.end_profiling()` writes and names.
+        written: a file for the graph as ONNX Runtime optimized it, with the packed copies of weights (`prepared`).
 
     Returns:
         `f(model) -> OrtRunner`, which raises InputError when the model cannot be loaded and MissingPackageError when
@@ -138,9 +146,12 @@ def executor(
     """
 
     def load(model: oir.Model) -> OrtRunner:
-        options, said = _options(threads, level, lean)
+        options, said = _options(threads, level, lean, packed)
         if trace is not None:
             _trace(options, trace)
+        if written is not None:
+            _write(options, written)
+            options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         proto, lent = _lend(model)
         if lent.names:
             options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
@@ -180,24 +191,30 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def _options(threads: int, level: Level, lean: bool) -> tuple[onnxruntime.SessionOptions, str]:
+def _options(threads: int, level: Level, lean: bool, packed: bool = True) -> tuple[onnxruntime.SessionOptions, str]:
     ort = runtime()
     options: onnxruntime.SessionOptions = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-    if lean:
+    if lean or not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if lean:
         options.enable_cpu_mem_arena = False
-    said = f"{threads} thread{'s' * (threads > 1)}, optimization level {level}{', lean' * lean}"
+    unpacked = ", weights not packed" * (not packed)
+    said = f"{threads} thread{'s' * (threads > 1)}, optimization level {level}{', lean' * lean}{unpacked}"
     return options, said
 
 
 def _trace(options: onnxruntime.SessionOptions, folder: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    _write(options, folder / "optimized.onnx")
+
+
+def _write(options: onnxruntime.SessionOptions, file: Path) -> None:
+    options.optimized_model_filepath = str(file)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(_BORROWED))
 
