@@ -16,7 +16,7 @@ from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, same_shape
 from burnish.ir.walk import walk
-from burnish.passes.layers import Layer
+from burnish.passes.layers import Layer, unusable
 from burnish.passes.lossy import Savings
 
 QUANTIZE = "DynamicQuantizeLinear"
@@ -31,8 +31,8 @@ def refusal(layer: Layer) -> str | None:
         return layer.read_only
     if layer.dtype != oir.DataType.FLOAT:
         return f"it does not compute in float32, which is all that {QUANTIZE} reads"
-    if layer.parameter is not None and not layer.parameter.finite:
-        return "its weight holds NaN or infinity"
+    if layer.parameter is not None and (reason := unusable(layer.parameter)) is not None:
+        return reason
     if isinstance(layer, Convolution):
         return "it is a transposed convolution" if layer.transposed else None
     if layer.input_axis != -1:

@@ -21,6 +21,7 @@ _STEPS = 16
 _REFINEMENTS = 3
 _NORM, _BETA, _KAPPA, _ITERATIONS = 0.7, 10.0, 1.01, 20
 _PIECE = 1 << 16
+_LEAST_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,15 @@ def dequantize(levels: np.ndarray, scales: Scales) -> np.ndarray:
     """The numbers, float64, that integers stand for."""
     zero = scales.spread(scales.zero_point.astype(np.float64), levels.shape)
     return np.asarray((levels - zero) * scales.spread(scales.scale.astype(np.float64), levels.shape))
+
+
+def too_small(values: np.ndarray) -> bool:
+    """Whether numbers, not all of them 0, are only a few times as large as the smallest scale of their dtype.
+
+    That is its smallest normal number; rounded to multiples of it they would be another weight.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    return 0 < largest < _LEAST_STEPS * float(np.finfo(values.dtype).tiny)
 
 
 def signed(levels: np.ndarray, grid: Grid) -> np.ndarray:
@@ -290,12 +300,14 @@ class _Search:
         return scale, np.clip(zero, self.grid.low, self.grid.high).astype(self.grid.dtype)
 
     def _stored(self, scale: np.ndarray) -> np.ndarray:
-        """Scales as they are stored: rounded; where all numbers are 0 or too small, the least of the others, or else 1.
-
-        MatMulNBits adds and subtracts a block's zero points in floating point: the rest is as large as the scale.
+        """Scales as they are stored: rounded, and no smaller than a normal number; of numbers that are all 0 the least
+        of the others, or else 1: MatMulNBits adds and subtracts a block's zero points in floating point, and the rest
+        is as large as the scale.
         """
         found = scale.astype(self.dtype)
-        bad = np.abs(found) < np.finfo(self.dtype).tiny
+        tiny = np.finfo(self.dtype).tiny
+        found = np.where((np.abs(found) < tiny) & (scale != 0), np.copysign(tiny, scale), found).astype(self.dtype)
+        bad = found == 0
         found[bad] = np.abs(found[~bad]).min(initial=np.inf) if not bad.all() else 1
         return found
 

@@ -17,7 +17,7 @@ from burnish.ir.walk import is_op
 from burnish.passes import grids, integer_clips, qdq, ranges, weight_rounding
 from burnish.passes.grids import Clip, Grid, Scales
 from burnish.passes.integer_flow import CLIPPED, flow
-from burnish.passes.layers import Layer, unobservable
+from burnish.passes.layers import Layer, unobservable, unusable
 from burnish.passes.lossy import Savings
 
 _FEW = 4
@@ -44,6 +44,8 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
     for parameter, what in ((layer.parameter, "weight"), (layer.bias_parameter, "bias")):
         if parameter is not None and not parameter.finite:
             return f"its {what} holds NaN or infinity"
+    if layer.parameter is not None and (reason := unusable(layer.parameter)) is not None:
+        return reason
     if isinstance(layer, Linear) and layer.parameter is not None and len(layer.parameter.shape) > 2:
         return "its weight has more than two axes, and ONNX Runtime takes scales for each output of two only"
     if isinstance(layer, Linear) and layer.add is not None and match.rank(layer.input) is None:

@@ -6,16 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+import numpy as np
 import onnx_ir as oir
 
+from burnish.ir import weights
 from burnish.ir.views.convolution import Convolution, convolutions
-from burnish.ir.views.linear import Linear, linears
+from burnish.ir.views.linear import Linear, find_linear, linears
+from burnish.ir.views.parameter import Parameter, find_parameter
+from burnish.ir.walk import walk
+from burnish.passes import grids
 from burnish.passes.gram import ConvolutionGram, Gram
 from burnish.passes.reducers import Reducer
 from burnish.passes.sites import refusal
 
 Layer = Linear | Convolution
 R = TypeVar("R", bound=Reducer)
+
+_FLOATS = (oir.DataType.FLOAT, oir.DataType.FLOAT16)
 
 STATISTICS = 1 << 30
 """Bytes of statistics of layers that are held at once; further layers need further runs over the samples."""
@@ -40,6 +47,34 @@ def layers(model: oir.Model) -> dict[str, Layer]:
         again = sum(name == key.rpartition(" #")[0] or name == key for key in named)  # in branches beside each other
         named[name if not again else f"{name} #{again + 1}"] = one
     return named
+
+
+def unusable(parameter: Parameter) -> str | None:
+    """Why the numbers of a weight cannot be rounded to integers, in plain words; None when they can be."""
+    if not parameter.finite:
+        return "its weight holds NaN or infinity"
+    tensor = weights.tensor_of(parameter.source)
+    if tensor is not None and tensor.dtype in _FLOATS and grids.too_small(tensor.numpy()):
+        return f"the numbers of its weight are smaller than scales of {tensor.dtype.name.lower()} can be"
+    return None
+
+
+def others(model: oir.Model) -> Iterator[tuple[oir.Node, str]]:
+    """Products with a constant matrix that are no layers, each with the reason why it keeps its numbers."""
+    for node in walk(model, "MatMul", "Gemm"):
+        held = [find_parameter(value) for value in node.inputs[:2]]
+        left, right = (None if one is None or not _is_matrix(one) else one for one in held)
+        if (left is None) == (right is None) or any(weights.is_constant(value) for value in node.outputs):
+            continue
+        if left is not None:
+            yield node, "its weight stands on the left, and kernels on integers or of few bits take one on the right"
+        elif find_linear(node) is None and right is not None and any(size != 1 for size in right.shape[:-2]):
+            count = int(np.prod(right.shape[:-2]))
+            yield node, f"its weight is a stack of {count} matrices, and kernels on integers or of few bits take one"
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    return len(parameter.shape) > 1 and min(parameter.shape[-2:]) > 1 and parameter.dtype in _FLOATS
 
 
 def unobservable(model: oir.Model, layer: Layer) -> str | None:

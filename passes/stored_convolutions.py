@@ -12,7 +12,7 @@ from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.passes import qdq
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Clip, Grid, Scales, fit, quantize
-from burnish.passes.layers import layers
+from burnish.passes.layers import layers, unusable
 from burnish.passes.lossy import Edit, Savings
 from burnish.passes.weight_rounding import rounded_layer
 
@@ -111,8 +111,8 @@ def _refusal(layer: Convolution, bits: int, opset: int) -> str | None:
         return f"its weight lies behind a {layer.parameter.steps[0].op_type}"
     if layer.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
         return "its weight is not float32 or float16"
-    if not layer.parameter.finite:
-        return "its weight holds NaN or infinity"
+    if (reason := unusable(layer.parameter)) is not None:
+        return reason
     if bits not in _OPSETS:
         return f"convolutions are not stored in {bits} bits"
     least = _OPSETS[bits]

@@ -14,7 +14,7 @@ from burnish.ir.views.embedding import Head, embeddings, heads
 from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import Parameter, find_parameter
 from burnish.ir.walk import is_op, walk
-from burnish.passes.layers import layers
+from burnish.passes.layers import layers, others, unusable
 from burnish.passes.rotation import ROTATED
 
 LEAST_BLOCK = 16
@@ -124,6 +124,8 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
         stacked = find_parameter(node.inputs[0])
         if stacked is not None and len(stacked.shape) > 2 and stacked.dtype in _STORED:
             yield str(node.name), "it looks up matrices; only rows of a table are stored in blocks", node
+    for node, why in others(model):
+        yield str(node.name), why, node
     before = before_heads(model)[1] if ROTATED in model.metadata_props else set()
     for name, own, tables in found.values():
         matrix = Matrix(tuple(own), tuple(tables))
@@ -149,8 +151,8 @@ def refusal(matrix: Matrix, facts: Inference) -> str | None:
             return f"{others[0].op_type} shares the weight"
     if matrix.dtype not in _STORED:
         return "its weight is not float32 or float16"
-    if not matrix.parameter.finite:
-        return "its weight holds NaN or infinity"
+    if (reason := unusable(matrix.parameter)) is not None:
+        return reason
     for layer in matrix.linears:
         if layer.read_only is not None:
             return layer.read_only

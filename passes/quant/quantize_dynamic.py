@@ -17,7 +17,7 @@ from burnish.passes import balance, catalog, dynamic_integers, dynamic_lstm, gri
 from burnish.passes.base import Outcome
 from burnish.passes.factors import found
 from burnish.passes.grids import Grid
-from burnish.passes.layers import Layer, layers
+from burnish.passes.layers import Layer, layers, others
 from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.reservoirs import Several
 from burnish.passes.sites import Site
@@ -107,6 +107,8 @@ class QuantizeDynamic(LossyPass):
     def _edits(self, model: oir.Model, outcome: Outcome, factors: Mapping[oir.Value, np.ndarray]) -> Iterator[Edit]:
         """An edit for each layer, in the order of the nodes; layers that multiply one weight are one."""
         found = {id(layer.node): (name, layer) for name, layer in layers(model).items()}
+        for node, why in others(model):
+            outcome.skip(node, why)
         done: set[str] = set()
         for node in walk(model):
             name, layer = found.get(id(node), (str(node.name), None))

@@ -16,6 +16,7 @@ from burnish.passes import catalog, equalization
 from burnish.passes.base import Outcome
 from burnish.passes.equalization import Group, Plan, Seen, Source, Sources
 from burnish.passes.kernels_of_integers import Blocks, EachRun, Kernel
+from burnish.passes.layers import others
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
 from burnish.passes.weight_sites import LEAST_BLOCK
 
@@ -83,6 +84,8 @@ class QuantizeFptq(LossyPass):
         found, left = equalization.groups(model)
         for layer, reason in left:
             outcome.skip(layer.node, reason)
+        for node, reason in others(model):
+            outcome.skip(node, reason)
         for group in found:
             for name, layer in list(group.layers.items()):
                 why = next((why for one in kernels if (why := one.refusal(model, layer)) is not None), None)

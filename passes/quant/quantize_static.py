@@ -17,7 +17,7 @@ from burnish.passes.base import Outcome
 from burnish.passes.calibration import Known, best, mean_of, observed
 from burnish.passes.grids import Grid, Scales
 from burnish.passes.integer_flow import flow
-from burnish.passes.layers import Layer, layers
+from burnish.passes.layers import Layer, layers, others
 from burnish.passes.lossy import Context, Edit, LossyPass
 from burnish.passes.moments import moments
 from burnish.passes.weight_rounding import clip_of
@@ -102,6 +102,8 @@ class QuantizeStatic(LossyPass):
                 found[name] = layer
             else:
                 outcome.skip(layer.node, reason)
+        for node, why in others(model):
+            outcome.skip(node, why)
         for node in walk(model, "LSTM", "GRU", "RNN"):
             outcome.skip(node, "no runtime computes it on integers with fixed scales; `quantize-dynamic` has a kernel")
         methods: tuple[ranges.Method, ...] = _BEST if self.calibration == "best" else (self.calibration,)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from burnish.ir.errors import InputError
 from burnish.ir.packing import pack, unpack
-from burnish.passes.grids import Grid, Scales, dequantize, fit, quantize
+from burnish.passes.grids import Grid, Scales, dequantize, fit, quantize, too_small
 
 GRIDS = [Grid(*one) for one in itertools.product((2, 3, 4, 8), (True, False), (True, False))]
 PLACES = [(None, None), (0, None), (1, None), (-1, None), (0, 16), (1, 32), (-1, 7), (1, 64)]
@@ -92,8 +92,10 @@ def test_scales_are_shaped_as_onnx_wants_them() -> None:
 
 
 def test_numbers_too_small_or_not_finite() -> None:
-    small = fit(np.full((2, 4), 1e-44), Grid(8), 0)
-    assert (small.scale == 1).all()
+    small = fit(np.array([[1e-44] * 4, [0.0] * 4]), Grid(8), 0)
+    assert (small.scale == np.finfo(np.float32).tiny).all()
+    assert too_small(np.full(3, 1e-38, np.float32)) and too_small(np.full(3, 4e-4, np.float16))
+    assert not too_small(np.zeros(3, np.float32)) and not too_small(np.full(3, 1e-36, np.float32))
     with pytest.raises(InputError, match="not finite"):
         fit(np.array([1.0, np.nan]), Grid(8))
     assert quantize(np.zeros((0, 4)), fit(np.zeros((0, 4)), Grid(8))).shape == (0, 4)

@@ -24,6 +24,7 @@ from burnish.passes.base import Outcome
 from burnish.passes.lossy import LossyPass
 from burnish.passes.pipeline import constant_bytes
 from burnish.tools import cli
+from burnish.tools.lossy_context import context_for
 
 LINEAR = [name for name in KINDS if "Conv" not in name and "vector" not in name and "Gemm transposed" != name]
 TIED = """g (int64[N, S] ids) => (float[N, S, 90] y) <float[90, 64] w, float[64, 64] u> {
@@ -177,6 +178,32 @@ def test_weights_that_are_not_finite_stay(convolutions: bool) -> None:
     one = catalog.make("quantize-weights", {"bits": 8, "convolutions": convolutions})
     assert isinstance(one, LossyPass) and not one.asked(model, outcome)
     assert [skip.reason for skip in outcome.skipped] == ["its weight holds NaN or infinity"]
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_weights_that_no_scale_is_small_enough_for_stay(convolutions: bool) -> None:
+    model = model_of(KINDS["Conv" if convolutions else "MatMul and Add"])
+    for value in model.graph.initializers.values():
+        value.const_value = oir.tensor((value.const_value.numpy() * 1e-39).astype(np.float32))  # type: ignore[union-attr]
+    outcome = Outcome("quantize-weights")
+    one = catalog.make("quantize-weights", {"bits": 8, "convolutions": convolutions})
+    assert isinstance(one, LossyPass) and not one.asked(model, outcome)
+    wanted = "the numbers of its weight are smaller than scales of float can be"
+    assert [skip.reason for skip in outcome.skipped] == [wanted]
+
+
+STACK = "g (float[3, 5, 32] x) => (float[3, 5, 64] y) <float[3, 32, 64] w> { y = MatMul (x, w) }"
+LEFT = "g (float[N, 32, 5] x) => (float[N, 64, 5] y) <float[64, 32] w> { y = MatMul (w, x) }"
+
+
+@pytest.mark.parametrize(("source", "why"), [(STACK, "a stack of 3 matrices"), (LEFT, "stands on the left")])
+@pytest.mark.parametrize("name", ["quantize-weights", "quantize-dynamic", "quantize-static", "quantize-fptq"])
+def test_products_that_no_kernel_takes_are_said(source: str, why: str, name: str) -> None:
+    model, outcome = model_of(source), Outcome(name)
+    one = catalog.make(name, {})
+    assert isinstance(one, LossyPass)
+    assert not one.propose(model, context_for(model, samples_of(model)), outcome)
+    assert [why in skip.reason for skip in outcome.skipped] == [True]
 
 
 def test_savings_are_what_the_file_shrinks_by(tmp_path: Path) -> None:
