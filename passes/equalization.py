@@ -21,7 +21,7 @@ from burnish.ir.views.norm import Norm, norms
 from burnish.ir.views.parameter import fits, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import dynamic_integers, scaling, weight_sites
-from burnish.passes.layers import Layer, layers, portions
+from burnish.passes.layers import STATISTICS, Layer, layers, portions
 from burnish.passes.lossy import Context, Savings
 from burnish.passes.reducers import Range
 from burnish.passes.reservoirs import Reservoir, Several
@@ -129,8 +129,13 @@ def grouped(members: Mapping[str, Linear]) -> list[Group]:
     return [Group(value, group) for value, group in found.items()]
 
 
-def observed(model: oir.Model, found: Sequence[Group], context: Context) -> Iterator[tuple[Group, Seen | str]]:
-    """What samples show of what groups read, padding left out; or why it cannot be told, in plain words."""
+def observed(
+    model: oir.Model, found: Sequence[Group], context: Context, limit: int = STATISTICS
+) -> Iterator[tuple[Group, Seen | str]]:
+    """What samples show of what groups read, padding left out; or why it cannot be told, in plain words.
+
+    No more than `limit` bytes of statistics are held at once, and of activations.
+    """
     named = {str(group.value.name): group for group in found}
     keeps = context.keeps(model, {name: (group.value, -1) for name, group in named.items()})
     wanted: dict[str, Several] = {}
@@ -140,10 +145,12 @@ def observed(model: oir.Model, found: Sequence[Group], context: Context) -> Iter
         else:
             wanted[name] = Several((Range(axis=-1), Reservoir(count=_ROWS)))
     members: dict[str, Layer] = {name: next(iter(group.layers.values())) for name, group in named.items()}
-    observer = context.observe(model) if wanted else None
-    for part in portions(members, wanted) if observer is not None else ():
+    if not wanted:
+        return
+    observer = context.observe(model)
+    for part in portions(members, wanted, limit):
         sites = {name: Site(named[name].value, None if isinstance(keep := keeps[name], str) else keep) for name in part}
-        for name, one in observer.observe(sites, part, context.samples).items() if observer is not None else ():
+        for name, one in observer.observe(sites, part, context.samples, limit=limit).items():
             assert isinstance(one, Several)
             span, rows = one.parts
             assert isinstance(span, Range) and isinstance(rows, Reservoir)
@@ -153,8 +160,7 @@ def observed(model: oir.Model, found: Sequence[Group], context: Context) -> Iter
                 yield named[name], "what it reads holds NaN or infinity"
             else:
                 yield named[name], Seen(span.absmax, rows.sample)
-    if observer is not None:
-        observer.close()
+    observer.close()
 
 
 def joined(plans: Sequence[Plan]) -> list[list[Plan]]:

@@ -108,12 +108,13 @@ def gram_of(layer: Layer, *, patches: bool = True, exact: bool = False) -> Gram:
     )
 
 
-def portions(found: Mapping[str, Layer], wanted: Mapping[str, R]) -> Iterator[dict[str, R]]:
-    """The reducers of layers in groups that hold no more than `STATISTICS` bytes, layers of one input together.
+def portions(found: Mapping[str, Layer], wanted: Mapping[str, R], limit: int = STATISTICS) -> Iterator[dict[str, R]]:
+    """The reducers of layers in groups that hold no more than `limit` bytes, layers of one input together.
 
     Args:
         found: layers by name, in order.
         wanted: what is to see the input of some of them; one that needs more is alone.
+        limit: bytes.
     """
     part: dict[str, R] = {}
     held = 0
@@ -122,7 +123,7 @@ def portions(found: Mapping[str, Layer], wanted: Mapping[str, R]) -> Iterator[di
         layer = found[name]
         key = (id(layer.input), reducer.options)
         size = reducer.nbytes(_row_shape(layer, reducer))
-        if part and held + (0 if key in seen else size) > STATISTICS:
+        if part and held + (0 if key in seen else size) > limit:
             yield part
             part, held, seen = {}, 0, set()
         held += 0 if key in seen else size

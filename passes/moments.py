@@ -9,23 +9,28 @@ import onnx_ir as oir
 
 from burnish.passes.factors import steadied
 from burnish.passes.gram import Gram
-from burnish.passes.layers import Layer, gram_of, portions, unobservable
+from burnish.passes.layers import STATISTICS, Layer, gram_of, portions, unobservable
 from burnish.passes.lossy import Context
 from burnish.passes.rank import by_group, features_of
 from burnish.passes.sites import Site
 
 
 def moments(
-    model: oir.Model, groups: Mapping[str, Sequence[Layer]], context: Context, centred: Container[str] = ()
+    model: oir.Model,
+    groups: Mapping[str, Sequence[Layer]],
+    context: Context,
+    limit: int = STATISTICS,
+    centred: Container[str] = (),
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """The moment of the rows that the layers of each group read, all of them together, or why there is none.
 
-    What is held at once is bounded by `burnish.passes.layers.STATISTICS`. Each group comes once, when it is done.
+    Each group comes once, when it is done.
 
     Args:
         model: the model.
         groups: layers with one weight, by name.
         context: samples, and what observes.
+        limit: bytes of statistics that are held at once, and of activations.
         centred: groups whose moment is that about the mean.
 
     Returns:
@@ -56,9 +61,11 @@ def moments(
     whole: dict[str, Gram] = {}
     left = {name: sum(owner[key] == name for key in wanted) for name in groups}
     observer = context.observe(model)
-    for part in portions(layers, wanted):
+    for part in portions(layers, wanted, limit):
         sites = {key: Site(layers[key].input, keep) for key in part if not isinstance(keep := keeps[key], str)}
-        for key, found in observer.observe(sites, part, context.samples).items():
+        seen = observer.observe(sites, part, context.samples, limit=limit)
+        for key in list(seen):
+            found = seen.pop(key)
             assert isinstance(found, Gram)
             name = owner[key]
             left[name] -= 1

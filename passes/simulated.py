@@ -9,7 +9,7 @@ runs, on a grid with a zero point for each token (and for each head of keys and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from burnish.ir.inference import Inference
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.projection import Projection
 from burnish.ir.views.stream import Stream, streams
 from burnish.passes import grids, online
 from burnish.passes.weight_sites import before_heads
@@ -84,22 +85,15 @@ def simulate(model: oir.Model, bits: Bits, *, hadamard: bool = False, rounded: R
     facts = Inference(model)
     attention = [one for one in attention_layers(model, facts) if isinstance(one, AttentionLayer)]
     layers = quantized(model)
-    keys = {one.anchor: _keys(one) for one in attention}
+    keys = {one.anchor: one.key_rotary.y for one in attention if one.key_rotary is not None}
     if hadamard:
         keys |= _put_hadamards(model, facts, attention)
     made = TokenRounding(model)
-    if bits.cache:
-        for one in attention:
-            value = one.value.output if one.value is not None and not one.packed else None
-            key = keys[one.anchor]
-            if value is None or key is None:
-                raise InputError(
-                    "the keys or values of an attention are not found",
-                    place=str(one.anchor.name),
-                    hint="leave the cache its bits: 0 for `cache`",
-                )
+    for one in attention if bits.cache else ():
+        if (key := keys.get(one.anchor)) is not None:
             made.round(key, bits.cache, bits.cache_range)
-            made.round(value, bits.cache, bits.cache_range, one.value_size)
+        for projected, size, columns in _projected(one, one.projections[1 if key is None else 2 : 3]):
+            made.round(projected, bits.cache, bits.cache_range, size, columns=columns)
     found = [layer for node in layers if (layer := find_linear(node)) is not None]
     if bits.activations:
         for value in dict.fromkeys(layer.input for layer in found):
@@ -153,10 +147,28 @@ def _is_rotation(layer: Linear) -> bool:
     return bool(np.abs(weight @ weight.T - np.eye(len(weight))).max() < 1e-5)
 
 
-def _keys(layer: AttentionLayer) -> oir.Value | None:
-    if layer.key_rotary is not None:
-        return layer.key_rotary.y
-    return layer.key.output if layer.key is not None and not layer.packed else None
+def _projected(
+    layer: AttentionLayer, parts: Sequence[Projection | None]
+) -> Iterator[tuple[oir.Value, int, np.ndarray | None]]:
+    """What matrices compute keys or values of an attention, the size of a head there, and which columns are theirs.
+
+    Booleans [out]; None where all are.
+    """
+    joined: dict[tuple[oir.Value, int], np.ndarray] = {}
+    for one in parts:
+        linear = None if one is None or one.biases else one.linear
+        places = np.zeros((1, 0), int) if one is None else one.places.reshape(one.heads, one.size)
+        whole = places.size and not (places[:, 0] % places.shape[1]).any() and (np.diff(places) == 1).all()
+        if one is None or linear is None or not whole or linear.out_features % one.size:
+            raise InputError(
+                "keys or values of an attention are not found, head beside head",
+                place=str(layer.anchor.name),
+                hint="leave the cache its bits: 0 for `cache`",
+            )
+        columns = joined.setdefault((linear.output, one.size), np.zeros(linear.out_features, bool))
+        columns[places] = True
+    for (value, size), columns in joined.items():
+        yield value, size, None if columns.all() else columns
 
 
 class TokenRounding:
@@ -173,10 +185,11 @@ class TokenRounding:
         share: float,
         size: int | None = None,
         readers: list[oir.Node] | None = None,
+        columns: np.ndarray | None = None,
     ) -> None:
         """Let readers of a value (all of them, unless they are given) read it rounded, row by row of its last axis.
 
-        `size` splits the last axis into rows of so many elements.
+        `size` splits the last axis into rows of so many elements; of `columns`, only those are rounded that are True.
         """
         maker = value.producer()
         assert value.shape is not None
@@ -207,6 +220,8 @@ class TokenRounding:
         y = add("Mul", add("Add", kept, offset), step)
         if size is not None:
             y = add("Reshape", y, self._sizes([*lead, last if isinstance(last, int) else -1]))
+        if columns is not None:
+            y = add("Where", edit.add_constant(self.model, "rounded", columns), y, value)
         same_shape(nodes[-1], value)
         edit.insert_behind(value, nodes)
         for node, index in uses:

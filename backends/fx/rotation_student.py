@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from burnish.ir import edit
 from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.norm import norms
-from burnish.ir.views.parameter import same_shape
+from burnish.ir.views.parameter import Parameter, same_shape
 from burnish.ir.views.projection import Projection
 from burnish.passes import learned, online, scaling, simulated, turning
 from burnish.passes.simulated import Bits
@@ -76,6 +76,7 @@ class Student:
         module: of the graph.
         pieces: the layers with few bits.
         turn_paths, back_paths: the parameters that hold the rotation of the stream and its transpose.
+        constants: other constants of the stream, with what makes them.
         gain_paths: those that hold the gains of norms.
         bits: of weights; 0 for all.
     """
@@ -84,6 +85,7 @@ class Student:
     pieces: list[Piece]
     turn_paths: list[str]
     back_paths: list[str]
+    constants: dict[str, Callable[[Space], Tensor]]
     gain_paths: list[str]
     bits: int
 
@@ -110,6 +112,7 @@ class Student:
         """Paths of parameters, and what makes them of rotations and scales."""
         yield self.turn_paths, lambda space: [space.turn] * len(self.turn_paths)
         yield self.back_paths, lambda space: [space.turn.T] * len(self.back_paths)
+        yield list(self.constants), lambda space: [make(space) for make in self.constants.values()]
         yield self.gain_paths, lambda space: [torch.exp(-logs) for logs in space.norm_logs]
         for piece in self.pieces:
             paths = [piece.path] if piece.bias_path is None else [piece.path, piece.bias_path]
@@ -126,6 +129,28 @@ class Student:
             weight = rounded(weight, self.bits)
         stored = (weight if piece.transposed else weight.T).reshape(piece.shape)
         return [stored] if bias is None or piece.bias_path is None else [stored, bias]
+
+
+@dataclass
+class _Ends:
+    """What a rotation does at the ends of a stream that keep their bits, by names of initializers.
+
+    Attributes:
+        behind, before: those that hold the rotation, and its transpose.
+        turned: constants with what makes them of their own numbers.
+    """
+
+    behind: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    turned: dict[str, Callable[[Space], Tensor]] = field(default_factory=dict)
+
+    def add(self, parameter: Parameter, axis: int, node: oir.Node) -> None:
+        """A constant with the features of the stream along an axis."""
+        name = str(parameter.source.name)
+        if parameter.steps or name in self.turned:
+            raise InputError("a constant of the residual stream is not stored as it is read", place=str(node.name))
+        own = torch.from_numpy(parameter.read().copy()).float().movedim(axis, -1)
+        self.turned[name] = lambda space: (own @ space.turn).movedim(-1, axis)
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -147,7 +172,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
         scaling.scale_norm(graph, norm, np.zeros(learned.stream_of(graph).width))
     few = simulated.quantized(graph)
     steps: dict[oir.Node, list[Step]] = {node: [] for node in few}
-    turns = _ends(graph, steps)
+    ends = _ends(graph, steps)
     _heads(graph, steps)
     _gates(graph, steps)
     gains = _norms(graph, steps)
@@ -170,8 +195,9 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     return Student(
         module,
         pieces,
-        [paths[name] for name in turns[0]],
-        [paths[name] for name in turns[1]],
+        [paths[name] for name in ends.behind],
+        [paths[name] for name in ends.before],
+        {paths[name]: make for name, make in ends.turned.items()},
         [paths[name] for name in gains],
         bits.weights,
     )
@@ -205,25 +231,30 @@ def _piece(
     )
 
 
-def _ends(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> tuple[list[str], list[str]]:
+def _ends(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> _Ends:
     """Let the ends of the stream that are no layers with few bits be followed or led by its rotation."""
     stream = learned.stream_of(graph)
+    ends = _Ends()
     for reader in stream.readers:
         if reader.linear.node in steps:
             steps[reader.linear.node].append(lambda w, b, s: (w @ s.turn, b))
-    turned, back = [], []
     eye, dtype = np.eye(stream.width), oir.DataType.FLOAT
     for writer in stream.writers:
         if writer.node in steps:
             steps[writer.node].append(lambda w, b, s: (s.turn.T @ w, None if b is None else b @ s.turn))
         elif isinstance(writer, Linear):
-            turned.append(_behind(graph, writer.output, eye, dtype))
+            ends.behind.append(_behind(graph, writer.output, eye, dtype))
         else:
-            raise InputError("a convolution writes the residual stream", place=str(writer.node.name))
+            for parameter in (writer.parameter, writer.bias_parameter):
+                if parameter is not None:
+                    ends.add(parameter, 0, writer.node)
     for one in stream.constants:
-        if one.axis != -1 or one.node.op_type != "Gather":
-            raise InputError("a constant is added to the residual stream", place=str(one.node.name))
-        turned.append(_behind(graph, one.node.outputs[0], eye, dtype))
+        if one.axis == -1 and one.node.op_type == "Gather":
+            ends.behind.append(_behind(graph, one.node.outputs[0], eye, dtype))
+        elif one.axis is None:
+            raise InputError("a number is added to all of the residual stream", place=str(one.node.name))
+        else:
+            ends.add(one.parameter, one.axis, one.node)
     for reader in stream.readers:
         if reader.linear.node not in steps:
             node = reader.linear.node
@@ -231,8 +262,8 @@ def _ends(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> tuple[list[str
             product = edit.make("MatMul", [node.inputs[0], stored], like=node)
             edit.insert_before(node, [product])
             node.replace_input_with(0, same_shape(product, node.inputs[0]))  # type: ignore[arg-type]
-            back.append(str(stored.name))
-    return turned, back
+            ends.before.append(str(stored.name))
+    return ends
 
 
 def _behind(graph: oir.Model, value: oir.Value, matrix: np.ndarray, dtype: oir.DataType) -> str:

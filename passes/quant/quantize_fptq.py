@@ -50,6 +50,7 @@ class QuantizeFptq(LossyPass):
         block: how many weights of an output share a scale in 4 bits, at most: a power of two from 16 on. It is halved,
             down to 32, until it divides the inputs.
         rounding: of weights in 4 bits, as in `quantize-weights`.
+        memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
     route: Literal["error", "thresholds"] = "error"
@@ -58,6 +59,7 @@ class QuantizeFptq(LossyPass):
     lowering: Literal["int4", "int8", "both"] = "int4"
     block: int = 128
     rounding: _ROUNDINGS = "mse"
+    memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
 
@@ -68,6 +70,8 @@ class QuantizeFptq(LossyPass):
             )
         if not 0 <= self.v0 <= self.v1:
             raise InputError(f"`v0` is {self.v0} and `v1` {self.v1}", place=_PLACE, hint="give 0 <= v0 <= v1")
+        if self.memory < 1:
+            raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
     @property
     def decided(self) -> bool:
@@ -94,7 +98,8 @@ class QuantizeFptq(LossyPass):
                     del group.layers[name]
         sources = Sources(model)
         plans: dict[Kernel, dict[Group, Plan]] = {kernel: {} for kernel in kernels}
-        for group, seen in equalization.observed(model, [one for one in found if one.layers], context):
+        wanted = [one for one in found if one.layers]
+        for group, seen in equalization.observed(model, wanted, context, self.memory << 20):
             if isinstance(seen, str):
                 for layer in group.layers.values():
                     outcome.skip(layer.node, seen)

@@ -143,7 +143,8 @@ class QuantizeStatic(LossyPass):
         if self.rounding != "gptq":
             return made
         centred = {name for name, layer in found.items() if self._corrected(layer)}
-        for name, moment in moments(model, {name: [layer] for name, layer in found.items()}, context, centred):
+        groups = {name: [layer] for name, layer in found.items()}
+        for name, moment in moments(model, groups, context, self.memory << 20, centred):
             if isinstance(moment, str):
                 continue
             layer = found[name]

@@ -24,6 +24,7 @@ from burnish.passes.packed_layers import Form
 from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of, of_tied, rounded
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, found_again, matrices
 
+_PLACE = "quantize-weights"
 _GRID = (8, 4, 2)
 
 
@@ -44,6 +45,7 @@ class QuantizeWeights(LossyPass):
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
         convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq`
             rounds them for their patches; transposed ones by `mse`.
+        memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
     bits: int = 0
@@ -53,6 +55,7 @@ class QuantizeWeights(LossyPass):
     rounding: Rounding = "mse"
     embeddings: bool = True
     convolutions: bool = False
+    memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
 
@@ -64,11 +67,12 @@ class QuantizeWeights(LossyPass):
                 hint="ONNX has no type and ONNX Runtime no kernel for them; 4 bits take the bytes that 3 in 4 would",
             )
         if self.bits not in (0, *_GRID):
-            raise InputError(f"`bits` is {self.bits}", place="quantize-weights", hint="give 8, 4, 2, or 0 for a search")
+            raise InputError(f"`bits` is {self.bits}", place=_PLACE, hint="give 8, 4, 2, or 0 for a search")
         if self.block < LEAST_BLOCK or self.block & (self.block - 1):
-            raise InputError(
-                f"`block` is {self.block}", place="quantize-weights", hint=f"give a power of two from {LEAST_BLOCK} on"
-            )
+            hint = f"give a power of two from {LEAST_BLOCK} on"
+            raise InputError(f"`block` is {self.block}", place=_PLACE, hint=hint)
+        if self.memory < 1:
+            raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
     @property
     def decided(self) -> bool:
@@ -98,7 +102,7 @@ class QuantizeWeights(LossyPass):
         plain = {name: one for name, one in found.items() if name not in measured}
         others = {name: one for name, one in images.items() if name not in measured}
         edits = self._plain(model, plain, others, outcome)
-        for name, moment in moments(model, measured, context):
+        for name, moment in moments(model, measured, context, self.memory << 20):
             if isinstance(moment, str):
                 outcome.skip(measured[name][0].node, moment)
             elif name in found:

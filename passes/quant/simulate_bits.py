@@ -41,6 +41,7 @@ class SimulateBits(LossyPass):
         cache_clip: likewise for a head of keys and values.
         hadamard: multiply by Hadamard matrices what the last layer of each MLP reads, and queries and keys behind their
             rotary embedding, as `rotate-residual{online=true}` does.
+        memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
     weights: int = 4
@@ -50,6 +51,7 @@ class SimulateBits(LossyPass):
     clip: float = 1.0
     cache_clip: float = 1.0
     hadamard: bool = True
+    memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
 
@@ -60,6 +62,8 @@ class SimulateBits(LossyPass):
         for name in ("clip", "cache_clip"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place=_PLACE, hint="give more than 0, at most 1")
+        if self.memory < 1:
+            raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
         if not (self.weights or self.activations or self.cache):
             raise InputError("nothing has few bits", place=_PLACE, hint="give weights, activations or a cache some")
 
@@ -94,7 +98,8 @@ class SimulateBits(LossyPass):
             simulated.put_hadamards(copy)
         found = {str(node.name): layer for node in simulated.quantized(copy) if (layer := find_linear(node))}
         payload: dict[str, np.ndarray] = {}
-        for name, moment in moments(copy, {name: [layer] for name, layer in found.items()}, context):
+        groups = {name: [layer] for name, layer in found.items()}
+        for name, moment in moments(copy, groups, context, self.memory << 20):
             if isinstance(moment, str):
                 raise InputError(
                     moment, place=f"layer `{name}`", hint="leave out what it reads, or give `rounding=mse`"

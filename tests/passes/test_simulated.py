@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as oir
 from laws import OrtRunner
@@ -13,6 +15,7 @@ from burnish.passes import catalog, scaling, simulated
 from burnish.passes.base import Outcome
 from burnish.passes.simulated import Bits
 
+DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
 IDS = np.random.default_rng(0).integers(0, WORDS, (8, 12))
 
 
@@ -68,3 +71,23 @@ def test_a_channel_that_stands_out_is_borne_behind_a_rotation() -> None:
     assert nothing > 1.5 * random, (nothing, random, ours)
     assert ours < 1.1 * random, (nothing, random, ours)
     assert error(model, "rotate-residual", Bits(0, 0, 0)) < 1e-4
+
+
+def test_keys_and_values_of_one_matrix_are_rounded_and_queries_are_not() -> None:
+    from burnish.frontends import onnx_file
+    from burnish.passes.pipeline import Pipeline
+    from burnish.passes.recipes import NORMAL_FORM
+
+    model = Pipeline(NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
+    packed = next(layer for layer in linears(model) if layer.out_features == 3 * layer.in_features)
+    before, value = model.clone(), packed.output
+    simulated.simulate(model, Bits(0, 0, 2))
+    (chosen,) = (node for node in model.graph if node.op_type == "Where" and value in node.inputs)
+    before.graph.outputs.append(next(v for node in before.graph for v in node.outputs if v.name == value.name))
+    model.graph.outputs.append(chosen.outputs[0])
+    image = np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
+    (*_, exact), (*_, few) = (OrtRunner(one, optimize=False).run({"image": image}).values() for one in (before, model))
+    width = packed.in_features
+    assert np.array_equal(exact[..., :width], few[..., :width])
+    heads = few[..., width:].reshape(-1, width // 4)
+    assert np.abs(exact - few).max() > 0.01 and all(len(np.unique(row)) <= 4 for row in heads)

@@ -80,6 +80,17 @@ def test_few_bits_everywhere_are_simulated_and_said_to_be(
     assert not list(own_cache.glob("rotations/*/*")), "checkpoints go when the model is written"
 
 
+def test_a_vision_transformer_takes_few_bits(tmp_path: Path) -> None:
+    with np.load(DEMO / "digits.npz") as held:
+        np.savez(tmp_path / "digits.npz", image=held["image"][:120], labels=held["label"][:120])
+    for passes in (["rotate-residual", "quantize-weights{bits=4;rounding=gptq}"], [QUICK, "simulate-bits"]):
+        result = burnish.optimize(
+            DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=passes, data=tmp_path / "digits.npz", guard=["size"]
+        )
+        assert report.as_dict(result)["lossy"]["result"]["metric"] > 0.95
+        assert result.model.metadata_props["burnish.rotated"]
+
+
 def test_learned_rotations_alone_change_nothing_that_is_computed(tmp_path: Path) -> None:
     result = burnish.optimize(saved(tmp_path), tmp_path / "out.onnx", passes=[QUICK], data=texts(tmp_path))
     assert sum(step.outcome.rewritten for step in result.steps if step.outcome.name == "learn-rotations") == 1

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import onnx_ir as oir
 import pytest
 from laws import check_same_outputs
 from small_llama import WORDS, decoder
 
 from burnish.backends.fx.rotation import LearnOptions, compared, learn
 from burnish.backends.fx.rotation_student import make_student
+from burnish.frontends import onnx_file
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import learned, simulated
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.recipes import NORMAL_FORM
 from burnish.passes.simulated import Bits
 
 torch = pytest.importorskip("torch")
+DEMO = Path(__file__).resolve().parents[3] / "tools" / "demo"
 
 
 def samples(count: int, seed: int = 0) -> list[Sample]:
@@ -36,12 +44,17 @@ def test_learning_lowers_the_loss_and_what_is_learned_merges_exactly() -> None:
     check_same_outputs(model, merged)
 
 
-@pytest.mark.parametrize("hadamard", [True, False])
-def test_the_student_computes_what_the_merged_model_does(hadamard: bool) -> None:
+def vit() -> oir.Model:
+    """A convolution and positions write its stream, and one matrix makes queries, keys and values."""
+    return Pipeline(NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
+
+
+@pytest.mark.parametrize(("network", "hadamard"), [(decoder, True), (decoder, False), (vit, False)])
+def test_the_student_computes_what_the_merged_model_does(network: Callable[[], oir.Model], hadamard: bool) -> None:
     from burnish.backends.fx.rotation import _space
     from burnish.backends.ort.session import executor
 
-    model, bits = decoder(), Bits(0, 0, 0)
+    model, bits = network(), Bits(0, 0, 0)
     found, random = learned.initial(model, 1), np.random.default_rng(0)
     for all_of_them in (found.norm_logs, found.value_logs, found.gated_logs):
         for logs in all_of_them:
@@ -50,10 +63,12 @@ def test_the_student_computes_what_the_merged_model_does(hadamard: bool) -> None
         if scores is not None:
             scores += np.tile(0.3 * random.standard_normal((len(scores), scores.shape[1] // 2)), 2)
     student = make_student(model, bits, hadamard=hadamard)
-    (sample,) = samples(1)
+    (sample,) = (
+        samples(1) if network is decoder else [Sample("noise", {"image": random.random((2, 1, 8, 8), np.float32)})]
+    )
     with torch.no_grad():
         scores = torch.func.functional_call(
-            student.module, student.weights(_space(found)), (torch.from_numpy(sample.feeds["ids"]),)
+            student.module, student.weights(_space(found)), tuple(torch.from_numpy(x) for x in sample.feeds.values())
         )[0]
     merged = model.clone()
     learned.merge(merged, found)
