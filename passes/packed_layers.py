@@ -21,20 +21,13 @@ from burnish.ir.packing import pack
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import same_shape
 from burnish.ir.walk import is_op
+from burnish.passes import qdq
 from burnish.passes.grids import Grid, Scales
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, Table
 
 CONTRIB = "com.microsoft"
 Form = Literal["matmul-nbits", "dequantize"]
 
-_TYPES = {
-    (2, True): oir.DataType.INT2,
-    (2, False): oir.DataType.UINT2,
-    (4, True): oir.DataType.INT4,
-    (4, False): oir.DataType.UINT4,
-    (8, True): oir.DataType.INT8,
-    (8, False): oir.DataType.UINT8,
-}
 OPSETS = {2: 25, 4: 21, 8: 21}
 """The first opset whose DequantizeLinear takes blocks of so many bits."""
 
@@ -156,28 +149,14 @@ def _dequantized(
     model: oir.Model, matrix: Matrix, stem: str, levels: np.ndarray, scales: Scales
 ) -> dict[oir.Graph, oir.Value]:
     """The numbers [in, out] behind a DequantizeLinear, in each graph that multiplies by them."""
-    kind = _TYPES[scales.grid.bits, scales.grid.signed]
-
-    def constant(name: str, array: np.ndarray) -> oir.Value:
-        stored = np.ascontiguousarray(array.T).astype(kind.numpy())
-        return edit.add_constant(model, name, oir.Tensor(stored, dtype=kind))
-
-    inputs = [
-        constant(f"{stem}_{scales.grid.bits}bit", levels),
-        edit.add_constant(model, f"{stem}_scale", np.ascontiguousarray(scales.scale.T)),
-        None if scales.grid.symmetric else constant(f"{stem}_zero_point", scales.zero_point),
-    ]
+    turned = Scales(scales.grid, scales.scale.T.copy(), scales.zero_point.T.copy(), 0, scales.block)
+    constants = qdq.weight_constants(model, stem, levels.T, turned, zero_point=not scales.grid.symmetric)
     found: dict[oir.Graph, oir.Value] = {}
     for layer in matrix.linears:
         graph = layer.node.graph
         assert isinstance(graph, oir.Graph)
-        if graph in found:
-            continue
-        node = edit.make("DequantizeLinear", inputs, {"axis": 0, "block_size": scales.block}, like=layer.node)
-        node.outputs[0].type = oir.TensorType(oir.DataType.from_numpy(scales.scale.dtype))
-        node.outputs[0].shape = oir.Shape(levels.T.shape)
-        edit.insert_before(layer.node, [node])
-        found[graph] = node.outputs[0]
+        if graph not in found:
+            found[graph] = qdq.dequantized(layer.node, constants, levels.T.shape, turned)
     return found
 
 

@@ -6,7 +6,7 @@ QuantizeLinear as one on integers; where they do not, the two nodes compute what
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as oir
@@ -18,7 +18,12 @@ from burnish.passes.grids import Grid, Scales
 BIAS = Grid(32)
 """The integers of a bias: those that products of 8 bits are added up in."""
 
-_PACKED = {(4, True): oir.DataType.INT4, (4, False): oir.DataType.UINT4}
+_PACKED = {
+    (2, True): oir.DataType.INT2,
+    (2, False): oir.DataType.UINT2,
+    (4, True): oir.DataType.INT4,
+    (4, False): oir.DataType.UINT4,
+}
 
 
 def least_opset(scales: Scales) -> int:
@@ -129,19 +134,33 @@ def put_weight(model: oir.Model, node: oir.Node, index: int, levels: np.ndarray,
     """
     old = match.input_of(node, index)
     stem = (old.name if old is not None else None) or "weight"
+    constants = weight_constants(model, stem, levels, scales)
+    value = dequantized(node, constants, levels.shape, scales)
+    edit.set_input(node, index, value)
+    return value
+
+
+def weight_constants(
+    model: oir.Model, stem: str, levels: np.ndarray, scales: Scales, *, zero_point: bool = True
+) -> list[oir.Value]:
+    """What a DequantizeLinear of a weight reads: integers, scales and, unless they are left out, zero points."""
     dtype = _stored_type(scales)
     stored = oir.tensor(np.asarray(levels, order="C").astype(dtype.numpy()), dtype=dtype)
     constant = edit.add_constant(model, f"{stem}_quantized", stored)
+    return [constant, *_constants(model, stem, scales, zero_point)]
+
+
+def dequantized(node: oir.Node, constants: Sequence[oir.Value], shape: tuple[int, ...], scales: Scales) -> oir.Value:
+    """The numbers of `weight_constants`, computed right before a node."""
     attributes: dict[str, int] = {}
     if scales.axis is not None:
-        attributes["axis"] = scales.axis % levels.ndim
+        attributes["axis"] = scales.axis % len(shape)
     if scales.block is not None:
         attributes["block_size"] = scales.block
-    back = edit.make("DequantizeLinear", [constant, *_constants(model, stem, scales)], attributes, like=node)
+    back = edit.make("DequantizeLinear", constants, attributes, like=node)
     back.outputs[0].type = oir.TensorType(oir.DataType.from_numpy(scales.scale.dtype))
-    back.outputs[0].shape = oir.Shape(levels.shape)
+    back.outputs[0].shape = oir.Shape(shape)
     edit.insert_before(node, [back])
-    edit.set_input(node, index, back.outputs[0])
     return back.outputs[0]
 
 
@@ -175,10 +194,10 @@ def least_scales(bias: np.ndarray, input_scale: float | np.ndarray) -> np.ndarra
     return np.asarray(np.abs(bias) / (float(input_scale) * 2.0**30))
 
 
-def _constants(model: oir.Model, stem: str, scales: Scales) -> list[oir.Value]:
-    """The scale and the zero point as initializers; the zero point is always written, as some kernels ask for it."""
+def _constants(model: oir.Model, stem: str, scales: Scales, zero_point: bool = True) -> list[oir.Value]:
+    """The scale and the zero point as initializers; kernels on integers ask for a zero point though it is 0."""
     found = [edit.add_constant(model, f"{stem}_scale", np.asarray(scales.scale))]
-    if scales.grid != BIAS:
+    if zero_point and scales.grid != BIAS:
         dtype = _stored_type(scales)
         zero = oir.tensor(np.asarray(scales.zero_point).astype(dtype.numpy()), dtype=dtype)
         found.append(edit.add_constant(model, f"{stem}_zero_point", zero))
