@@ -130,7 +130,7 @@ def read(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values: oir.V
 def _standard(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values: oir.Value) -> None:
     node = layer.anchor
     if match.attribute(node, "is_causal", 0):
-        edit.set_input(node, 3, _causal(model, layer, keys))
+        edit.set_input(node, 3, causal_mask(model, layer, keys))
         node.attributes.pop("is_causal")
     query = node.inputs[0]
     if query is not None and match.rank(query) == 3:
@@ -152,7 +152,7 @@ def _flat(model: oir.Model, node: oir.Node, value: oir.Value, heads: int) -> oir
     return flat.outputs[0]
 
 
-def _causal(model: oir.Model, layer: AttentionLayer, keys: oir.Value) -> oir.Value:
+def causal_mask(model: oir.Model, layer: AttentionLayer, keys: oir.Value) -> oir.Value:
     """The mask of an operator with `is_causal`, which would count from the first key when no past is given."""
     node, mask = layer.anchor, match.input_of(layer.anchor, 3)
     query = node.inputs[0]

@@ -128,7 +128,7 @@ def _lossy(one: LossyPass, before: oir.Model, case: Case) -> tuple[str, str]:
     if not chosen:
         return "unchanged", _skips(outcome)
     after, _ = made(one, before, chosen)
-    check_sound(before, after)
+    check_sound(one, before, after)
     return "becomes", text(after, weights=False)
 
 

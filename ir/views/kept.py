@@ -6,6 +6,7 @@ queries. Of queries it is the place nearest to the linear layer at which they ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as oir
@@ -35,21 +36,26 @@ class Kept:
 
 
 def kept(trail: Trail, climber: Climber) -> Kept:
-    """The place of keys or values on their trail."""
-    store = trail.store
+    """The place of keys or values on their trail; scales on the attention's side of it stay with the attention."""
+    store, places = trail.store, [value for value, _ in trail.places]
     if store is None:
         value, axes = _reached(trail, climber, _changed(trail))
-        return Kept(value, _named(axes), trail.scale, trail.turned)
+        passed = set(places[: places.index(value)]) if value is not None else set()
+        scales = [node for node in trail.scales if not passed & set(node.outputs)]
+        return Kept(value, _named(axes), _product(scales, climber), trail.turned)
     order = {node: index for index, node in enumerate(trail.nodes)}
     start = order.get(store.node, -1)
-    factors = [scaled_by(node, climber.facts) for node in trail.scales if order[node] > start]
-    scale = 1.0
-    for factor in factors:
-        scale *= factor[1] if factor is not None else 1.0
+    scale = _product([node for node in trail.scales if order[node] > start], climber)
     turned = trail.turned
     if turned is not None and order.get(turned.nodes[0], len(order)) < start:
         turned = None
     return Kept(store.present, _named(store.axes), scale, turned, store.node not in order)
+
+
+def _product(scales: list[oir.Node], climber: Climber) -> float:
+    """What nodes that multiply by a number multiply by together."""
+    factors = [scaled_by(node, climber.facts) for node in scales]
+    return math.prod(factor[1] for factor in factors if factor is not None)
 
 
 def kept_queries(trail: Trail, climber: Climber) -> Kept:
@@ -58,14 +64,15 @@ def kept_queries(trail: Trail, climber: Climber) -> Kept:
     places = [one for one, _ in trail.places]
     near = set(places[: places.index(value)]) if value is not None else set()
     biased = {out for bias in trail.biases for out in bias.node.outputs}
-    if near & biased or (_changed(trail) - biased) - near:
+    scaled = {out for node in trail.scales for out in node.outputs} & set(places)
+    if near & biased or ((_changed(trail) | scaled) - biased) - near:
         return Kept(None, axes)
     return Kept(value, axes)
 
 
 def _changed(trail: Trail) -> set[oir.Value]:
-    """The values on the way whose numbers are not those of what they are made of."""
-    found = {out for node in (*trail.scales, *(bias.node for bias in trail.biases)) for out in node.outputs}
+    """The values on the way whose numbers are not those of what they are made of, nor a multiple of them."""
+    found = {out for bias in trail.biases for out in bias.node.outputs}
     found |= {trail.turned.y} if trail.turned is not None else set()
     found |= {trail.norm.norm.output} if trail.norm is not None else set()
     return found & {value for value, _ in trail.places}

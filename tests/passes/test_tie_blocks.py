@@ -145,7 +145,7 @@ def test_factors_of_a_layer_whose_weights_others_take_are_theirs_too(spec: str) 
     assert len(chosen) > 3
     after = lossy.apply(model, chosen, [tie, factor])[0]
     assert constant_bytes(model) - constant_bytes(after) >= sum(edit.savings.bytes for edit in chosen)
-    check_sound(model, after)
+    check_sound(tie, model, after)
     (select,) = catalog.parse("select-layers{ranges=0:1+0:1+0:1}")
     assert isinstance(select, LossyPass)
     alone = lossy.apply(model, chosen[2:], [factor])[0]
