@@ -297,7 +297,7 @@ def optimize(
         def write_aside(run: pipeline.Run) -> onnx_writer.Staged:
             stack.pop_all().close()
             for output in run.model.graph.outputs:
-                if declared[output.name] is None:
+                if declared.get(output.name, output.shape) is None:
                     output.shape = None
             onnx_metadata.strip_private(run.model)
             fired = {step.spec: step.outcome.rewritten for step in run.steps if step.outcome.rewritten}

@@ -326,7 +326,10 @@ class _Stage:
         if self.todo.heal and edits:
             found.healed = self._healed(edits)
             found.model = found.healed.model
-        found.proved_on = [replace(one, feeds=lossy.feeds(found.model, one.feeds)) for one in found.proved_on]
+        if edits and any(one.ports for one in self.todo.lossy):
+            found.proved_on = samples_for(found.model)
+        else:
+            found.proved_on = [replace(one, feeds=lossy.feeds(found.model, one.feeds)) for one in found.proved_on]
 
     def _healed(self, edits: Sequence[Edit]) -> Healed:
         """The model with these edits, trained against the original on the fitting samples; each once."""

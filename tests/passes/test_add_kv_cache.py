@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as oir
 import pytest
@@ -10,6 +12,7 @@ from golden import parse_graph, prepare
 from laws import OrtRunner
 from small_llama import decoder
 
+import burnish
 from burnish.frontends.synthesis import synthesise
 from burnish.ir.errors import InputError
 from burnish.ir.text import text
@@ -141,3 +144,14 @@ def test_what_looks_at_several_tokens_besides_attention_is_refused() -> None:
     ids = np.array([[1, 2, 3, 4, 5]])
     whole = in_pieces(found, {"ids": ids}, [], "y")
     np.testing.assert_allclose(in_pieces(found, {"ids": ids}, [2, 3], "y"), whole, atol=1e-5)
+
+
+def test_optimize_proves_what_comes_behind_on_samples_with_caches(tmp_path: Path) -> None:
+    result = burnish.optimize(
+        decoder(), tmp_path / "out.onnx", passes=["add-kv-cache", "share-kv{map=1:0}"], guard=["size"]
+    )
+    names = [str(value.name) for value in result.model.graph.inputs]
+    assert names == ["ids", "past_key_values.0.key", "past_key_values.0.value"]
+    ids = np.arange(8).reshape(2, 4)
+    whole = in_pieces(result.model, {"ids": ids}, [])
+    np.testing.assert_allclose(in_pieces(result.model, {"ids": ids}, [1, 3]), whole, atol=1e-4)
