@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers")
 import small_decoder  # noqa: E402
 
 from burnish.backends.decoding.engine import RunnerEngine  # noqa: E402
+from burnish.backends.decoding.speaking import Speech  # noqa: E402
 from burnish.tools import cli  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
@@ -53,6 +54,19 @@ def test_text_goes_to_stdout_and_figures_to_stderr(generate: Run, decoder: Path)
     assert code == 0 and len(found["ids"]) == found["tokens"] == 9 and found["ended"] == "length"
     assert found["figures"]["cache_bytes"] == 2 * 4 * 2 * (4 + 8) * 8 * 4
     assert found["prompt_tokens"] == 4
+
+
+def test_a_text_moves_no_cursor_and_is_no_command(
+    generate: Run, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(["::er", "ror::x\n", "\x1b[2J", "\N{NO-BREAK SPACE}\N{LATIN SMALL LETTER E WITH ACUTE}"])
+    monkeypatch.setattr(Speech, "add", lambda self, token: self._say(next(said), last=False))
+    wanted = ("--prompt", "Once", "--max-tokens", 4)
+    text = "::error::x\n\\x1b[2J\N{NO-BREAK SPACE}\N{LATIN SMALL LETTER E WITH ACUTE}\n"
+    assert generate(decoder, *wanted)[1] == text
+    said = iter(["::er", "ror::x\n", "\x1b[2J", "\N{NO-BREAK SPACE}\N{LATIN SMALL LETTER E WITH ACUTE}"])
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert generate(decoder, *wanted)[1] == f"\\{text}"
 
 
 @pytest.mark.parametrize("runtime", ["fx", pytest.param("tvm", marks=pytest.mark.slow)])
