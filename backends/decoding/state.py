@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +290,7 @@ class State:
 
     def _room(self, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array of this shape whose content is of no account, in memory that is used again."""
-        wanted = int(np.prod(shape)) * dtype.itemsize
+        wanted = math.prod(shape) * dtype.itemsize
         spare = self._spare[index]
         if spare is None or spare.nbytes < wanted:
             spare = np.empty(wanted + wanted // 16 + 1024, np.uint8)

@@ -253,7 +253,9 @@ def _type_of(array: np.ndarray) -> oir.DataType:
 
 def value_of(array: np.ndarray) -> onnxruntime.OrtValue:
     """An OrtValue on the memory of `array`, which has to be in C order."""
-    ort, dtype = runtime(), _type_of(array)
+    import onnxruntime as ort  # `runtime` has silenced it before there was a session
+
+    dtype = _type_of(array)
     if dtype in _NOT_NUMPY.values():
         bits = array.view(np.uint16 if dtype == oir.DataType.BFLOAT16 else np.uint8)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, dtype.value)

@@ -35,14 +35,16 @@ class OrtEngine:
         session = self._runner.session
         if session is None:
             raise InputError("the session is closed")
-        values = {id(array): value_of(array) for array in (*feeds.values(), *into.values())}
         binding = session.io_binding()
         try:
             for name, array in feeds.items():
-                binding.bind_ortvalue_input(name, values[id(array)])
+                if array.dtype.isbuiltin == 1:  # NumPy's own
+                    binding.bind_cpu_input(name, array)
+                else:
+                    binding.bind_ortvalue_input(name, value_of(array))
             for name in self._outputs:
                 if name in into:
-                    binding.bind_ortvalue_output(name, values[id(into[name])])
+                    binding.bind_ortvalue_output(name, value_of(into[name]))
                 else:
                     binding.bind_output(name, "cpu")
             session.run_with_iobinding(binding)

@@ -143,7 +143,7 @@ def _step(decoder: Decoder, engines: list[Engine], batch: int, context: int) -> 
         steps.append(partial(state.feed, ids[:, :1]))
         held = state.cache_bytes
     bound, plain = steps[1], steps[0]
-    found = timing.paired(bound, plain, rounds=24, seconds=30.0)
+    found = timing.paired(bound, plain, rounds=16, seconds=20.0)
     row = {"rows": batch, "context": context, "bytes": held, "plain": found.median_b, "bound": found.median_a}
     return row | {"ratio": found.ratio, "low": found.low, "high": found.high}
 
