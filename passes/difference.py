@@ -11,6 +11,7 @@ from burnish.ir import match
 from burnish.ir.errors import InputError
 from burnish.ir.part import part
 from burnish.ir.text import type_text
+from burnish.ir.views.affine import LAYOUT, PICKS
 from burnish.ir.walk import bodies, is_op
 from burnish.ir.weights import tensor_of
 
@@ -57,7 +58,8 @@ def change(before: oir.Model, after: oir.Model, *, fused: bool = False) -> Chang
     A node that only reads from elsewhere, or has other numbers in weights of the same shapes, takes the same time.
     Where convolutions are gone or new, the kept ones next to them are on both sides: runtimes keep tensors between
     convolutions in a layout of their own, and what is cut out alone would pay for the change of layout. A kept node is
-    on both sides, too, where it stands between new ones only: runtimes may take it together with them.
+    on both sides, too, where it stands between new ones only: runtimes may take it together with them. So are the
+    layers right behind a new BatchNormalization, which exact passes put into them.
 
     Args:
         before: a model.
@@ -82,6 +84,8 @@ def change(before: oir.Model, after: oir.Model, *, fused: bool = False) -> Chang
     near: set[oir.Node] = set()
     if _convolves(removed) != _convolves(added):
         near |= _next_to(removed, same) | {kept[node] for node in _next_to(added, set(kept))}
+    if any(is_op(node, "BatchNormalization") for node in added):
+        near |= {kept[node] for node in _taking_in(added, set(kept))}
     if fused:
         near |= _up_to_products(removed, same) | {kept[node] for node in _up_to_products(added, set(kept))}
     removed |= near
@@ -129,6 +133,23 @@ def _next_to(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
                     found |= {one, *way}
                 elif len(_before(one)) == 1 and not bodies(one):
                     pending.append((one, (*way, one)))
+    return found
+
+
+def _taking_in(nodes: set[oir.Node], others: set[oir.Node]) -> set[oir.Node]:
+    """The products that read what `nodes` compute, among `others`, with what moves it there and the Adds of biases."""
+    found: set[oir.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        product = is_op(node, *_PRODUCTS)
+        for one in _behind(node):
+            bias = product and is_op(one, "Add") and any(tensor_of(value) is not None for value in one.inputs)
+            moves = not product and is_op(one, *_PRODUCTS, *LAYOUT, *PICKS)
+            if one in others - found and (bias or moves):
+                found.add(one)
+                if not bias:
+                    pending.append(one)
     return found
 
 

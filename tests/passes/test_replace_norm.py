@@ -18,6 +18,7 @@ from burnish.ir.samples import Sample
 from burnish.ir.views.norm import norms
 from burnish.passes import catalog, lossy, recipes
 from burnish.passes.base import Outcome
+from burnish.passes.difference import change
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.norm_fit import NormFit, fitted, normalized
 from burnish.passes.pipeline import Pipeline
@@ -169,6 +170,18 @@ def test_an_option_that_is_a_word_of_python_is_read_written_and_explained() -> N
     assert option["default"] == "repbn" and "writes" in option["help"]
     with pytest.raises(InputError, match="has no option `with_`"):
         catalog.parse("replace-norm{with_=affine}")
+
+
+def test_an_edit_is_timed_with_the_layers_that_take_it_in() -> None:
+    model = model_of(f'<opset_import: ["": 23]>{PRE}')
+    one, edits, _ = proposed(model, [Sample("rows", {"x": rows(3, 9, 6)})])
+    found = [change(model, lossy.apply(model, [edit], [one])[0]) for edit in edits]
+    for side, kinds in zip(found, ({"MatMul": 1, "Add": 1}, {"MatMul": 1}), strict=True):
+        assert side.removed is not None and side.added is not None
+        before, after = (Counter(node.op_type for node in part.model.graph) for part in (side.removed, side.added))
+        assert {name: before[name] for name in ("MatMul", "Add") if before[name]} == kinds
+        assert after["BatchNormalization"] == 1 and after["MatMul"] == 1
+        assert set(node.op_type for node in merged(side.added.model).graph) == {"MatMul", "Add"}
 
 
 def test_rows_of_padding_do_not_count() -> None:
