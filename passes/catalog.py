@@ -88,11 +88,16 @@ def make(name: str, given: dict[str, Any] | None = None, *, place: str | None = 
                 place=place,
                 hint=nearest(field, known) if known else f"`{name}` takes no options",
             )
-        values[_field(field)] = _convert(value, known[field][0], f"{name}{{{key}}}", place)
+        values[_field(field)] = converted(value, known[field][0], f"{name}{{{key}}}", place)
     return kind(**values)
 
 
-def _convert(value: Any, wanted: Any, option: str, place: str | None) -> Any:
+def converted(value: Any, wanted: Any, option: str, place: str | None) -> Any:
+    """A value, which may be text, as an option of a type.
+
+    Raises:
+        InputError: it is none; `option` is what the text is called.
+    """
     origin = typing.get_origin(wanted)
     if origin is typing.Literal:
         choices = typing.get_args(wanted)
@@ -101,7 +106,7 @@ def _convert(value: Any, wanted: Any, option: str, place: str | None) -> Any:
         raise InputError(f"`{option}` cannot be `{value}`", place=place, hint=nearest(str(value), map(str, choices)))
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in typing.get_args(wanted) if a is not type(None)]
-        return None if value in (None, "none", "None") else _convert(value, inner[0], option, place)
+        return None if value in (None, "none", "None") else converted(value, inner[0], option, place)
     text = str(value).strip()
     try:
         if wanted is bool:

@@ -176,7 +176,7 @@ def optimize(
     max_latency: str | float | None = None,
     objective: str | None = None,
     metric: str | Measure | Metric | None = None,
-    heal: bool | HealOptions | None = None,
+    heal: bool | str | HealOptions | None = None,
     workers: str | int | None = None,
     pairs: bool = False,
     regions: Literal["measured", "all"] = "measured",
@@ -211,7 +211,7 @@ def optimize(
         objective: what the search makes small, `size` (default) or `latency`.
         metric: what a drop is measured by: a name of `burnish.passes.measure_choice.NAMES`, `package.module:function`,
             or a function of the outputs and labels of all samples; by default what suits the model and the labels.
-        heal: train what the lossy passes left, with these options when they are given.
+        heal: train what the lossy passes left, with these options when they are given: `steps=600,rate=1e-3`.
         workers: processes that score edits, or the `ray://` address of a cluster.
         pairs: score edits beside each other together, too, and choose with what they do to each other.
         regions: for `llvm` and `cuda`: compile the parts of the model that are `measured` to be faster than in ONNX

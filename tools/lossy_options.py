@@ -41,7 +41,7 @@ class Options:
 
 def options(
     metric: str | Measure | Metric | None = None,
-    heal: HealOptions | bool | None = None,
+    heal: HealOptions | bool | str | None = None,
     workers: str | int | None = None,
     pairs: bool = False,
     on_step: OnStep | None = None,
@@ -50,9 +50,13 @@ def options(
     """The options of `burnish.optimize` that concern a lossy stage, resolved.
 
     Raises:
-        InputError: the metric cannot be imported.
+        InputError: the metric cannot be imported, or the text of `heal` cannot be read.
     """
-    healing = None if isinstance(heal, bool) else heal
+    healing = None if isinstance(heal, bool | str) else heal
+    if isinstance(heal, str):
+        from burnish.backends.fx.healing_options import read_options
+
+        healing = read_options(heal)
     spread = None if workers is None else str(workers)
     if callable(metric) or (isinstance(metric, str) and is_function(metric)):
         metric = user_measure(metric)

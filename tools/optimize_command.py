@@ -58,6 +58,7 @@ _PASSED = ("recipe", "data", "target", "opset", "verify", "regions", "emit", *_T
     "--metric", metavar="NAME|FUNCTION", help="What a drop is measured by: a name, or package.module:function."
 )
 @click.option("--heal", is_flag=True, default=None, help="Train what the lossy passes left, against the original.")
+@click.option("--heal-with", metavar="OPTION=VALUE,...", help="As --heal, with `steps=600,rate=1e-3`.")
 @click.option("--workers", metavar="N|ray://...", help="Score edits on so many processes, or on a Ray cluster.")
 @click.option("--pairs", is_flag=True, default=None, help="Score neighbouring edits together, too.")
 @click.option("--dims", metavar="NAME=N,...", help="Give dynamic dimensions a number for good: `batch=1,seq=128`.")
@@ -134,6 +135,8 @@ def _source(model: str) -> str:
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {key: given[key] for key in _PASSED if given[key] is not None}
+    if given["heal_with"] is not None:
+        chosen["heal"] = given["heal_with"] or True
     if given["passes"]:
         chosen["passes"] = list(given["passes"])
     if given["without"]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.passes.catalog import converted, nearest
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,27 @@ class HealOptions:
         for name in ("warm_up", "held_out", "fade", "momentum"):
             if getattr(self, name) >= 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place="heal", hint="give a share below 1")
+
+
+def read_options(text: str) -> HealOptions:
+    """The options that a text gives, `steps=600,rate=1e-3`; the others have their defaults.
+
+    Raises:
+        InputError: the text names what is no option, or gives one a value that it cannot have.
+    """
+    known = get_type_hints(HealOptions)
+    given: dict[str, Any] = {}
+    for pair in filter(None, (one.strip() for one in text.split(","))):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        name = name.replace("-", "_")
+        if name not in known:
+            raise InputError(f"healing has no option `{name}`", hint=nearest(name, known))
+        if not equals:
+            raise InputError(f"`{pair}` gives no value", place="heal", hint="write `steps=600,rate=1e-3`")
+        given[name] = converted(value, known[name], name, "heal")
+    options = HealOptions(**given)
+    options.check()
+    return options
 
 
 def _or(words: tuple[str, ...]) -> str:

@@ -34,11 +34,12 @@ TITLES = {
 _HEAD = """# Transformers without norms
 
 `python -m burnish.tools.research.norms` makes this page. Every LayerNorm of two models is replaced by
-`optimize -p replace-norm --heal`, from the ONNX file ([how](../ideas/norms.md)); `merge-repbn` then puts the replacements
-into the layers behind them where these alone read them. Half of the training rows start and heal ({steps} steps of {batch}
-rows, at most {rate:g}; distilled from the original, without labels). Accuracy is that on rows that neither training nor
-healing has seen: 500 digits, and 900 docstrings of which the package is guessed. The vision transformer is the one of
-`burnish demo`, with three seeds of healing; the classifier of docstrings is trained and healed with three seeds.
+`optimize -p replace-norm --heal`, from the ONNX file ([how](../ideas/norms.md)); `merge-repbn` then puts the
+replacements into the layers behind them where these alone read them. Half of the training rows start and heal ({steps}
+steps of {batch} rows, at most {rate:g}; distilled from the original, without labels). Accuracy is that on rows that
+neither training nor healing has seen: 500 digits, and 900 docstrings of which the package is guessed. The vision
+transformer is the one of `burnish demo`, with three seeds of healing; the classifier of docstrings is trained and
+healed with three seeds.
 
 """
 
@@ -75,9 +76,9 @@ def _merged(rows: list[dict[str, Any]]) -> str:
 
 def _times(known: dict[str, Any]) -> str:
     lines = [
-        "## Time\n\nThe healed and merged model beside the original, each as `optimize` writes it for the runtime (TVM: all"
-        " of it compiled, not tuned), run in turns on the clock of the thread on a busy machine. Microseconds are medians,"
-        " the ratio is the median of the rounds' with its 95 % interval.\n\n"
+        "## Time\n\nThe healed and merged model beside the original, each as `optimize` writes it for the runtime (TVM:"
+        " all of it compiled, not tuned), run in turns on the clock of the thread on a busy machine. Microseconds are"
+        " medians, the ratio is the median of the rounds' with its 95 % interval.\n\n"
         "| model | where | original, µs | without norms, µs | ratio |\n| --- | --- | --- | --- | --- |\n"
     ]
     for bed in ("vision", "text"):

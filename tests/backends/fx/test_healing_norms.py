@@ -15,6 +15,7 @@ from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import HealOptions, heal
 from burnish.backends.fx.healing_norms import FadingNorms, RowNorm
+from burnish.backends.fx.healing_options import read_options
 from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
 from burnish.ir.edit import name_nodes
@@ -195,3 +196,17 @@ def test_rows_that_cannot_be_told_from_padding_are_refused(block: oir.Model, fee
         heal(student, block, samples, HealOptions(steps=1), keeps=why)
     with pytest.raises(InputError, match="`fade` is 1"):
         heal(student, block, samples, HealOptions(fade=1.0))
+
+
+def test_options_are_read_from_text() -> None:
+    wanted = HealOptions(steps=600, rate=1e-3, train="lora")
+    assert read_options("steps=600, rate=1e-3,train=lora,memory=none") == wanted
+    for text, message in {
+        "step=1": "healing has no option `step`",
+        "steps": "`steps` gives no value",
+        "steps=x": "`steps` cannot be `x`",
+        "fade=1": "`fade` is 1",
+        "train=some": "`train` cannot be `some`",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            read_options(text)
