@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
-from burnish.ir.views.affine import LAYOUT, PICKS, Affine, axis_above, axis_below
+from burnish.ir.views.affine import LAYOUT, PICKS, STEPS, Affine, axis_above, axis_below, chain, step_affine
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import fits
@@ -41,7 +42,7 @@ def into_layer_before(affine: Affine, largest_copy: int = LARGEST_COPY) -> Plan 
     if not affine.output.uses() and not affine.output.is_graph_output():
         return "nobody reads its result"
     value, axis = affine.input, affine.axis
-    while (layer := _layer_of(value)) is None:
+    while (layer := layer_of(value)) is None:
         node = match.producer(value)
         if node is None:
             return "no layer computes its input"
@@ -64,13 +65,49 @@ def into_layer_before(affine: Affine, largest_copy: int = LARGEST_COPY) -> Plan 
     return _plan(affine, [(layer, new_weight, new_bias)], largest_copy)
 
 
-def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow_new_bias: bool = False) -> Plan | str:
+def affine_at(node: oir.Node, normalizing: Collection[oir.Node]) -> Affine | None:
+    """The run of constant arithmetic that ends at `node`; None inside a longer run, and for the Add of a bias.
+
+    Args:
+        node: a node.
+        normalizing: nodes of spelled-out normalizations, which are no part of a run.
+    """
+    if node.graph is None or _is_bias(node) or step_affine(node) is None or any(node is one for one in normalizing):
+        return None
+    above = node.inputs[0].producer() if node.inputs[0] is not None else None
+    stop = [*normalizing, node]
+    while above is not None and (found := step_affine(above)) is not None:
+        if _is_bias(above):
+            stop.append(above)
+        above = found.input.producer()
+    affine = chain(node, stop)
+    reader = match.sole_consumer(node.outputs[0], *STEPS)
+    later = step_affine(reader) if reader is not None else None
+    inner = (
+        affine is not None and later is not None and later.input is node.outputs[0] and affine.then(later) is not None
+    )
+    return None if inner else affine
+
+
+def _is_bias(node: oir.Node) -> bool:
+    layer = find_linear(node)
+    return layer is not None and layer.add is node
+
+
+def into_layers_after(
+    affine: Affine,
+    largest_copy: int = LARGEST_COPY,
+    *,
+    allow_new_bias: bool = False,
+    besides: oir.Node | None = None,
+) -> Plan | str:
     """The plan that lets every reader of `affine` compute it itself, or in plain words why there is none.
 
     Args:
         affine: what to take in.
         largest_copy: bytes of a shared weight up to which it is copied.
         allow_new_bias: take it in even where the Adds of new biases cost more than `affine` does.
+        besides: a reader that is not asked, for whom the caller answers; it may be the only one.
     """
     layers: list[Layer] = []
     pending: list[tuple[oir.Value, int | None]] = [(affine.output, affine.axis)]
@@ -78,7 +115,7 @@ def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow
         value, axis = pending.pop()
         if value.is_graph_output():
             return "its result is an output of the graph"
-        for user, index in [(use.node, use.idx) for use in value.uses()]:
+        for user, index in [(use.node, use.idx) for use in value.uses() if use.node is not besides]:
             layer = find_convolution(user) or find_linear(user, with_add=True)
             if is_op(user, *LAYOUT, *PICKS) and index == 0:
                 below = axis_below(user, axis) if axis is not None else None
@@ -93,7 +130,7 @@ def into_layers_after(affine: Affine, largest_copy: int = LARGEST_COPY, *, allow
                 if reason := _mismatch(affine, layer, value, axis, place, channels):
                     return reason
                 layers.append(layer)
-    if not layers:
+    if not layers and besides is None:
         return "nobody reads its result"
     shifts = bool(affine.shift.any())
     new_adds = [one.out_features for one in layers if isinstance(one, Linear) and shifts and not one.bias_is_free]
@@ -123,7 +160,7 @@ def _scale_input(layer: Layer, affine: Affine) -> tuple[np.ndarray, np.ndarray |
     return (split * scale).reshape(weight.shape), added if bias is None else bias + added
 
 
-def _layer_of(value: oir.Value) -> Layer | None:
+def layer_of(value: oir.Value) -> Layer | None:
     """The layer that computes `value`; a MatMul alone where `value` is its output before the bias."""
     node = value.producer()
     layer = find_convolution(node) or find_linear(node, with_add=is_op(node, "Add"))

@@ -45,6 +45,8 @@ FOLD: tuple[str, ...] = (
     "merge-linears",
     "fold-affine",
     "cancel-layout",
+    "push-affine",
+    "fold-affine",
 )
 """Constants folded into the weights beside them."""
 

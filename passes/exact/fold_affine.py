@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
-from burnish.ir.views.affine import LAYOUT, STEPS, Affine, chain, step_affine
+from burnish.ir.views.affine import LAYOUT, STEPS, Affine, step_affine
 from burnish.ir.views.linear import find_linear
 from burnish.ir.views.norm import norms
 from burnish.ir.views.parameter import fits, same_shape
@@ -38,7 +38,7 @@ class FoldAffine(ExactPass):
         """See the class."""
         normalizing = [node for norm in norms(model) if not norm.is_one_node for node in norm.nodes]
         for node in walk(model, *STEPS):
-            affine = _site(node, normalizing)
+            affine = absorb.affine_at(node, normalizing)
             if affine is None:
                 continue
             if _ends_activation(affine):
@@ -65,25 +65,6 @@ class FoldAffine(ExactPass):
             _spell_out(model, affine, steps, dtype)
 
 
-def _site(node: oir.Node, barred: list[oir.Node]) -> Affine | None:
-    """The run of constant arithmetic that ends at `node`; None inside a longer run, and for the Add of a bias."""
-    if node.graph is None or _is_bias(node) or step_affine(node) is None or any(node is one for one in barred):
-        return None
-    above = node.inputs[0].producer() if node.inputs[0] is not None else None
-    stop = [*barred, node]
-    while above is not None and (found := step_affine(above)) is not None:
-        if _is_bias(above):
-            stop.append(above)
-        above = found.input.producer()
-    affine = chain(node, stop)
-    reader = match.sole_consumer(node.outputs[0], *STEPS)
-    later = step_affine(reader) if reader is not None else None
-    inner = (
-        affine is not None and later is not None and later.input is node.outputs[0] and affine.then(later) is not None
-    )
-    return None if inner else affine
-
-
 def _ends_activation(affine: Affine) -> bool:
     """Whether the input is `x * g(x)` or `x * (g(x) + c)` with g the core of an activation."""
     product = match.producer(affine.input, "Mul")
@@ -104,11 +85,6 @@ def _scales_scores(value: oir.Value) -> bool:
         if is_op(user, *LAYOUT) and _scales_scores(user.outputs[0]):
             return True
     return False
-
-
-def _is_bias(node: oir.Node) -> bool:
-    layer = find_linear(node)
-    return layer is not None and layer.add is node
 
 
 def _steps(affine: Affine) -> list[tuple[str, np.ndarray]]:

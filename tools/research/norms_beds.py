@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +80,13 @@ def text(folder: Path, seed: int) -> Bed:
 
 
 def _docstrings(package: str) -> Iterator[list[str]]:
-    """The words of the longer docstrings of a package, in the order of its files, each once."""
+    """The words of the longer docstrings of a package, its files in an order drawn by lot, each once."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations, f"`{package}` is not installed"
     seen = set()
-    for file in sorted(Path(spec.submodule_search_locations[0]).rglob("*.py")):
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.py"))
+    for index in np.random.default_rng(0).permutation(len(files)):
+        file = files[index]
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
@@ -102,8 +105,8 @@ def _texts() -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarra
     rng = np.random.default_rng(0)
     parts: tuple[list[tuple[list[str], int]], list[tuple[list[str], int]]] = ([], [])
     for label, package in enumerate(PACKAGES):
-        found = list(_docstrings(package))
-        chosen = [found[i][: rng.integers(16, _LENGTH)] for i in rng.permutation(len(found))[:_EACH]]
+        found = list(islice(_docstrings(package), _EACH))
+        chosen = [found[i][: rng.integers(16, _LENGTH)] for i in rng.permutation(len(found))]
         for index, words in enumerate(chosen):
             parts[index < _HELD_OUT].append((words, label))
     counts = Counter(word for words, _ in parts[0] for word in words)
