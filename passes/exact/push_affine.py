@@ -23,7 +23,7 @@ _RANGE = 2.0**20
 
 @dataclass(frozen=True)
 class PushAffine(ExactPass):
-    """Move a constant `a * x + c` of a residual stream behind the sum that reads it, where its scale meets the next one.
+    """Move a constant `a * x + c` of a residual stream behind the sum that reads it, where it meets the next one.
 
     In `a * x + c + f(a * x + c)` the layers that begin `f` take it in, the layer that ends it becomes `diag(1 / a) W,
     (b + c) / a`, and of the sum the `a`-fold is left. In a stack of blocks whose norms were replaced behind the sums
