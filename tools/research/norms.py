@@ -68,7 +68,7 @@ def _merged(unmerged: oir.Model, merged: oir.Model, bed: Bed) -> dict[str, Any]:
     feeds = {name: array[:32] for name, array in bed.feeds.items()}
     found = {}
     for name, make in (("float32", executor(threads=1)), ("float64", ReferenceRunner)):
-        one, other = (make(model).run(feeds)[bed.output] for model in (unmerged, merged))  # type: ignore[operator]
+        one, other = (make(model).run(feeds)[bed.output] for model in (unmerged, merged))
         found[name] = float(np.abs(one - other).max() / np.abs(one).max())
     return {"apart": found, "nodes": [len(list(unmerged.graph)), len(list(merged.graph))]}
 
