@@ -27,6 +27,8 @@ from burnish.ir.views.linear import Linear
 from burnish.passes.gram import Gram
 from burnish.passes.layers import Layer
 
+NARROW, WIDE = 0.95, 0.5
+"""The shares of the channels, used, from which a width is called narrow, and up to which it is called wide."""
 SHARE = 0.99
 """The share of energy that counts as all of it, and the share of the data in the ellipsoid of QSUR."""
 
@@ -68,6 +70,31 @@ class DataRank:
     utilized: int
     share: float
     few: bool
+
+
+@dataclass(frozen=True)
+class Width:
+    """The channels that a layer reads, and the feature rank of what they carry.
+
+    Han et al. (ReXNet, CVPR 2021, arXiv:2007.00992) compare that rank with the width to find the layers that are too
+    narrow: those whose channels are all used.
+
+    Attributes:
+        channels: how many there are.
+        used: the feature rank.
+        few: there were no more rows than channels.
+    """
+
+    channels: int
+    used: int
+    few: bool
+
+    @property
+    def kind(self) -> str:
+        """`narrow` where nearly all channels are used, `wide` where half of them are not, else and if unknown empty."""
+        if self.few or self.channels < 2:
+            return ""
+        return "narrow" if self.used >= NARROW * self.channels else "wide" if self.used <= WIDE * self.channels else ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,18 @@ def data_rank(layer: Layer, gram: Gram, share: float = SHARE) -> DataRank:
         InputError: there are no rows, or they or the weight are not finite.
     """
     return utilized(matrices(layer), gram, share)
+
+
+def width(gram: Gram, share: float = SHARE) -> Width:
+    """How much of the channels that a layer reads is used.
+
+    Args:
+        gram: of rows of channels, at all positions.
+        share: of the variance.
+    """
+    channels = len(gram.mean)
+    used = count_to(np.maximum(np.linalg.eigvalsh(gram.covariance), 0), share)
+    return Width(channels, used, gram.rows <= channels)
 
 
 def features_of(layer: Layer) -> int:

@@ -125,13 +125,17 @@ def _fill_in(row: dict[str, Any], layer: Layer, gram: Gram, channels: Gram | Non
     except InputError as error:
         row["unknown"] = error.cause
         return
-    fill = rank.fill(gram if channels is None else channels)
+    of_channels = gram if channels is None else channels
+    fill, width = rank.fill(of_channels), rank.width(of_channels)
     row["data"] = {
         "rows": ranks.rows,
         "feature_rank": ranks.feature,
         "utilized_rank": ranks.utilized,
         "utilized_share": ranks.share,
         "few_rows": ranks.few,
+        "channels": width.channels,
+        "channels_used": width.used,
+        "width": width.kind or None,
         "qsur_root": fill.root,
         "qsur_directions": fill.directions,
         "qsur_root_bound": fill.bound,
@@ -185,6 +189,7 @@ def show(found: dict[str, Any]) -> None:
     terminal.show(terminal.table(title, columns, rows), out)
     if found["mean_utilized_share"] is not None:
         out.print(f"\nmean utilized share  {100 * found['mean_utilized_share']:.0f} %")
+    _show_widths(found["layers"])
     if not found["samples"]:
         terminal.talk().print("\nhint: `--data` adds what the layers use of real inputs")
     few = sum(one["data"] is not None and one["data"]["few_rows"] for one in found["layers"])
@@ -192,6 +197,20 @@ def show(found: dict[str, Any]) -> None:
         said = f"{terminal.count(few, 'layer')} saw no more rows than features, and more could show higher ranks"
         terminal.talk().print(f"\n{said}; the mean leaves them out\n\nhint: give more samples")
     terminal.unknown([f"{one['name']}: {one['unknown']}" for one in found["layers"] if one["unknown"]])
+
+
+def _show_widths(layers: list[dict[str, Any]]) -> None:
+    """Say which layers read values with too few channels, and which with too many."""
+    advice = {"narrow": "channels are all used: more may pay", "wide": "half of the channels are not used"}
+    for kind, said in advice.items():
+        some = [one for one in layers if one["data"] is not None and one["data"]["width"] == kind]
+        if some:
+            names = [f"{one['name']} ({one['data']['channels_used']} of {one['data']['channels']})" for one in some]
+            more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            terminal.out().print(f"{kind + ' inputs':<19}  {said}: {', '.join(names[:_NAMED])}{more}")
+
+
+_NAMED = 4
 
 
 def _over(rank: float | None, full: int) -> float | None:

@@ -148,3 +148,31 @@ def test_weights_and_inputs_that_are_not_finite_have_no_ranks(
     assert second["stable_rank"] > 0 and second["data"] is None and "its input holds NaN" in second["unknown"]
     code, out, err = run(capsys, *words, "--rank", "--plot", str(tmp_path / "rank.svg"))
     assert code == 0 and "?" in out and "holds NaN" in err and (tmp_path / "rank.svg").exists()
+
+
+def test_widths_that_are_all_used_and_that_are_hardly_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(5)
+    thin = random.standard_normal((16, 4)) @ random.standard_normal((4, 32))
+    weights = {"full": random.standard_normal((16, 16)), "thin": thin, "last": random.standard_normal((32, 8))}
+    values = ["x", "a", "b", "y"]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", [values[i], name], [values[i + 1]], name=name)
+            for i, name in enumerate(weights)
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 16])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 8])],
+        [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m"
+    )
+    np.savez(tmp_path / "d.npz", x=random.standard_normal((500, 16)).astype(np.float32))
+    words = (str(tmp_path / "m"), "--data", str(tmp_path / "d.npz"))
+    found = {one["name"]: one["data"] for one in document(capsys, *words)["layers"]}
+    assert [(one["channels"], one["channels_used"], one["width"]) for one in found.values()] == [
+        (16, 16, "narrow"), (16, found["thin"]["channels_used"], found["thin"]["width"]), (32, 4, "wide")
+    ]  # fmt: skip
+    _, out, _ = run(capsys, *words, "--rank")
+    assert "narrow inputs" in out and "wide inputs" in out and "last (4 of 32)" in out
