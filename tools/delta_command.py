@@ -140,11 +140,12 @@ def apply(pack: str, name: str, output: str, *, base: str | None = None) -> list
     from burnish.backends.delta.rebuilding import rebuild
     from burnish.frontends import stored
 
-    opened = reading.Pack(pack, None if base is None else stored.read(base))
+    given = None if base is None else stored.read(base)
+    opened = reading.Pack(pack, given)
     target = Path(output)
     if target.is_dir() or output.endswith(("/", os.sep)):
         target = target / opened.manifest.model(name, pack).files[0].path
-    return rebuild(opened, name, target, *([] if base is None else [Path(base)]))
+    return rebuild(opened, name, target, *(Path(str(base)).with_name(one.path) for one in given or ()))
 
 
 def account(pack: str) -> dict[str, Any]:

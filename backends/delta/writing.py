@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import lzma
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -24,6 +25,8 @@ _ALIGNMENT = 64
 _BLOCK = 1 << 22
 _GUESSED = 1 << 12
 _TRIED = 1 << 15
+_COMPARED = 64
+"""So many tensors of the base are looked at for the one that is nearest."""
 
 
 def write(
@@ -51,6 +54,8 @@ def write(
     models = {base[0]: base[1], **variants}
     for name, files in models.items():
         reasons = {name: manifest.check_name(name), **{one.path: manifest.check_path(one.path) for one in files}}
+        if len({one.path.lower() for one in files}) < len(files):
+            reasons[name] = "two of its files have one name"
         for what, reason in reasons.items():
             if reason is not None:
                 raise InputError(f"{what!r} cannot be packed: {reason}", hint="rename it, or give a name, `a=PATH`")
@@ -110,6 +115,7 @@ class _Packer:
     def add(self, name: str, files: Sequence[StoredFile]) -> None:
         """Add a model; the first is the base."""
         of_base, skip = not self.made, self.size
+        self.passed = Counter[tuple[str, tuple[int, ...]]]()
         digests = iter(reading.tensors(files))
         made = []
         for file in files:
@@ -150,10 +156,10 @@ class _Packer:
         return len(content)
 
     def _tensor(self, one: Payload, values: memoryview, digest: str, of_base: bool) -> int:
-        index = self.known.get(digest)
+        index, (name, dims) = self.known.get(digest), _numbers(one)
+        self.passed[name, dims] += 1
         if index is None:
             index = self.known[digest] = len(self.tensors)
-            name, dims = _numbers(one)
             kept = _Kept(one.name, name, dims, digest, values)
             self.tensors.append(self._of_base(kept) if of_base else self._of_variant(kept))
             if of_base:
@@ -173,7 +179,10 @@ class _Packer:
 
     def _of_variant(self, kept: _Kept) -> Tensor:
         stream = self.streams[manifest.CHANGES]
-        at, alike = stream.tell(), self.alike.get((kept.dtype, kept.dims), [])
+        key = kept.dtype, kept.dims
+        first = max(0, self.passed[key] - _COMPARED // 2)
+        at, alike = stream.tell(), self.alike.get(key, [])
+        alike = alike[first : first + _COMPARED] or alike[-_COMPARED:]
         of = min(alike, key=lambda i: _distance(kept.numbers, self._base(i, kept)), default=-1)
         if of >= 0:
             base = self._base(of, kept)

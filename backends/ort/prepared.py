@@ -70,6 +70,8 @@ class Prepared:
                 self._index = found
             else:
                 for name in [] if found is None else found["models"]:
+                    if manifest.check_name(name) is not None:
+                        raise ValueError(name)
                     for suffix in (".onnx", ".data"):
                         (folder / f"{name}{suffix}").unlink(missing_ok=True)
                 self._save()

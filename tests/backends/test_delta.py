@@ -182,6 +182,25 @@ def test_a_tensor_is_kept_once_and_as_what_takes_least(folder: Path) -> None:
         assert found.tensors[kept["w2"].of].name == "w2"
 
 
+def test_of_many_tensors_alike_the_nearest_is_found(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    arrays = [random.standard_normal((16, 20)).astype(np.float32) for _ in range(150)]
+
+    def model(arrays: list[np.ndarray], name: str) -> Path:
+        weights = [numpy_helper.from_array(array, f"{name}{number}") for number, array in enumerate(arrays)]
+        nodes = [helper.make_node("Identity", [one.name], [f"y{number}"]) for number, one in enumerate(weights)]
+        outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [16, 20]) for i in range(len(arrays))]
+        made = helper.make_model(helper.make_graph(nodes, "g", [], outputs, weights), ir_version=10)
+        (tmp_path / f"{name}.onnx").write_bytes(made.SerializeToString())
+        return tmp_path / f"{name}.onnx"
+
+    changed = [array + 0.001 * random.standard_normal(array.shape).astype(np.float32) for array in arrays]
+    base, other = stored.read(model(arrays, "w")), stored.read(model(changed[3:], "v"))
+    found = writing.write(tmp_path / "pack", ("base", base), {"other": other})
+    kept = [found.tensors[index] for index in found.used(found.variants[0])]
+    assert [found.tensors[one.of].name for one in kept] == [f"w{number}" for number in range(3, 150)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_a_merged_adapter_is_found_again(dtype: str, rank: int) -> None:

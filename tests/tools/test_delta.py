@@ -72,6 +72,9 @@ def test_a_pack_without_its_base_needs_it(burnish: Run) -> None:
     code, _, err = burnish("delta", "--apply", "pack", "a", "-o", "base.onnx", "--base", "base.onnx")
     assert code == 2 and "never touched" in err
     assert not Path("y.onnx").exists()
+    onnx.save(onnx.load("base.onnx"), "base2.onnx", save_as_external_data=True, location="w.data", size_threshold=64)
+    code, _, err = burnish("delta", "--apply", "pack", "a", "-o", "w.data", "--base", "base2.onnx")
+    assert code == 2 and "never touched" in err
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ SUBJECTS = {
     "minilm": zoo.ROOT / "a2-minilm.onnx",
     "smollm2": zoo.ROOT / "a3-smollm2-nocache.onnx",
 }
-LARGEST_XZ = 1_000_000_000
-"""Bytes of models together up to which xz is tried: a core takes minutes for each gigabyte."""
+LARGEST_XZ = 100_000_000
+"""Bytes of models together up to which xz is tried: a core takes six minutes for each gigabyte."""
 TITLES = {"vit": "digits ViT", "minilm": "MiniLM", "smollm2": "SmolLM2-135M"}
 Make = Callable[[Path, Path], None]
 
@@ -301,7 +301,7 @@ blocks, adapters of rank 8: `lora`). SmolLM2 was trained on docstrings.
 
 ## Size
 
-Every model is rebuilt from its pack byte for byte. `xz -1` compresses each file alone (not those of SmolLM2);
+Every model is rebuilt from its pack byte for byte. `xz -1` compresses each file alone (of the ViT only);
 `zstd` is the patch from
 the base's file that `zstd -3 --long=30 --patch-from` makes.
 
