@@ -206,3 +206,21 @@ def test_maps_that_cannot_be_read(pairs: str, reason: str) -> None:
     _, model = encoder("pre", False)
     with pytest.raises(InputError, match=reason):
         tied(model, pairs)
+
+
+def test_what_is_tied_stays_tied_when_it_is_healed() -> None:
+    from burnish.backends.fx.healing import HealOptions, heal
+    from burnish.ir.samples import Sample
+
+    _, model = encoder("pre", False)
+    student = tied(model, "2:1")
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 11, (64, 6))
+    samples = [Sample("ids", {"ids": ids, "mask": np.ones_like(ids)})]
+    healed = heal(student, model, samples, HealOptions(steps=60, batch=16, rate=5e-3))
+    assert healed.improved
+    before, after = (stacks(one).blocks for one in (student, healed.model))
+    assert set(healed.model.graph.initializers) == set(student.graph.initializers)
+    assert constant_bytes(healed.model) == constant_bytes(student) < constant_bytes(model)
+    assert [one.hash for one in after] == [one.hash for one in before]
+    assert not np.array_equal(run(healed.model), run(student))
