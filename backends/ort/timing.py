@@ -15,6 +15,7 @@ _PLAIN = 2.0
 """A ratio that three rounds are enough for, when all of them exceed it."""
 
 Action = Callable[[], object]
+Clocks = Callable[[], float]
 
 _RESAMPLES = 1000
 _SHORTEST = 0.002
@@ -60,11 +61,11 @@ class Spread:
     rounds: int
 
 
-def _seconds(action: Action, calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(action: Action, calls: int, clock: Clocks = time.perf_counter) -> float:
+    start = clock()
     for _ in range(calls):
         action()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _calls(action: Action) -> int:
@@ -80,7 +81,9 @@ def _interval(ratios: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _round(actions: Sequence[Action], calls: Sequence[int], rest: float = 0.0) -> list[float]:
+def _round(
+    actions: Sequence[Action], calls: Sequence[int], rest: float = 0.0, clock: Clocks = time.perf_counter
+) -> list[float]:
     """Seconds per call of each in one round: all in order, then all in the opposite order, each after a rest."""
 
     def rested(action: Action, count: int) -> float:
@@ -88,19 +91,21 @@ def _round(actions: Sequence[Action], calls: Sequence[int], rest: float = 0.0) -
             time.sleep(rest)
             if count > 1:
                 action()
-        return _seconds(action, count)
+        return _seconds(action, count, clock)
 
     there = [rested(action, count) for action, count in zip(actions, calls, strict=True)]
     back = [rested(action, count) for action, count in zip(actions[::-1], calls[::-1], strict=True)]
     return [(one + other) / 2 for one, other in zip(there, back[::-1], strict=True)]
 
 
-def _rounds(actions: Sequence[Action], most: int, seconds: float) -> list[list[float]]:
+def _rounds(
+    actions: Sequence[Action], most: int, seconds: float, clock: Clocks = time.perf_counter
+) -> list[list[float]]:
     calls = [_calls(action) for action in actions]
     end = time.perf_counter() + seconds
     made: list[list[float]] = []
     while len(made) < most and (len(made) < 3 or time.perf_counter() < end):
-        made.append(_round(actions, calls, _REST))
+        made.append(_round(actions, calls, _REST, clock))
     return made
 
 
@@ -118,7 +123,9 @@ def _spread(made: Sequence[float]) -> Spread:
     return Spread(float(median), float(low), float(high), len(made))
 
 
-def paired(a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0) -> Timing:
+def paired(
+    a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0, clock: Clocks = time.perf_counter
+) -> Timing:
     """Time `a` and `b` in rounds of A B B A after a warm-up, whatever threads they use.
 
     Args:
@@ -126,8 +133,10 @@ def paired(a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0) -> 
         b: likewise.
         rounds: how many rounds at most.
         seconds: stop when this much time has passed, after three rounds at least.
+        clock: `time.thread_time` is for actions that use the calling thread alone: it stands still while other work has
+            the processor.
     """
-    return _summary(_rounds((a, b), rounds, seconds))
+    return _summary(_rounds((a, b), rounds, seconds, clock))
 
 
 def in_turns(actions: Sequence[Action], *, rounds: int = 50, seconds: float = 20.0) -> list[tuple[Spread, Timing]]:

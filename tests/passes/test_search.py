@@ -82,8 +82,11 @@ def test_nothing_is_chosen_when_held_out_samples_disagree_with_the_fitting_ones(
     assert not found.plan.edits and found.plan.held_out == Judgement(1.0, 0.0, 0.0)
 
 
-def test_a_drop_that_samples_cannot_tell_from_the_budget_does_not_hold() -> None:
-    found = searched(1, Counted(additive(1)), Counted(additive(1), spread=1.0), max_drop="1%")
+@pytest.mark.parametrize("share", [1.0, 0.0, -1.0])
+def test_a_drop_that_samples_cannot_tell_from_the_budget_does_not_hold(share: float) -> None:
+    """Nor does one of 0 or less, by luck."""
+    lost = additive(1)
+    found = searched(1, Counted(lost), Counted(lambda edits: share * lost(edits), spread=1.0), max_drop="1%")
     assert not found.plan.edits
 
 
