@@ -111,7 +111,7 @@ def ort_judge(target: str, *, threads: int = 1) -> Judge:
         lean=executor(threads=threads, target=device, lean=True),
         unoptimized=executor(threads=threads, level="off", target=device, lean=True),
         replay=ReferenceRunner,
-        clock=Clock(budget=0.4),
+        clock=Clock(budget=0.4, alone=threads == 1 and target in ("onnx", "ort-cpu")),
     )
 
 

@@ -15,7 +15,6 @@ _PLAIN = 2.0
 """A ratio that three rounds are enough for, when all of them exceed it."""
 
 Action = Callable[[], object]
-Clocks = Callable[[], float]
 
 _RESAMPLES = 1000
 _SHORTEST = 0.002
@@ -61,7 +60,8 @@ class Spread:
     rounds: int
 
 
-def _seconds(action: Action, calls: int, clock: Clocks = time.perf_counter) -> float:
+def _seconds(action: Action, calls: int, alone: bool = False) -> float:
+    clock = time.thread_time if alone else time.perf_counter
     start = clock()
     for _ in range(calls):
         action()
@@ -81,9 +81,7 @@ def _interval(ratios: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _round(
-    actions: Sequence[Action], calls: Sequence[int], rest: float = 0.0, clock: Clocks = time.perf_counter
-) -> list[float]:
+def _round(actions: Sequence[Action], calls: Sequence[int], rest: float = 0.0, alone: bool = False) -> list[float]:
     """Seconds per call of each in one round: all in order, then all in the opposite order, each after a rest."""
 
     def rested(action: Action, count: int) -> float:
@@ -91,21 +89,19 @@ def _round(
             time.sleep(rest)
             if count > 1:
                 action()
-        return _seconds(action, count, clock)
+        return _seconds(action, count, alone)
 
     there = [rested(action, count) for action, count in zip(actions, calls, strict=True)]
     back = [rested(action, count) for action, count in zip(actions[::-1], calls[::-1], strict=True)]
     return [(one + other) / 2 for one, other in zip(there, back[::-1], strict=True)]
 
 
-def _rounds(
-    actions: Sequence[Action], most: int, seconds: float, clock: Clocks = time.perf_counter
-) -> list[list[float]]:
+def _rounds(actions: Sequence[Action], most: int, seconds: float, alone: bool = False) -> list[list[float]]:
     calls = [_calls(action) for action in actions]
     end = time.perf_counter() + seconds
     made: list[list[float]] = []
     while len(made) < most and (len(made) < 3 or time.perf_counter() < end):
-        made.append(_round(actions, calls, _REST, clock))
+        made.append(_round(actions, calls, _REST, alone))
     return made
 
 
@@ -123,9 +119,7 @@ def _spread(made: Sequence[float]) -> Spread:
     return Spread(float(median), float(low), float(high), len(made))
 
 
-def paired(
-    a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0, clock: Clocks = time.perf_counter
-) -> Timing:
+def paired(a: Action, b: Action, *, rounds: int = 50, seconds: float = 20.0, alone: bool = False) -> Timing:
     """Time `a` and `b` in rounds of A B B A after a warm-up, whatever threads they use.
 
     Args:
@@ -133,10 +127,10 @@ def paired(
         b: likewise.
         rounds: how many rounds at most.
         seconds: stop when this much time has passed, after three rounds at least.
-        clock: `time.thread_time` is for actions that use the calling thread alone: it stands still while other work has
-            the processor.
+        alone: the actions use the calling thread alone, whose clock is taken: it stands still while other work has the
+            processor.
     """
-    return _summary(_rounds((a, b), rounds, seconds, clock))
+    return _summary(_rounds((a, b), rounds, seconds, alone))
 
 
 def in_turns(actions: Sequence[Action], *, rounds: int = 50, seconds: float = 20.0) -> list[tuple[Spread, Timing]]:
@@ -159,7 +153,9 @@ def single(a: Action, *, rounds: int = 50, seconds: float = 20.0) -> Spread:
     return _spread(made)
 
 
-def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02, least: int = 3) -> Verdict:
+def slower(
+    a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02, least: int = 3, alone: bool = False
+) -> Verdict:
     """Whether `b` is slower or faster than `a` by more than `margin` and the noise; stops as soon as that is clear.
 
     For actions of one thread: those of several get in each other's way without a rest.
@@ -170,6 +166,7 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02, l
         budget: seconds after which the answer is neither.
         margin: a relative difference that does not matter.
         least: rounds that are made whatever they take.
+        alone: see `paired`.
 
     Returns:
         `slower` when the interval of the ratio lies above 1 + margin, `faster` when it lies below 1 - margin; of fewer
@@ -180,7 +177,7 @@ def slower(a: Action, b: Action, *, budget: float = 2.0, margin: float = 0.02, l
     made: list[list[float]] = []
     look = 6
     while True:
-        made.append(_round((a, b), calls))
+        made.append(_round((a, b), calls, alone=alone))
         over = len(made) >= least and time.perf_counter() >= end
         if len(made) < look and not over:
             continue
@@ -220,11 +217,13 @@ class Clock:
         budget: seconds per question.
         margin: a relative difference that does not matter.
         least: rounds that are made whatever they take.
+        alone: runners use the calling thread alone, whose clock is taken.
     """
 
     budget: float = 2.0
     margin: float = 0.02
     least: int = 3
+    alone: bool = False
 
     def __call__(self, first: Runner, second: Runner, feeds: Mapping[str, np.ndarray]) -> Verdict:
         """Whether `second` is slower or faster than `first` on `feeds`."""
@@ -234,4 +233,5 @@ class Clock:
             budget=self.budget,
             margin=self.margin,
             least=self.least,
+            alone=self.alone,
         )

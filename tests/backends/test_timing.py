@@ -55,6 +55,26 @@ def test_actions_that_take_long_are_timed_in_enough_rounds_to_decide(monkeypatch
     assert enough.rounds == 6 and enough.faster
 
 
+def test_what_other_work_takes_is_no_time_of_actions_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the clock of the machine the second takes ten times as long, since other work comes between."""
+    work = Work(monkeypatch)
+    own = 0.0
+    monkeypatch.setattr(time, "thread_time", lambda: own)
+
+    def lasting(seconds: float, waits: float) -> timing.Action:
+        def act() -> None:
+            nonlocal own
+            own += seconds
+            work.now += seconds + waits
+
+        return act
+
+    assert timing.slower(lasting(0.01, 0.0), lasting(0.01, 0.09)).slower
+    found = timing.slower(lasting(0.01, 0.0), lasting(0.01, 0.09), alone=True)
+    assert not found.slower and found.ratio == pytest.approx(1.0)
+    assert timing.paired(lasting(0.01, 0.0), lasting(0.02, 0.5), alone=True).ratio == pytest.approx(2.0)
+
+
 def test_paired_keeps_to_its_rounds_and_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(monkeypatch)
     few = timing.paired(work.lasting(0.01), work.lasting(0.02), rounds=10, seconds=100.0)

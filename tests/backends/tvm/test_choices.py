@@ -52,7 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         wins.append(any(node.op_type == "Tanh" for node in region.nodes))
         return measure(self, region)
 
-    def slower(a: Any, b: Any, *, budget: float, margin: float, least: int) -> Verdict:
+    def slower(a: Any, b: Any, *, budget: float, margin: float, least: int, alone: bool = False) -> Verdict:
         whole = budget == 2.0
         faster = not whole and wins[-1]
         ratio = 1.0 if whole else 0.5 if faster else 2.0
