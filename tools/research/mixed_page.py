@@ -15,11 +15,21 @@ metric is the one that `optimize` takes for the model and its labels by itself.
 standard error: on the search's own held-out half, and on unseen samples. The budget is one percent of the original's
 metric on those samples. *time* is a run in ONNX Runtime against the file that was given, in turns, on one thread, by
 the time that this thread had a processor, with the 95 % interval. *edits* are how many were made, were run alone, and
-were proposed; *minutes* the search's, of a processor that other work shared. SmolLM2 (A3) was not searched: its 135
-million parameters would have taken hours on that machine.
+were proposed; *minutes* the search's, of a processor that other work shared.
 
 Made by `python -m burnish.tools.research.mixed NAME size|latency` and `... page`.
 """
+_ALL = (
+    "EfficientNet-lite0 (A1)",
+    "MiniLM (A2)",
+    "SmolLM2 (A3)",
+    "Silero VAD (A4)",
+    "Magika (A5)",
+    "PP-OCR, direction (A6)",
+    "PP-OCR, reading (A6)",
+    "digits ResNet",
+    "digits ViT",
+)
 _HEAD = (
     "| model | metric | size | drop, held out | drop, unseen | allowed there | time | edits | minutes |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -31,8 +41,10 @@ def page(known: Mapping[str, Any]) -> str:
     lines = [_TOP]
     for objective in ("size", "latency"):
         lines += [f"## For {objective}", "", *_HEAD]
-        lines += [_row(found["title"], found[objective]) for found in known.values() if objective in found]
-        lines.append("")
+        rows = {found["title"]: found[objective] for found in known.values() if objective in found}
+        lines += [_row(title, rows[title]) for title in _ALL if title in rows]
+        missing = ", ".join(title for title in _ALL if title not in rows)
+        lines += ["", *([f"Not measured: {missing}.", ""] if missing else [])]
     lines += ["## What was chosen", ""]
     for found in known.values():
         lines += [f"**{found['title']}**: {found['data']}."]
