@@ -131,6 +131,9 @@ def lines(found: Lossy) -> list[str]:
     if found.healed is not None:
         shown.append(f"unhealed  {_loss(found, found.result)}")
         shown.append(f"healed    {_healing(found.healed)}")
+        if found.healed.frozen:
+            count = terminal.count(len(found.healed.frozen), "node")
+            shown.append(f"note      {count} kept the integers that they read: {found.healed.frozen[0]}")
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
     if found.timed_in and found.found is not None:
         saved = found.found.plan.saving
@@ -171,13 +174,16 @@ def _why_nothing(found: Lossy) -> str:
 
 
 def _healed_as_dict(healed: Healed) -> dict[str, Any]:
-    names = ("written", "before", "after", "trained", "steps", "seconds", "ended", "history", "improved")
+    names = ("written", "before", "after", "trained", "steps", "seconds", "ended", "history", "improved", "frozen")
     return {name: getattr(healed, name) for name in names}
 
 
 def _healing(healed: Healed) -> str:
     if not healed.improved:
-        return f"nothing: {healed.steps} steps made its loss on held-out rows no smaller ({healed.before:.4g})"
+        return (
+            f"nothing: {healed.steps} steps made its loss on held-out rows no smaller ({healed.before:.4g}):"
+            f" {healed.ended}"
+        )
     return (
         f"loss on held-out rows {healed.before:.4g} -> {healed.after:.4g}, {terminal.count(healed.steps, 'step')},"
         f" {healed.trained:,} numbers trained, {healed.seconds:.0f} s: {healed.ended}"

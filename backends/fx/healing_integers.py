@@ -30,8 +30,10 @@ from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.walk import graphs, is_op
 
-_WITHIN = 0.499
+_EDGE = 0.499
 """How far from its integer, in steps, a number may start."""
+_ELSEWHERE = 0.25
+"""How far a number starts that the original rounds to another integer: near the edge, the first steps would move it."""
 _ALIKE = 0.5
 """The least correlation of a weight with what its integers stand for."""
 _SEEN = 4096
@@ -156,8 +158,10 @@ class Integers:
         wanted = None if one.bias else originals.like(centre)
         if wanted is None:
             return centre
-        reach = np.abs(_spread(one.scales().astype(np.float32), one)) * np.float32(_WITHIN)
-        return np.asarray(np.clip(wanted, centre - reach, centre + reach))
+        steps = np.abs(_spread(one.scales().astype(np.float32), one))
+        apart = (wanted.astype(np.float32) - centre) / steps
+        near = np.clip(apart, -_EDGE, _EDGE)
+        return np.asarray(centre + steps * np.where(np.abs(apart) < 0.5, near, np.sign(apart) * _ELSEWHERE))
 
     def _register(self, name: str, tensor: torch.Tensor, trained: bool) -> str:
         path = bridge.attribute_path(self._module, name)

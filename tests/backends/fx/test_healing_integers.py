@@ -12,6 +12,7 @@ import torch
 from factor_models import samples_of
 from fx_checks import bytes_of, floats, model_of, structure
 
+from burnish.backends.fx import healing
 from burnish.backends.fx import straight_through as ste
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import Healed, HealOptions, Progress, heal
@@ -271,6 +272,16 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_stop(tmp_path: Path) ->
     assert bytes_of(heal(student, teacher, samples, options, told.append, folder=tmp_path).model) == whole
     assert told[0].step == 13
     assert bytes_of(heal(student, teacher, samples, replace(options, seed=1)).model) != whole
+
+
+def test_what_onnx_runtime_finds_no_better_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = network(DENSE)
+    samples = samples_of(teacher, count=8)
+    student = quantized(teacher, "quantize-weights{bits=2}", samples)
+    monkeypatch.setattr(healing._Run, "measured", lambda run, model: 1.0)
+    healed = heal(student, teacher, samples, QUICK)
+    assert not healed.improved and healed.model is student and healed.before == healed.after == 1.0
+    assert "ONNX Runtime itself finds no less loss in the new integers" in healed.ended
 
 
 QLINEAR = """<ir_version: 10, opset_import: ["": 21]>

@@ -1,0 +1,253 @@
+"""Quantized models before and after healing: `OMP_NUM_THREADS=1 python -m burnish.tools.research.quant_healing BED`.
+
+BED is `vit`, `resnet`, `a6-cls`, `a3`, or `page`. A model is quantized, and trained with rounding in the way against
+the original, without labels; integers and scales are put back, and ONNX Runtime runs them on data that neither the
+original nor any training has seen. Every run goes to `docs/results/quant-healing.json` when it is done and is not made
+again; `page` only writes `docs/results/quant-healing.md`.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.backends.fx.healing import HealOptions, heal
+from burnish.backends.ort.assigned import assigned
+from burnish.backends.ort.session import executor
+from burnish.frontends import onnx_file
+from burnish.ir.edit import name_nodes
+from burnish.ir.samples import Sample
+from burnish.passes import catalog, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.lossy import LossyPass
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.recipes import NORMAL_FORM
+from burnish.tools.lossy_context import context_for
+from burnish.tools.research.depth import Numbers
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+NUMBERS = Numbers(RESULTS / "quant-healing.json")
+SEEDS = (0, 1, 2)
+MOVED = 2
+"""How often each training digit is seen turned and shifted, besides as it is."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A model, samples that it is quantized on, samples that it is healed on, and a judge of what it computes.
+
+    Attributes:
+        model: the original.
+        calibration: samples.
+        training: samples for a seed.
+        judged: samples that nothing has seen.
+        metric: of the outputs for these.
+        options: of healing, by the bits of the weights.
+        rows: passes by what the table calls them, with the bits of the weights.
+        seeds: how often each is healed.
+    """
+
+    model: oir.Model
+    calibration: list[Sample]
+    training: Callable[[int], list[Sample]]
+    judged: list[Sample]
+    metric: Callable[[list[dict[str, Array]]], float]
+    options: dict[int, dict[str, Any]]
+    rows: dict[str, tuple[str, int]]
+    seeds: Sequence[int] = SEEDS
+
+
+def _read(file: Path, *more: str) -> oir.Model:
+    model = Pipeline((*NORMAL_FORM, *more)).rewrite(onnx_file.read(file)).model
+    name_nodes(model)
+    return model
+
+
+def digits(name: str) -> Bed:
+    """The digits models: calibrated on the training digits, judged on the 500 held-out ones."""
+    import torch
+
+    from burnish.tools.research import train_digits
+
+    images, held_out, _, answers = train_digits.digits()
+
+    def training(seed: int) -> list[Sample]:
+        torch.manual_seed(seed)
+        more = [train_digits.moved(torch.from_numpy(images)).numpy() for _ in range(MOVED)]
+        return [Sample("digits", {"image": np.concatenate([images, *more])})]
+
+    def accuracy(outputs: list[dict[str, Array]]) -> float:
+        return float((outputs[0]["logits"].argmax(-1) == answers).mean())
+
+    more = ",convolutions=true" if name == "resnet" else ""
+    rows = {"8 bits, activations too": ("quantize-static", 8)}
+    for bits in (4,) if more else (4, 2):
+        for rounding in ("nearest", "gptq"):
+            rows[f"{bits} bits, {rounding}"] = (f"quantize-weights{{bits={bits},rounding={rounding}{more}}}", bits)
+    common = {"steps": 200, "batch": 64, "patience": 10}
+    return Bed(
+        _read(train_digits.DEMO / f"digits_{name}.onnx", "raise-opset{to=21}", "fold-batchnorm"),
+        [Sample(str(number), {"image": part}) for number, part in enumerate(np.array_split(images, 10))],
+        training,
+        [Sample("held-out digits", {"image": held_out})],
+        accuracy,
+        {8: {**common, "rate": 1e-5}, 4: {**common, "rate": 1e-4}, 2: {**common, "rate": 1e-3}},
+        rows,
+    )
+
+
+def direction() -> Bed:
+    """PP-OCR's direction of a line of text: healed on the 20 lines of the calibration, moved sidewards."""
+    from burnish.tools.research import quant_static, zoo
+
+    bed = quant_static.BEDS["a6-cls"](zoo.ROOT)
+    assert bed.metric is not None
+
+    def training(seed: int) -> list[Sample]:
+        random = np.random.default_rng(seed)
+        moved = [np.roll(one.feeds["x"], int(random.integers(-24, 25)), 3) for one in bed.fit for _ in range(8)]
+        return [*bed.fit, *(Sample(f"moved {number}", {"x": array}) for number, array in enumerate(moved))]
+
+    return Bed(
+        quant_static.prepared(bed.model),
+        bed.fit,
+        training,
+        bed.held,
+        bed.metric,
+        {8: {"steps": 150, "batch": 8, "rate": 1e-5, "patience": 10}},
+        {"8 bits, activations too": ("quantize-static", 8)},
+    )
+
+
+def language() -> Bed:
+    """SmolLM2 as in the table of weights in few bits, healed on docstrings of the standard library."""
+    from burnish.tools.research import healing, quant_weights
+
+    bed = quant_weights.smollm()
+    options = {"steps": 30, "batch": 1, "rate": 2e-4, "temperature": 1.0, "evaluations": 3, "cache": 1 << 28}
+    return Bed(
+        bed.model,
+        bed.calibration,
+        lambda seed: healing.samples(),
+        bed.evaluation,
+        bed.metric,
+        {4: options},
+        {f"4 bits, {one}": (f"quantize-weights{{bits=4,rounding={one}}}", 4) for one in ("nearest", "gptq")},
+        (0,),
+    )
+
+
+BEDS: dict[str, Callable[[], Bed]] = {
+    "vit": lambda: digits("vit"),
+    "resnet": lambda: digits("resnet"),
+    "a6-cls": direction,
+    "a3": language,
+}
+TITLES = {
+    "vit": "digits ViT",
+    "resnet": "digits ResNet",
+    "a6-cls": "PP-OCR, direction (A6)",
+    "a3": "SmolLM2-135M (A3)",
+}
+
+
+def quantized(bed: Bed, spec: str) -> oir.Model:
+    """The model with every layer quantized that a pass quantizes."""
+    (one,) = catalog.parse(spec)
+    assert isinstance(one, LossyPass)
+    context = context_for(bed.model, bed.calibration)
+    outcome = Outcome(one.pass_name())
+    edits = one.propose(bed.model, context, outcome) if one.decided else one.asked(bed.model, outcome)
+    return lossy.apply(bed.model, edits, [one])[0]
+
+
+def outputs_of(model: oir.Model, samples: Sequence[Sample]) -> list[dict[str, Array]]:
+    """What ONNX Runtime computes."""
+    runner = executor(threads=1)(model)
+    found = [runner.run(sample.feeds) for sample in samples]
+    runner.close()
+    return found
+
+
+def judged(bed: Bed, reference: list[dict[str, Array]], model: oir.Model) -> dict[str, float]:
+    """The metric, and the error of the outputs relative to their size."""
+    found = outputs_of(model, bed.judged)
+    apart = size = 0.0
+    for was, one in zip(reference, found, strict=True):
+        for name, array in was.items():
+            apart += float(((one[name].astype(np.float64) - array) ** 2).sum())
+            size += float((array.astype(np.float64) ** 2).sum())
+    return {"metric": bed.metric(found), "error": (apart / size) ** 0.5}
+
+
+def kernels(model: oir.Model) -> dict[str, int]:
+    """How many products each kernel of ONNX Runtime computes."""
+    copy = model.clone()
+    name_nodes(copy)
+    return dict(Counter(assigned(copy).values()))
+
+
+def healed(bed: Bed, reference: list[dict[str, Array]], student: oir.Model, bits: int, seed: int) -> dict[str, Any]:
+    """One healing and what it did to the integers."""
+    wall, cpu = time.monotonic(), time.process_time()
+    made = heal(student, bed.model, bed.training(seed), HealOptions(**bed.options[bits], seed=seed))
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    one, other = student.graph.initializers, made.model.graph.initializers
+    integers = [name for name, value in one.items() if not value.const_value.dtype.is_floating_point()]
+    moved = sum(int((one[n].const_value.numpy() != other[n].const_value.numpy()).sum()) for n in integers)
+    return {
+        **judged(bed, reference, made.model),
+        "loss": [made.before, made.after],
+        "steps": made.steps,
+        "ended": made.ended,
+        "trained": made.trained,
+        "cpu": cpu,
+        "wall": wall,
+        "bytes of integers changed": moved / max(1, sum(one[name].const_value.size for name in integers)),
+        "kernels": kernels(made.model) == kernels(student),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def measure(name: str) -> None:
+    """Every number of a bed that is not there yet."""
+    bed = BEDS[name]()
+    reference = outputs_of(bed.model, bed.judged)
+    NUMBERS.get(f"{name} | float32", lambda: {"metric": bed.metric(reference)})
+    for title, (spec, bits) in bed.rows.items():
+        left = [seed for seed in bed.seeds if f"{name} | {title} | {seed}" not in NUMBERS.known]
+        if not left and f"{name} | {title}" in NUMBERS.known:
+            continue
+        student = quantized(bed, spec)
+        NUMBERS.get(f"{name} | {title}", lambda student=student: judged(bed, reference, student))
+        for seed in left:
+            NUMBERS.get(
+                f"{name} | {title} | {seed}",
+                lambda student=student, bits=bits, seed=seed: healed(bed, reference, student, bits, seed),
+            )
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure the named bed, or write the page."""
+    import torch
+
+    torch.set_num_threads(1)
+    for word in words:
+        if word != "page":
+            measure(word)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
