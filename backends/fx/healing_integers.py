@@ -22,7 +22,7 @@ from burnish.backends.fx import bridge, straight_through
 from burnish.backends.fx import healing_graph as halves
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.healing_factors import reading
-from burnish.backends.fx.healing_sites import BLOCKED, Stored, find
+from burnish.backends.fx.healing_sites import BLOCKED, Sites, Stored, find
 from burnish.backends.fx.operators.quantize import spread
 from burnish.backends.fx.values import DTYPES
 from burnish.backends.fx.write_back import store, values_of
@@ -84,13 +84,16 @@ class Integers:
         self._scales: dict[oir.Value, _Open] = {}
         self._weights: dict[oir.Value, _Open] = {}
         self._stored = {one.value: one for one in sites.stored}
-        originals = _Originals(teacher)
+        if sites.stored:
+            self._open(sites, _Originals(teacher))
+        self.values = {at.path: value for table in (self._scales, self._weights) for value, at in table.items()}
+        module.recompile()
+
+    def _open(self, sites: Sites, originals: _Originals) -> None:
         for one in sites.stored:
             if not one.bias and one.scale not in self._scales and one.scale not in sites.fixed:
                 self._scales[one.scale] = self._open_scale(one.scale)
             self._weights[one.value] = self._open_weight(one, originals)
-        self.values = {at.path: value for table in (self._scales, self._weights) for value, at in table.items()}
-        module.recompile()
 
     @property
     def any(self) -> bool:

@@ -173,6 +173,8 @@ def _read(node: oir.Node) -> Stored | str | None:
     """The integers that a node reads as a weight, or why they cannot be trained; None where it reads none."""
     if is_op(node, "DequantizeLinear") and weights.is_constant(node.inputs[0]):
         return _dequantized(node)
+    if is_op(node, "DequantizeLinear", domain=_CONTRIB) and weights.is_constant(node.inputs[0]):
+        return "only DequantizeLinear of standard ONNX is trained"
     if is_op(node, "MatMulNBits", domain=_CONTRIB):
         return _multiplied(node)
     if is_op(node, "GatherBlockQuantized", domain=_CONTRIB):

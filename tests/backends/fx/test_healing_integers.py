@@ -211,6 +211,25 @@ def test_a_model_without_a_block_learns_in_integers(vit: oir.Model, digits: list
     )
 
 
+def test_factors_learn_in_integers() -> None:
+    teacher = network("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, 32] x) => (float[N, 8] y) <float[32, 40] a, float[40, 8] b> {
+            h = MatMul (x, a)  r = Tanh (h)  y = MatMul (r, b)
+        }""")
+    factored = network("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, 32] x) => (float[N, 8] y) <float[32, 16] u, float[16, 40] v, float[40, 8] b> {
+            k = MatMul (x, u)  h = MatMul (k, v)  r = Tanh (h)  y = MatMul (r, b)
+        }""")
+    left, values, right = np.linalg.svd(weights.constant(teacher.graph.initializers["a"]))
+    for name, array in (("u", left[:, :16] * values[:16]), ("v", right[:16])):
+        factored.graph.initializers[name].const_value = oir.tensor(array.astype(np.float32), name=name)
+    factored.graph.initializers["b"].const_value = teacher.graph.initializers["b"].const_value
+    samples = samples_of(teacher, count=8)
+    student = quantized(factored, "quantize-weights{bits=4,block=16}", samples)
+    written = check(student, heal(student, teacher, samples, replace(QUICK, rate=5e-3)))
+    assert {"u_scale", "v_4bit", "v_scale", "b_4bit"} <= written
+
+
 def test_a_low_rank_change_reaches_the_integers(vit: oir.Model, digits: list[Sample]) -> None:
     student = quantized(vit, "quantize-weights{bits=2}", digits)
     healed = heal(student, vit, digits, replace(QUICK, train="lora", rank=2, rate=2e-3))
