@@ -244,7 +244,7 @@ def test_convolutions_with_fixed_ranges_learn(digits: list[Sample]) -> None:
         .model
     )
     edit.name_nodes(model)
-    student = quantized(model, "quantize-static{calibration=minmax,per_channel=false,weight_clip=minmax}", digits)
+    student = quantized(model, "quantize-static{calibration=minmax,per_channel=false,rounding=nearest}", digits)
     healed = heal(student, model, digits, replace(QUICK, steps=20, rate=2e-5))
     written = check(student, healed)
     for layer in find(healed.model).sums:
