@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from burnish.backends.delta import low_rank, planes
+from burnish.backends.delta.rounded import Rounding
 from burnish.ir.errors import InputError
 
 FORMAT = "burnish-delta"
@@ -39,10 +40,13 @@ class Tensor(_Part, frozen=True):
         dtype: NumPy's name, `uint8` for packed numbers and what NumPy does not know.
         dims: its shape.
         coding: `base`: as it is, in the base; `whole`: its own numbers; `change`: their difference, as integers, to the
-            tensor `of`; `low-rank`: factors of that difference, and what they do not explain.
+            tensor `of`; `low-rank`: factors of that difference, and what they do not explain; `rounded`: the numbers of
+            few bits that `of` was rounded to, as what rounding with the scales `by` does not explain.
         of: the index of a tensor of the base.
         at, stored: where in `base.data` or `changes.data` it lies, and how many bytes it has there.
         rank, scale: of `low_rank.Factors`.
+        by: the index of a tensor of scales.
+        bits, zero, turned, columns: of `rounded.Rounding`.
     """
 
     sha256: str
@@ -50,12 +54,22 @@ class Tensor(_Part, frozen=True):
     name: str
     dtype: str
     dims: tuple[int, ...]
-    coding: Literal["base", "whole", "change", "low-rank"]
+    coding: Literal["base", "whole", "change", "low-rank", "rounded"]
     at: int
     stored: int
     of: int = -1
     rank: int = 0
     scale: int = 0
+    by: int = -1
+    bits: int = 0
+    zero: int = 0
+    turned: bool = False
+    columns: bool = False
+
+    @property
+    def rounding(self) -> Rounding:
+        """How it was made, of a rounded one."""
+        return Rounding(self.bits, self.zero, self.turned, self.columns)
 
 
 class File(_Part, frozen=True):
@@ -228,11 +242,30 @@ def _wrong_tensor(manifest: Manifest, tensor: Tensor) -> str | None:
         other = manifest.tensors[tensor.of]
         if other.coding != "base" or (other.bytes, other.dtype) != (tensor.bytes, tensor.dtype):
             return "what it is a change of is another kind of tensor"
+    if tensor.coding == "rounded" and not _may_be_rounded(manifest, tensor):
+        return "it cannot have been rounded like that"
     if tensor.coding == "low-rank":
         shape = matrix(tensor)
         if shape is None or not 0 < tensor.rank <= min(low_rank.LARGEST_RANK, *shape) or abs(tensor.scale) > 1000:
             return "it cannot have factors of that rank"
     return None
+
+
+def _may_be_rounded(manifest: Manifest, tensor: Tensor) -> bool:
+    count = len(manifest.tensors)
+    if not (0 <= tensor.of < count and 0 <= tensor.by < count and abs(tensor.zero) <= 256):
+        return False
+    if (tensor.bits, tensor.dtype) not in ((8, "uint8"), (8, "int8"), (4, "uint8")):
+        return False
+    base, scales = manifest.tensors[tensor.of], manifest.tensors[tensor.by]
+    if base.coding != "base" or scales.coding == "rounded" or not {base.dtype, scales.dtype} <= planes.MANTISSA.keys():
+        return False
+    size, few = (one.bytes // (width_of(one.dtype) or 1) for one in (base, scales))
+    if size != tensor.bytes * 8 // tensor.bits or not few or size % few:
+        return False
+    return not tensor.turned or (
+        min(base.dims, default=0) > 0 and prod(base.dims) == size and 2 * base.dims[0] <= planes.BLOCK
+    )
 
 
 def _wrong_model(manifest: Manifest, model: Model) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from burnish.backends.delta import low_rank, manifest, planes
+from burnish.backends.delta import low_rank, manifest, planes, rounded
 from burnish.backends.delta.manifest import File, Model, Tensor
 from burnish.ir.errors import InputError
 from burnish.ir.payloads import Payload, StoredFile
@@ -115,14 +115,14 @@ class Pack:
         """Raise InputError when a tensor that `model` needs of a base given apart is not in it."""
         if self.manifest.has_base:
             return
-        needed = set()
-        for index in self.manifest.used(model):
-            one = self.manifest.tensors[index]
-            needed.add(one.of if one.coding in ("change", "low-rank") else index if one.coding == "base" else -1)
+        known = self.manifest.tensors
+        used = self.manifest.used(model)
+        used += [known[index].by for index in used if known[index].coding == "rounded"]
+        needed = {index if known[index].coding == "base" else known[index].of for index in used}
         if not self._given and needed - {-1}:
             hint = f"give it with `--base {self.manifest.base.files[0].path}`"
             raise InputError("the pack does not hold the base", place=str(self.folder), hint=hint)
-        lost = [one for i in sorted(needed - {-1}) if (one := self.manifest.tensors[i]).sha256 not in self._given]
+        lost = [one for i in sorted(needed - {-1}) if (one := known[i]).sha256 not in self._given]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             cause = f"this is another base: it has no tensor with the values of `{lost[0].name}`{more}"
@@ -163,6 +163,9 @@ class Pack:
             for start, end in planes.spans(count):
                 yield planes.decode(source.read, end - start, width).tobytes()
             return
+        if one.coding == "rounded":
+            yield from self._rounded(one, source)
+            return
         base = np.frombuffer(self._of_base(self.manifest.tensors[one.of]), f"<u{width}")
         if one.coding == "change":
             for start, end in planes.spans(count):
@@ -177,6 +180,15 @@ class Pack:
             old = base[start:end].view(dtype(one.dtype)).reshape(-1, columns)
             guess = factors.guess(old, start // columns).reshape(-1).view(f"<u{width}")
             yield planes.decode_change(source.read, guess, mantissa).tobytes()
+
+    def _rounded(self, one: Tensor, source: BytesIO) -> Iterator[Bytes]:
+        other, by = self.manifest.tensors[one.of], self.manifest.tensors[one.by]
+        base = rounded.as_matrix(np.frombuffer(self._of_base(other), dtype(other.dtype)), other.dims)
+        scales, how = np.frombuffer(self.tensor(one.by), dtype(by.dtype)), one.rounding
+        for start, end in rounded.spans(base.size, len(base), one.turned):
+            guess = how.guess(base, scales, start, end, one.dtype == "int8")
+            numbers = guess + planes.unzigzag(planes.decode(source.read, end - start, 1))
+            yield rounded.packed(numbers, one.bits).tobytes()
 
     def _damaged(self, one: Tensor, reason: str = "its values are not those that were packed") -> InputError:
         held = manifest.BASE if one.coding == "base" else manifest.CHANGES

@@ -12,10 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 
 from burnish.backends import folders
-from burnish.backends.delta import low_rank, manifest, planes, reading
+from burnish.backends.delta import low_rank, manifest, planes, reading, rounded
 from burnish.backends.delta.manifest import File, Manifest, Model, Tensor
 from burnish.ir.errors import InputError
 from burnish.ir.payloads import Payload, StoredFile
@@ -116,7 +117,8 @@ class _Packer:
         """Add a model; the first is the base."""
         of_base, skip = not self.made, self.size
         self.passed = Counter[tuple[str, tuple[int, ...]]]()
-        digests = iter(reading.tensors(files))
+        self.current = list(reading.tensors(files))
+        digests = iter(self.current)
         made = []
         for file in files:
             content, whole, graph, pieces, position = memoryview(file.content), sha256(), sha256(), [], 0
@@ -159,9 +161,10 @@ class _Packer:
         index, (name, dims) = self.known.get(digest), _numbers(one)
         self.passed[name, dims] += 1
         if index is None:
-            index = self.known[digest] = len(self.tensors)
             kept = _Kept(one.name, name, dims, digest, values)
-            self.tensors.append(self._of_base(kept) if of_base else self._of_variant(kept))
+            made = self._of_base(kept) if of_base else self._of_variant(kept)
+            index = self.known[digest] = len(self.tensors)
+            self.tensors.append(made)
             if of_base:
                 self.values.append(values)
                 self.alike.setdefault((name, dims), []).append(index)
@@ -179,6 +182,9 @@ class _Packer:
 
     def _of_variant(self, kept: _Kept) -> Tensor:
         stream = self.streams[manifest.CHANGES]
+        made = self._rounded(kept, stream) if kept.dtype in ("uint8", "int8") else None
+        if made is not None:
+            return made
         key = kept.dtype, kept.dims
         first = max(0, self.passed[key] - _COMPARED // 2)
         at, alike = stream.tell(), self.alike.get(key, [])
@@ -198,6 +204,31 @@ class _Packer:
         for start, end in planes.spans(kept.numbers.size):
             stream.write(planes.encode(kept.numbers[start:end]))
         return kept.tensor("whole", at, stream.tell() - at)
+
+    def _rounded(self, kept: _Kept, stream: BinaryIO) -> Tensor | None:
+        """The tensor as a rounded one of the base; None where it is none. Its scales are added before it."""
+        sizes = {len(kept.values), 2 * len(kept.values)}
+        bases = {
+            index: rounded.as_matrix(np.frombuffer(self.values[index], reading.dtype(one.dtype)), one.dims)
+            for index, one in enumerate(self.tensors[: len(self.values)])
+            if one.dtype in planes.MANTISSA and one.bytes // (manifest.width_of(one.dtype) or 1) in sizes
+        }
+        scales = {}
+        for number, (one, values, _) in enumerate(self.current if bases else ()):
+            dtype = _numbers(one)[0]
+            if dtype in planes.MANTISSA and len(values) <= 8 * len(kept.values):
+                scales[number] = np.frombuffer(values, reading.dtype(dtype))
+        found = rounded.find(np.frombuffer(kept.values, np.uint8), kept.dtype == "int8", bases, scales)
+        if found is None:
+            return None
+        of, place, how = found
+        by, at = self._tensor(*self.current[place], of_base=False), stream.tell()
+        numbers = rounded.unpacked(kept.numbers.view(np.uint8), how.bits)
+        for start, end in rounded.spans(numbers.size, len(bases[of]), how.turned):
+            guess = how.guess(bases[of], scales[place], start, end, kept.dtype == "int8")
+            stream.write(planes.encode(planes.zigzag(numbers[start:end] - guess)))
+        made = kept.tensor("rounded", at, stream.tell() - at, of=of, by=by)
+        return msgspec.structs.replace(made, bits=how.bits, zero=how.zero, turned=how.turned, columns=how.columns)
 
     def _base(self, index: int, kept: _Kept) -> np.ndarray:
         return np.frombuffer(self.values[index], kept.numbers.dtype)

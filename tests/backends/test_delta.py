@@ -249,6 +249,83 @@ def test_a_plane_that_unpacks_to_more_than_it_should_is_refused() -> None:
         planes.decode(BytesIO(bytes([0, 255, 255, 255, 255])).read, 16, 1)
 
 
+def rounded_weights(array: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
+    """A weight in few bits, as ONNX Runtime's operators and QDQ hold it, and its scales."""
+    if how == "columns":  # QDQ of a MatMul: int8, a scale for each output
+        scales = np.abs(array).max(0) / 127
+        return np.clip(np.rint(array / scales), -128, 127).astype(np.int8), scales
+    if how == "rows":  # of a table: uint8
+        scales = np.abs(array).max(1) / 127
+        return np.clip(np.rint(array / scales[:, None]) + 128, 0, 255).astype(np.uint8), scales
+    blocks = array.T.reshape(array.shape[1], -1, 32)  # MatMulNBits, scales of both signs
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    bits = 8 if how == "blocks" else 4
+    half = 1 << bits - 1
+    scales = largest / -half
+    numbers = np.clip(np.rint(blocks / scales) + half, 0, 2 * half - 1).astype(np.uint8)
+    if bits == 4:
+        numbers = numbers[..., ::2] | numbers[..., 1::2] << 4
+    return numbers, scales[..., 0]
+
+
+HOW = ("columns", "rows", "blocks", "nibbles")
+
+
+def rounded_pack(folder: Path) -> Path:
+    """The pack of a model, a variant in which its weights have few bits, and one that was rounded otherwise."""
+    random = np.random.default_rng(11)
+    arrays = {how: random.standard_normal((320, 352)).astype(np.float32) for how in HOW}
+    few: dict[str, np.ndarray] = {}
+    for how, array in arrays.items():
+        numbers, scales = rounded_weights(array, how)
+        few |= {how: numbers, f"{how} scale": scales.astype(np.float32)}
+    other = few | {how: few[how] ^ (random.random(few[how].shape) < 0.02) for how in HOW}
+    paths = {}
+    for name, weights in (("base", arrays), ("few", few), ("other", other)):
+        tensors = [numpy_helper.from_array(array, key) for key, array in weights.items()]
+        nodes = [helper.make_node("Shape", [one.name], [f"{one.name} shape"]) for one in tensors]
+        outputs = [helper.make_tensor_value_info(f"{one.name} shape", TensorProto.INT64, None) for one in tensors]
+        model = helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors), ir_version=10)
+        paths[name] = folder / f"{name}.onnx"
+        paths[name].write_bytes(model.SerializeToString())
+    models = {name: stored.read(path) for name, path in paths.items()}
+    writing.write(folder / "pack", ("base", models.pop("base")), models)
+    return folder / "pack"
+
+
+def test_weights_of_few_bits_are_what_those_of_the_base_are_rounded_to(tmp_path: Path) -> None:
+    pack = reading.Pack(rounded_pack(tmp_path))
+    found = pack.manifest
+    for model in found.variants:
+        kept = {found.tensors[index].name: found.tensors[index] for index in found.used(model)}
+        for how in HOW:
+            assert kept[how].coding == "rounded" and found.tensors[kept[how].of].name == how
+            assert found.tensors[kept[how].by].name == f"{how} scale"
+            assert kept[how].stored < (40 if model.name == "few" else 0.2 * kept[how].bytes)
+        target = tmp_path / "out" / f"{model.name}.onnx"
+        target.parent.mkdir(exist_ok=True)
+        rebuilding.rebuild(pack, model.name, target)
+        assert target.read_bytes() == (tmp_path / f"{model.name}.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("of", 1), ("by", 99), ("by", -1), ("by", 4), ("bits", 2), ("bits", 4), ("zero", 1 << 20), ("turned", True)],
+)
+def test_a_rounding_that_cannot_be_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    rounded_pack(tmp_path)
+    found = manifest.read(tmp_path / "pack")
+    number = next(i for i, one in enumerate(found.tensors) if one.coding == "rounded" and not one.turned)
+    itself = next(i for i, one in enumerate(found.tensors) if one.coding == "rounded")
+    change(tmp_path, **{f"tensors__{number}__{field}": itself if (field, value) in (("of", 1), ("by", 4)) else value})
+    if field == "turned":  # the same numbers in another order: the digest tells
+        with pytest.raises(InputError, match="damaged"):
+            reading.Pack(tmp_path / "pack").check("few")
+        return
+    with pytest.raises(InputError, match="the manifest is damaged"):
+        reading.Pack(tmp_path / "pack")
+
+
 def test_a_damaged_pack_gives_an_error_or_the_right_files(folder: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     right = content(folder / "in")

@@ -316,10 +316,8 @@ All models together, the base among them:
 """
 NOTES = """
 A pack keeps the base as it is, to be mapped. What is trained costs what its last places cost, which are noise
-and differ from those of the base: that is why a layer that was trained still takes 55 to 75 % of its size, and
-why it pays to train few layers, or adapters. A model with other numbers of bits than the base has nothing in
-common with it but its small tensors and its graph; of weights of 8 bits about a quarter of a float32 model
-stays, in a pack as anywhere.
+and differ from those of the base: a layer that was trained takes {share} of its size, so it pays to train few
+layers, or adapters. Weights of 8 bits are those of the base rounded, so their scales are what is left to keep.
 """
 MEMORY = """
 ## Memory and time
@@ -344,11 +342,14 @@ def page(names: Sequence[str]) -> None:
     """Write the page about these models."""
     found = json.loads(NUMBERS.read_text())
     rows, totals, memories, folders = [], [], [], []
+    trained: list[float] = []
     for subject in names:
         title = TITLES[subject]
         one = found[subject]["sizes"]
         for variant in one["variants"]:
             name = variant["name"]
+            if variant["kinds"] == ["change"]:
+                trained.append(variant["stored"] / variant["changed_bytes"])
             cells = [title, name, _mega(variant["bytes"]), f"{variant['changed']} of {variant['tensors']}"]
             cells += [", ".join(variant["kinds"]), _mega(variant["stored"])]
             rows.append(_row([*cells, _mega(one["xz"][name]) if "xz" in one else "", _mega(one["patches"][name])]))
@@ -365,7 +366,8 @@ def page(names: Sequence[str]) -> None:
                 time = "1" if way == "files" else "" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
                 memories.append(_row([title, said, *("" if size is None else _mega(size) for size in sizes), time]))
     end = END.format(folders=" and ".join(folders))
-    parts = [HEAD, *rows, TOTALS, *totals, NOTES, *([MEMORY, *memories, end] if memories else [])]
+    notes = NOTES.format(share=f"{min(trained):.0%} to {max(trained):.0%}")
+    parts = [HEAD, *rows, TOTALS, *totals, notes, *([MEMORY, *memories, end] if memories else [])]
     PAGE.write_text("".join(parts), encoding="utf-8")
 
 
