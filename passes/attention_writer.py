@@ -129,7 +129,7 @@ class AttentionWriter:
                 zero_dead=found.guard and (strict or not standard),
                 rank=None if standard else 4,
             )
-        q, k, v = (self._operand(one, found.end) for one in (plan.q, plan.k, plan.v))
+        q, k, v = (self.operand(one, found.end) for one in (plan.q, plan.k, plan.v))
         scale = found.scale * plan.q.scale * plan.k.scale
         like = list(dict.fromkeys((found.anchor, *found.nodes, *plan.q.path, *plan.k.path, *plan.v.path)))
         if standard:
@@ -169,7 +169,8 @@ class AttentionWriter:
         edit.insert_before(found.end, [step])
         return step.outputs[0]
 
-    def _operand(self, source: Source, before: oir.Node) -> oir.Value:
+    def operand(self, source: Source, before: oir.Node) -> oir.Value:
+        """A source as a value, read before a node; a part of a packed one is cut out."""
         if source.part is None:
             return source.value
         index, count = source.part

@@ -17,12 +17,12 @@ from burnish.backends.fx import bridge
 from burnish.backends.fx import healing_factors as factors
 from burnish.backends.fx import healing_weights as weights
 from burnish.backends.fx.bridge import bridge_of
+from burnish.backends.fx.healing_fading import FadingParts
 from burnish.backends.fx.healing_features import counterparts, ports
 from burnish.backends.fx.healing_integers import Integers
 from burnish.backends.fx.healing_loop import Loop, mean
 from burnish.backends.fx.healing_lora import add_changes, merge_changes
 from burnish.backends.fx.healing_loss import Goal, Term
-from burnish.backends.fx.healing_norms import FadingNorms
 from burnish.backends.fx.healing_options import Healed, HealOptions, Progress, forget
 from burnish.backends.fx.healing_ranks import Ranks
 from burnish.backends.fx.healing_rows import Batches
@@ -140,8 +140,8 @@ class _Run:
         self.module = _loaded(student, self._ranks.device)
         self._teacher = _loaded(teacher, self._ranks.device).requires_grad_(False)
         self._goal = Goal(options, Task(teacher, self._teacher, keeps), teacher, student, keeps)
-        self._norms = FadingNorms(student, self.module, options.momentum, keeps)
-        self._values = self._norms.without_statistics(weights.trainable(student, self.module))
+        self._fading = FadingParts(student, self.module, options.momentum, keeps)
+        self._values = self._fading.without_statistics(weights.trainable(student, self.module))
         self.integers = Integers(student, self.module, teacher)
         held = self.integers.scales
         self._values = {path: value for path, value in self._values.items() if value not in held}
@@ -163,7 +163,7 @@ class _Run:
             self._goal.distances.measure(found, self._ranks.total)
         self.parameters = self._chosen(student, blocks)
         self.trained = sum(parameter.numel() for parameter in self.parameters.values())
-        self.parameters |= self._norms.statistics()
+        self.parameters |= self._fading.statistics()
         self._own = Trained(
             self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit, self._ports
         )
@@ -202,7 +202,7 @@ class _Run:
         return Loop(
             self.parameters, self.losses, len(self._batches.held_out), self._batches.at, penalty,
             [self.module, self._own.behind], self._options, self._ranks, file, started,
-            partial(self._norms.at, self._options.fade), self._options.fade if self._norms.paths else 0.0,
+            partial(self._fading.at, self._options.fade), self._options.fade if self._fading else 0.0,
         )  # fmt: skip
 
     @property
@@ -251,7 +251,7 @@ class _Run:
                 terms.append(self._streams.term(own, theirs, sample))
             total = [mine + term for mine, term in zip(total, terms, strict=True)]
         if training:
-            self._norms.average(self._ranks.total)
+            self._fading.average(self._ranks.total)
         return total
 
     def _chosen(self, student: oir.Model, blocks: Sequence[Block]) -> dict[str, nn.Parameter]:
@@ -273,7 +273,7 @@ class _Run:
                 f"there is nothing to train: it has no {missing.get(options.train, 'weights of its own there')}",
                 place=f"heal, `train={options.train}`",
             )
-        paths = list(dict.fromkeys([*paths, *self._norms.paths]))
+        paths = list(dict.fromkeys([*paths, *self._fading.paths]))
         left = self.integers.close({*paths, *self._changed})
         paths = [path for path in paths if path not in left]
         self._prepare_factors(set(paths))

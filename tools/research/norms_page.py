@@ -9,16 +9,16 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "norms.json", FOLDER / "norms.md"
 SEEDS = (0, 1, 2)
-STEPS = 150
+STEPS = 300
 BUDGET: dict[str, Any] = {"batch": 32, "rate": 1e-3, "evaluations": 10, "patience": 10}
 VARIANTS: dict[str, tuple[str, float, int]] = {
     "progressive": ("replace-norm", 0.5, STEPS),
-    "at once": ("replace-norm", 0.0, STEPS),
     "unhealed": ("replace-norm", 0.0, 0),
     "unhealed, statistics": ("replace-norm{start=statistics}", 0.0, 0),
-    "affine": ("replace-norm{with=affine}", 0.0, STEPS),
-    "progressive, statistics": ("replace-norm{start=statistics}", 0.5, STEPS),
+    "at once": ("replace-norm", 0.0, STEPS),
     "at once, statistics": ("replace-norm{start=statistics}", 0.0, STEPS),
+    "progressive, statistics": ("replace-norm{start=statistics}", 0.5, STEPS),
+    "affine": ("replace-norm{with=affine}", 0.0, STEPS),
 }
 """The pass, how long norms fade out, and steps of healing; what matters most first."""
 TITLES = {

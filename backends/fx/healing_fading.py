@@ -1,8 +1,8 @@
-"""Normalizations that fade into what has replaced them, with statistics that leave padding out (arXiv:2405.11582).
+"""Norms and attentions that fade into what has replaced them, without padding in statistics (arXiv:2405.11582).
 
-While a student trains, each place computes `fade * norm(x) + (1 - fade) * (BN(x) + eta * x)`. The batch normalization
-takes the statistics of the step's rows, whose running mean the result keeps. Looked at on held-out rows, a student is
-always what it will be: the replacement alone, with the running statistics.
+While a student trains, each place computes `fade * norm(x) + (1 - fade) * (BN(x) + eta * x)`, and so with attentions.
+The batch normalization takes the statistics of the step's rows, whose running mean the result keeps. Looked at on
+held-out rows, a student is always what it will be: the replacement alone, with the running statistics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from burnish.backends.fx.operators.network import per_channel
 from burnish.backends.fx.write_back import values_of
 from burnish.ir import match
 from burnish.ir.errors import InputError
+from burnish.passes.kernel_attention import replaced as replaced_attentions
 from burnish.passes.lossy import Keeps
 from burnish.passes.replaced_norms import Former, replaced
 from burnish.passes.sites import Keep
@@ -30,27 +31,47 @@ Add = Callable[[Iterable[float]], list[float]]
 """Adds numbers up over all processes."""
 
 
-class Fading(nn.Module):
-    """In training, a mixture of a normalization over the last axis and what stands in its place; else the latter."""
+class FormerNorm(nn.Module):
+    """A normalization over the last axis."""
 
     gain: torch.Tensor
     bias: torch.Tensor
 
     def __init__(self, former: Former, dtype: torch.dtype) -> None:
         super().__init__()
-        self.centred, self.epsilon, self.share = former.centred, former.epsilon, 0.0
+        self.centred, self.epsilon = former.centred, former.epsilon
         self.register_buffer("gain", torch.from_numpy(np.array(former.gain)).to(dtype), persistent=False)
         self.register_buffer("bias", torch.from_numpy(np.array(former.bias)).to(dtype), persistent=False)
 
-    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The mixture, of which `share` is the normalization of x."""
-        if not self.training or self.share <= 0:
-            return other
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x normalized."""
         if self.centred:
-            normal = F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.epsilon)
-        else:
-            normal = x * (x.square().mean(-1, keepdim=True) + self.epsilon).rsqrt() * self.gain + self.bias
-        return torch.lerp(other, normal, self.share)
+            return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.epsilon)
+        return x * (x.square().mean(-1, keepdim=True) + self.epsilon).rsqrt() * self.gain + self.bias
+
+
+class FormerAttention(nn.Module):
+    """Attention with a softmax and no mask."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Of [batch, heads, tokens, size]."""
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+
+
+class Fading(nn.Module):
+    """In training, a mixture of what was there and what stands in its place; else the latter."""
+
+    def __init__(self, former: nn.Module) -> None:
+        super().__init__()
+        self.former, self.share = former, 0.0
+
+    def forward(self, other: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """The mixture, of which `share` is what was there."""
+        return torch.lerp(other, self.former(*inputs), self.share) if self.training and self.share > 0 else other
 
 
 class RowNorm(nn.Module):
@@ -95,11 +116,11 @@ class RowNorm(nn.Module):
         return torch.from_numpy(whole.copy()).to(x.device, x.dtype)
 
 
-class FadingNorms:
-    """The replaced normalizations of a student, made ready for training.
+class FadingParts:
+    """The replaced normalizations and attentions of a student, made ready for training.
 
     Args:
-        student: the changed model; what its normalizations were is known in the process that replaced them.
+        student: the changed model; what they were is known in the process that replaced them.
         module: the student in torch; its graph is changed.
         momentum: how much of a step's statistics goes into the running ones; 0 leaves these as they are, and training
             uses them.
@@ -121,11 +142,12 @@ class FadingNorms:
         wanted = {str(one.batch.outputs[0].name): one for one in found if one.batch is not None}
         sites = {name: (one.batch.inputs[0], 1) for name, one in wanted.items() if one.batch is not None}
         kept = keeps(student, sites) if keeps is not None and sites else {}  # type: ignore[arg-type]
-        self.paths = list(dict.fromkeys(self._paths[value] for one in found for value in one.trained))
+        attentions = list(replaced_attentions(student))
+        self.paths = list(dict.fromkeys(self._paths[value] for one in (*found, *attentions) for value in one.trained))
         for path in self.paths:
             self._learnt(path)
         nodes = {node.name: node for node in module.graph.nodes}
-        values, renamed = bridge_of(module).values, {}
+        values, renamed = bridge_of(module).values, dict[str, str]()
         for one in found:
             if one.batch is not None and momentum:
                 keep = kept.get(str(one.batch.outputs[0].name))
@@ -133,11 +155,14 @@ class FadingNorms:
                     hint = "give `momentum` 0, which keeps the statistics as they are"
                     raise InputError(f"padding cannot be left out of its statistics: {keep}", place="heal", hint=hint)
                 self._normalize(nodes[values[str(one.batch.outputs[0].name)]], one.batch, keep)
+            dtype = module.get_parameter(self._paths[one.trained[0]]).dtype
             x, y = (nodes[values[str(value.name)]] for value in (one.input, one.output))
-            fading = Fading(one.former, module.get_parameter(self._paths[one.trained[0]]).dtype)
-            renamed[y.name] = self._insert(f"fading_norm_{len(self._fading)}", fading, (x, y))
-            self._fading.append(fading)
-        if found:
+            renamed[y.name] = self._fade(FormerNorm(one.former, dtype), y, x)
+        for other in attentions:
+            own = (other.former.queries, other.former.keys, other.former.values)
+            y = nodes[values[str(other.output.name)]]
+            renamed[y.name] = self._fade(FormerAttention(other.former.scale), y, *(nodes[values[name]] for name in own))
+        if renamed:
             module.graph.eliminate_dead_code()
             module.recompile()
             ties = bridge_of(module)
@@ -173,13 +198,19 @@ class FadingNorms:
         call.replace_all_uses_with(new)
         self._rows.append((made, mean, variance))
 
-    def _insert(self, name: str, made: Fading, arguments: tuple[fx.Node, fx.Node]) -> str:
-        """Put a mixture behind its second argument; returns its name in the graph."""
+    def _fade(self, former: nn.Module, node: fx.Node, *inputs: fx.Node) -> str:
+        """Let what a node computes be mixed with what was there; returns the name of the mixture in the graph."""
+        made, name = Fading(former), f"fading_{len(self._fading)}"
+        self._fading.append(made)
         self._module.add_submodule(name, made)
-        with self._module.graph.inserting_after(arguments[1]):
-            new = self._module.graph.call_module(name, arguments)
-        arguments[1].replace_all_uses_with(new, lambda user: user is not new)
+        with self._module.graph.inserting_after(node):
+            new = self._module.graph.call_module(name, (node, *inputs))
+        node.replace_all_uses_with(new, lambda user: user is not new)
         return str(new.name)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything that fades."""
+        return bool(self._fading)
 
     def without_statistics(self, values: Mapping[str, oir.Value]) -> dict[str, oir.Value]:
         """What may be trained by gradients."""
@@ -191,7 +222,7 @@ class FadingNorms:
         return {path: self._module.get_parameter(path) for _, *paths in self._rows for path in paths}
 
     def at(self, fade: float, share: float) -> None:
-        """Set how much of the normalizations there is at a share of the budget: from 1 to 0 within `fade` of it."""
+        """Set how much of what was there is left at a share of the budget: from 1 to 0 within `fade` of it."""
         left = max(0.0, 1.0 - share / fade) if fade else 0.0
         for one in self._fading:
             one.share = left

@@ -14,7 +14,7 @@ from fx_checks import model_of
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import HealOptions, heal
-from burnish.backends.fx.healing_norms import FadingNorms, RowNorm
+from burnish.backends.fx.healing_fading import FadingParts, RowNorm
 from burnish.backends.fx.healing_options import read_options
 from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
@@ -24,6 +24,7 @@ from burnish.ir.samples import Sample
 from burnish.ir.views.norm import norms
 from burnish.passes import catalog, lossy, recipes
 from burnish.passes.base import Outcome
+from burnish.passes.kernel_attention import replaced as replaced_attentions
 from burnish.passes.lossy import Keeps, LossyPass
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.replaced_norms import replaced
@@ -100,7 +101,7 @@ def test_training_begins_as_the_original_and_ends_as_the_replacement(
 ) -> None:
     student = student_of(block, [Sample("s", feeds)], spec)
     module = to_graph_module(student)
-    fading = FadingNorms(student, module, 0.1, keeps_of)
+    fading = FadingParts(student, module, 0.1, keeps_of)
     arrays = [torch.from_numpy(feeds[name]) for name in bridge_of(module).inputs]
     wanted = [outputs(model, feeds)["y"] for model in (block, student)]
     for training, share, index in ((True, 0.0, 0), (False, 0.0, 1), (False, 0.9, 1)):
@@ -121,7 +122,7 @@ def test_statistics_are_those_of_the_rows_that_count_and_are_averaged_once_a_ste
 ) -> None:
     student = student_of(block, [Sample("s", feeds)])
     module = to_graph_module(student)
-    fading = FadingNorms(student, module, 0.25, keeps_of)
+    fading = FadingParts(student, module, 0.25, keeps_of)
     before = {path: one.clone() for path, one in fading.statistics().items()}
     module.train()
     arrays = [torch.from_numpy(feeds[name] * (2 if name == "x" else 1)) for name in bridge_of(module).inputs]
@@ -210,3 +211,22 @@ def test_options_are_read_from_text() -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             read_options(text)
+
+
+def test_attention_fades_out_too(vit: oir.Model, digits: list[Sample]) -> None:
+    (one,) = catalog.parse("linear-attention")
+    assert isinstance(one, LossyPass)
+    edits = one.propose(vit, context_for(vit, digits), Outcome(""))
+    student, _ = lossy.apply(vit, edits, [one])
+    module = to_graph_module(student)
+    fading = FadingParts(student, module, 0.1, None)
+    feeds = digits[0].feeds
+    wanted = [outputs(model, feeds)["logits"] for model in (vit, student)]
+    for training, share, index in ((True, 0.0, 0), (False, 0.0, 1), (True, 0.5, 1)):
+        module.train(training)
+        fading.at(0.5, share)
+        found = module(torch.from_numpy(feeds["image"]))[0].detach().numpy()
+        assert np.allclose(found, wanted[index], atol=1e-3), (training, share)
+    healed = heal(student, vit, digits, QUICK)
+    assert healed.improved and healed.after < 0.5 * healed.before
+    assert {str(value.name) for place in replaced_attentions(student) for value in place.trained} <= set(healed.written)
