@@ -143,7 +143,9 @@ class FadingParts:
         sites = {name: (one.batch.inputs[0], 1) for name, one in wanted.items() if one.batch is not None}
         kept = keeps(student, sites) if keeps is not None and sites else {}  # type: ignore[arg-type]
         attentions = list(replaced_attentions(student))
-        self.paths = list(dict.fromkeys(self._paths[value] for one in (*found, *attentions) for value in one.trained))
+        trained = [value for one in found for value in one.trained]
+        trained += [value for one in attentions for value in one.trained]
+        self.paths = list(dict.fromkeys(self._paths[value] for value in trained))
         for path in self.paths:
             self._learnt(path)
         nodes = {node.name: node for node in module.graph.nodes}
