@@ -43,7 +43,7 @@ class LearnRotations(ExactPass):
     steps: int = 40
     texts: int = 2
     starts: int = 4
-    angle: float = 0.005
+    angle: float = 0.004
     scale_rate: float = 0.005
     weights: int = 0
     activations: int = 4

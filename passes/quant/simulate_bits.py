@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -118,7 +118,7 @@ class SimulateBits(LossyPass):
         if not few:
             return []
         copy = model.clone()
-        self._simulate(copy, {})
+        self._simulate(copy, replace(self._bits, weights=0), {})  # rounded weights take the bytes that they took
         names = [str(node.name) for node in few]
         option = f"{self.words}, simulated in floating point"
         return [
@@ -139,12 +139,14 @@ class SimulateBits(LossyPass):
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
-            self._simulate(model, edit.payload)
+            self._simulate(model, self._bits, edit.payload)
             model.metadata_props[LABEL] = f"{self.words}, in floating point: no kernel computes in so few bits"
 
-    def _simulate(self, model: oir.Model, payload: Mapping[str, np.ndarray]) -> None:
-        bits = Bits(self.weights, self.activations, self.cache, self.clip, self.cache_clip)
+    @property
+    def _bits(self) -> Bits:
+        return Bits(self.weights, self.activations, self.cache, self.clip, self.cache_clip)
 
+    def _simulate(self, model: oir.Model, bits: Bits, payload: Mapping[str, np.ndarray]) -> None:
         def kept(layer: Linear) -> np.ndarray:
             levels, scale = (payload[f"{part} {layer.node.name}"] for part in ("levels", "scale"))
             zeros = np.zeros(scale.shape, levels.dtype)

@@ -87,7 +87,7 @@ def test_a_vision_transformer_takes_few_bits(tmp_path: Path) -> None:
         result = burnish.optimize(
             DEMO / "digits_vit.onnx", tmp_path / "out.onnx", passes=passes, data=tmp_path / "digits.npz", guard=["size"]
         )
-        assert report.as_dict(result)["lossy"]["result"]["metric"] > 0.95
+        assert report.as_dict(result)["lossy"]["result"]["metric"] > 0.9
         assert result.model.metadata_props["burnish.rotated"]
 
 
