@@ -289,3 +289,15 @@ def test_nothing_to_quantize_is_an_error() -> None:
     data = [one.feeds for one in samples_of(model)]
     with pytest.raises(UnchangedError, match="nothing can be edited"):
         burnish.optimize(model, passes=["quantize-weights"], data=data, max_size="40%")
+
+
+def test_the_gain_before_a_head_that_is_tied_to_a_rotated_table_keeps_its_bits() -> None:
+    model = model_of("""g (int64[N, S] ids) => (float[N, S, 90] y)
+        <float[90, 32] w, float[32] g, float[32] c, float[32, 64] u, float[64, 32] d> {
+          e = Gather (w, ids)  n = LayerNormalization (e, g)  a = MatMul (n, u)  h = Relu (a)  b = MatMul (h, d)
+          r = Add (e, b)  m = LayerNormalization (r, c)  t = Transpose <perm = [1, 0]> (w)  y = MatMul (m, t) }""")
+    for one in catalog.parse("rotate-residual"):
+        one.rewrite(model, Outcome(one.pass_name()))
+    outcome, one = Outcome("quantize-weights"), catalog.make("quantize-weights", {"bits": 4, "block": 16})
+    edits = one.asked(model, outcome)  # type: ignore[attr-defined]
+    assert len(edits) == 3 and ["gain" in skip.reason for skip in outcome.skipped] == [True]
