@@ -154,6 +154,18 @@ def release(model: oir.Model) -> None:
                     value.const_value.release()
 
 
+def forget_unrounded(model: oir.Model) -> None:
+    """Let constants be what is stored: the float64 values that `rounded` keeps beside them, twice as large, go.
+
+    Models that share tensors with this one keep them.
+    """
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and unrounded_values(tensor) is not None:
+                value.const_value = oir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
 def parameter_bytes(node: oir.Node) -> int:
     """Bytes of the constants that `node` reads, each counted once."""
     tensors = {id(t): t for t in (tensor_of(v) for v in node.inputs) if t is not None}

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from burnish.backends.fx import bridge
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.operators.quantize import nearest
-from burnish.ir import edit
+from burnish.ir import edit, weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.norm import norms
@@ -170,6 +170,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     turning.rotate(graph, learned.stream_of(graph), np.eye(learned.stream_of(graph).width), untie=False)
     for norm in learned.scaled_norms(graph):
         scaling.scale_norm(graph, norm, np.zeros(learned.stream_of(graph).width))
+    weights.forget_unrounded(graph)
     few = simulated.quantized(graph)
     steps: dict[oir.Node, list[Step]] = {node: [] for node in few}
     ends = _ends(graph, steps)
@@ -177,8 +178,9 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     _gates(graph, steps)
     gains = _norms(graph, steps)
     raw = {node: layer for node in few if (layer := find_linear(node)) is not None}
-    before = {node: (layer.weight(), layer.bias()) for node, layer in raw.items()}
+    before = {node: (_single(layer.weight()), layer.bias()) for node, layer in raw.items()}
     simulated.simulate(graph, replace(bits, weights=0), hadamard=hadamard)
+    weights.forget_unrounded(graph)
     module = to_graph_module(graph)
     for node in module.graph.nodes:
         if node.target is torch.round:
@@ -203,6 +205,10 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     )
 
 
+def _single(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
 def _piece(
     layer: Linear, paths: dict[str, str], weight: np.ndarray, bias: np.ndarray | None, steps: list[Step]
 ) -> Piece:
@@ -211,7 +217,7 @@ def _piece(
     if parameter.steps or parameter.source.name not in paths:
         raise InputError("a weight is not stored as it is read", place=str(layer.node.name))
     now, last = layer.weight(), None
-    if not np.array_equal(now, weight):  # its input is multiplied by a Hadamard matrix when it runs
+    if not np.array_equal(_single(now), weight):  # its input is multiplied by a Hadamard matrix when it runs
         first, second = (torch.from_numpy(one).float() for one in online.pair(layer.in_features))
         last = first, second
     bias_path = None
@@ -224,7 +230,7 @@ def _piece(
         bias_path,
         tuple(parameter.shape),
         layer.stored_transposed,
-        torch.from_numpy(weight.copy()).float(),
+        torch.from_numpy(weight),
         None if bias is None else torch.from_numpy(bias.copy()).float(),
         list(steps),
         last,
@@ -279,11 +285,11 @@ def _behind(graph: oir.Model, value: oir.Value, matrix: np.ndarray, dtype: oir.D
 
 def _rows(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
     """A step on the rows of one projection, as [heads, size, in], and on its bias, as [heads, size, 1]."""
-    places = torch.from_numpy(part.places.reshape(-1).copy())
+    places, heads, size = torch.from_numpy(part.places.reshape(-1).copy()), part.heads, part.size  # not the graph
 
     def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
         def at(x: Tensor) -> Tensor:
-            own = change(x[places].reshape(part.heads, part.size, -1), space)
+            own = change(x[places].reshape(heads, size, -1), space)
             return x.index_copy(0, places, own.reshape(len(places), *x.shape[1:]))
 
         return at(weight), None if bias is None else at(bias)
@@ -293,10 +299,10 @@ def _rows(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
 
 def _columns(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
     """A step on the columns of one projection, as [heads, size, out]."""
-    places = torch.from_numpy(part.places.reshape(-1).copy())
+    places, heads, size = torch.from_numpy(part.places.reshape(-1).copy()), part.heads, part.size
 
     def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
-        own = change(weight.T[places].reshape(part.heads, part.size, -1), space)
+        own = change(weight.T[places].reshape(heads, size, -1), space)
         return weight.T.index_copy(0, places, own.reshape(len(places), -1)).T, bias
 
     return step

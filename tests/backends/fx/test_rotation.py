@@ -14,6 +14,7 @@ from small_llama import WORDS, decoder
 from burnish.backends.fx.rotation import LearnOptions, compared, learn
 from burnish.backends.fx.rotation_student import make_student
 from burnish.frontends import onnx_file
+from burnish.ir import weights
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import learned, simulated
@@ -113,3 +114,11 @@ def test_what_cannot_be_learned_is_said() -> None:
         learn(decoder(), samples(1), LearnOptions(seed=-1))
     with pytest.raises(InputError, match="`starts` is 0"):
         learn(decoder(), samples(1), LearnOptions(starts=0))
+
+
+def test_the_model_keeps_what_it_knows_beyond_its_dtype() -> None:
+    model = vit()
+    before = {name: weights.unrounded(value) for name, value in model.graph.initializers.items()}
+    make_student(model, Bits(4, 4, 4), hadamard=True)
+    assert any(one is not None for one in before.values())
+    assert all(weights.unrounded(value) is before[name] for name, value in model.graph.initializers.items())
