@@ -30,7 +30,6 @@ from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
 from burnish.passes import learned, scaling
 from burnish.passes.learned import Learned
-from burnish.passes.rotation import keeping_ones
 from burnish.passes.score_store import samples_fingerprint
 from burnish.passes.simulated import Bits
 
@@ -270,10 +269,13 @@ class _Loop:
             for one, kept in zip(_parts(self.space), self.best, strict=True):
                 one.copy_(kept)
         space = self.space
-        turn = _nearest_orthogonal(space.turn)
+        turn = _array(space.turn)
+        if self.keeps_ones:  # to the precision of float64, too; what is nearest to it then does as well
+            turn = turn - turn.mean(0)
+            turn = turn - turn.mean(1, keepdims=True) + 1 / len(turn)
         return Learned(
-            keeping_ones(turn) if self.keeps_ones else turn,
-            [_nearest_orthogonal(one) for one in space.values],
+            _nearest_orthogonal(turn),
+            [_nearest_orthogonal(_array(one)) for one in space.values],
             [_array(one) for one in space.norm_logs],
             [_array(one) for one in space.value_logs],
             [None if one is None else _array(one) for one in space.score_logs],
@@ -307,8 +309,8 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().double().numpy())
 
 
-def _nearest_orthogonal(matrix: Tensor) -> np.ndarray:
-    left, _, right = np.linalg.svd(_array(matrix))
+def _nearest_orthogonal(matrix: np.ndarray) -> np.ndarray:
+    left, _, right = np.linalg.svd(matrix)
     return np.asarray(left @ right)
 
 

@@ -116,6 +116,14 @@ def test_what_cannot_be_learned_is_said() -> None:
         learn(decoder(), samples(1), LearnOptions(starts=0))
 
 
+def test_what_is_learned_for_layer_norms_keeps_the_mean_of_rows_in_float64() -> None:
+    noise = [
+        Sample(str(seed), {"image": np.random.default_rng(seed).random((2, 1, 8, 8), np.float32)}) for seed in (0, 1)
+    ]
+    turn = learn(vit(), noise, LearnOptions(steps=3)).turn
+    assert np.abs(turn.sum(0) - 1).max() < 1e-13 and np.abs(turn @ turn.T - np.eye(len(turn))).max() < 1e-13
+
+
 def test_the_model_keeps_what_it_knows_beyond_its_dtype() -> None:
     model = vit()
     before = {name: weights.unrounded(value) for name, value in model.graph.initializers.items()}
