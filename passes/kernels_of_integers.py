@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +11,16 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
+from burnish.ir.packing import pack, unpack
 from burnish.ir.views.linear import Linear
 from burnish.passes import dynamic_integers, grids, packed_layers, ranges
 from burnish.passes.grids import Clip, Grid, Scales
 from burnish.passes.lossy import Savings
 from burnish.passes.weight_rounding import Rounding, rounded
 from burnish.passes.weight_sites import Matrix
+
+ROUNDED = ("levels", "scale", "zero")
+"""What samples make of a weight in 4 bits."""
 
 _LEAST_BLOCK = 32
 _OUTPUTS = 256
@@ -41,8 +45,8 @@ class Kernel(ABC):
         """What is held less."""
 
     @abstractmethod
-    def write(self, model: oir.Model, layer: Linear) -> None:
-        """Let it compute a layer."""
+    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
+        """Let it compute a layer; `given` are integers that samples have made, where they have."""
 
     @abstractmethod
     def weight(self, weight: np.ndarray) -> np.ndarray:
@@ -77,7 +81,7 @@ class Blocks(Kernel):
 
     Attributes:
         block: halved, down to 32, until it divides the inputs of a layer.
-        rounding: of weights; one that needs no samples.
+        rounding: of weights; without a moment `gptq` is `mse`.
     """
 
     name: ClassVar[str] = "int4"
@@ -102,8 +106,18 @@ class Blocks(Kernel):
         elements, stored = packed_layers.sizes(matrix, "matmul-nbits", block, True, 4)
         return Savings(tensor.size - elements, tensor.nbytes - stored, 0)
 
-    def write(self, model: oir.Model, layer: Linear) -> None:
-        packed_layers.write(model, Matrix((layer,)), "matmul-nbits", *self._rounded(layer.weight()))
+    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
+        levels, scale, zero = ((given or {}).get(key) for key in ROUNDED)
+        if levels is None or scale is None or zero is None:
+            found = self._rounded(layer.weight())
+        else:
+            found = unpack(levels, 4)[:, : layer.in_features], self._scales(scale, zero, layer.in_features)
+        packed_layers.write(model, Matrix((layer,)), "matmul-nbits", *found)
+
+    def measured(self, layer: Linear, moment: np.ndarray) -> dict[str, np.ndarray]:
+        """The integers, packed, and their scales and zero points, for rows of a moment [1, in, in]."""
+        levels, scales = self._rounded(layer.weight(), moment)
+        return dict(zip(ROUNDED, (pack(levels, 4), scales.scale, scales.zero_point), strict=True))
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         return grids.dequantize(*self._rounded(weight))
@@ -112,9 +126,13 @@ class Blocks(Kernel):
         scales = grids.fit(rows, Grid(8), 1, self._block(rows.shape[1]), "minmax")
         return grids.dequantize(grids.quantize(rows, scales), scales)
 
-    def _rounded(self, weight: np.ndarray) -> tuple[np.ndarray, Scales]:
+    def _rounded(self, weight: np.ndarray, moment: np.ndarray | None = None) -> tuple[np.ndarray, Scales]:
         grid, dtype = packed_layers.grid("matmul-nbits", 4, True), np.dtype(np.float32)
-        return rounded(weight, grid, self._block(weight.shape[1]), self.rounding, mirrored=True, dtype=dtype)
+        block = self._block(weight.shape[1])
+        return rounded(weight, grid, block, self.rounding, mirrored=True, dtype=dtype, moment=moment)
+
+    def _scales(self, scale: np.ndarray, zero: np.ndarray, features: int) -> Scales:
+        return Scales(packed_layers.grid("matmul-nbits", 4, True), scale, zero, 1, self._block(features))
 
     def _block(self, features: int) -> int:
         block = self.block
@@ -155,7 +173,7 @@ class EachRun(Kernel):
             gone += [] if layer.bias_parameter.others(layer.nodes[-1]) else [layer.bias_parameter]
         return dynamic_integers.saved(gone, added)
 
-    def write(self, model: oir.Model, layer: Linear) -> None:
+    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
         levels, scales = self._rounded(layer.weight())
         payload = {"levels": levels, "scale": scales.scale, "zero": scales.zero_point}
         dynamic_integers.write(model, (layer,), payload)

@@ -202,6 +202,10 @@ def _nodes(model: oir.Model) -> int:
     return sum(len(graph) for graph in graphs(model))
 
 
+_FRAME, _ENTRY = 3, 16
+"""Bytes in a file around a node, and of an initializer or a value beside its name and numbers."""
+
+
 def constant_bytes(model: oir.Model) -> int:
     """Bytes of all constants of a model, in initializers and in Constant nodes, those of nested graphs included."""
     total = 0
@@ -209,6 +213,14 @@ def constant_bytes(model: oir.Model) -> int:
         total += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
         total += sum(t.nbytes for n in graph if n.op_type == "Constant" and (t := weights.tensor_of(n.outputs[0])))
     return total
+
+
+def structure_bytes(model: oir.Model) -> int:
+    """About what everything but the numbers of initializers takes in a file: nodes, the types of values, and names."""
+    nodes = sum(int(oir.serde.serialize_node(node).ByteSize()) + _FRAME for node in model.graph)
+    values = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
+    names = [*(value.name for value in values), *model.graph.initializers]
+    return nodes + sum(len(str(name)) + _ENTRY for name in names)
 
 
 def _dump(folder: str, number: int, name: str, model: oir.Model) -> None:

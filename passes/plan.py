@@ -34,6 +34,7 @@ class Plan:
         budget: how much they may lose, and what is wanted of them.
         metric: what the loss is measured by, as `burnish.optimize` takes it; None for what suits the model.
         heal: train what the lossy passes left.
+        named: the texts of lossy passes that the caller named, and did not leave to a recipe.
     """
 
     passes: tuple[Pass, ...]
@@ -47,6 +48,7 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     metric: Any = None
     heal: bool = False
+    named: frozenset[str] = frozenset()
 
     @property
     def compiled(self) -> bool:
@@ -142,6 +144,7 @@ def resolve(
         budget=allowed,
         metric=metric or settings.get("metric"),
         heal=bool(settings.get("heal", False) if heal is None else heal),
+        named=frozenset(catalog.spec(one) for one in own if isinstance(one, LossyPass)),
     )
 
 

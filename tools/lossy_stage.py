@@ -22,7 +22,7 @@ from burnish.passes import catalog, lossy, pipeline, prove
 from burnish.passes.base import Outcome
 from burnish.passes.book import Book
 from burnish.passes.judging import Judged
-from burnish.passes.lossy import Edit, Undecided
+from burnish.passes.lossy import Edit, LossyPass, Undecided
 from burnish.passes.measure_choice import measure
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge
@@ -33,10 +33,11 @@ from burnish.passes.selection import frontier
 from burnish.tools import demands, lossy_scores
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import Lossy
-from burnish.tools.lossy_context import context_for, with_seconds
+from burnish.tools.lossy_context import context_for, largest, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
 from burnish.tools.rotations import with_samples
+from burnish.tools.worthwhile import worthwhile
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed
@@ -180,10 +181,20 @@ class _Stage:
         edits: list[Edit] = []
         for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
             wanted = one.propose(found.model, self.context, outcome) if given is None else given
-            edits += found.free(wanted, edits, outcome)
+            edits += self._worthwhile(found, one, found.free(wanted, edits, outcome), outcome)
         if not edits:
             raise UnchangedError(_nothing(outcomes, {}), hint=OTHERS)
         self._make(found, edits, outcomes)
+
+    def _worthwhile(self, found: Lossy, one: LossyPass, edits: Sequence[Edit], outcome: Outcome) -> Sequence[Edit]:
+        """The edits of a pass of a recipe, where they pay; all that the caller asked for by name."""
+        if catalog.spec(one) in self.todo.named or "size" not in self.todo.guard or self.todo.compiled:
+            return edits
+        lowering = pipeline.Pipeline(self.todo.passes)
+        sample = largest(self.samples) if self.samples else None
+        return worthwhile(
+            found.model, one, edits, outcome, lambda part: lowering.rewrite(part).model, self.judge, sample
+        )
 
     def _search(self, found: Lossy) -> None:
         assert found.measure is not None and found.judged is not None

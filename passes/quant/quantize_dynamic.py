@@ -49,6 +49,7 @@ class QuantizeDynamic(LossyPass):
     recurrent: bool = True
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook",)
 
     def __post_init__(self) -> None:
         if self.bits not in (7, 8):

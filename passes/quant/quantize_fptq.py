@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,13 +15,15 @@ from burnish.ir.walk import walk
 from burnish.passes import catalog, equalization
 from burnish.passes.base import Outcome
 from burnish.passes.equalization import Group, Plan, Seen, Source, Sources
-from burnish.passes.kernels_of_integers import Blocks, EachRun, Kernel
+from burnish.passes.kernels_of_integers import ROUNDED, Blocks, EachRun, Kernel
 from burnish.passes.layers import others
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.moments import moments
+from burnish.passes.weight_rounding import MEASURED
 from burnish.passes.weight_sites import LEAST_BLOCK
 
 _PLACE = "quantize-fptq"
-_ROUNDINGS = Literal["nearest", "mse", "hqq"]
+_ROUNDINGS = Literal["nearest", "mse", "hqq", "gptq"]
 _FOLD, _KEEP = "folded ", "kept "
 _POWERS = (1.0, 0.75, 0.5, 0.25)
 """Of what channels are divided by, that are tried by error."""
@@ -49,7 +51,8 @@ class QuantizeFptq(LossyPass):
             MatMulIntegerToFloat; `both` lets a budget choose for each layer.
         block: how many weights of an output share a scale in 4 bits, at most: a power of two from 16 on. It is halved,
             down to 32, until it divides the inputs.
-        rounding: of weights in 4 bits, as in `quantize-weights`.
+        rounding: of weights in 4 bits, as in `quantize-weights`; `gptq` sees what layers read behind the division. In 8
+            bits all but `nearest` are `mse`.
         memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
@@ -62,12 +65,12 @@ class QuantizeFptq(LossyPass):
     memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook",)
 
     def __post_init__(self) -> None:
         if self.block < LEAST_BLOCK or self.block & (self.block - 1):
-            raise InputError(
-                f"`block` is {self.block}", place=_PLACE, hint=f"give a power of two from {LEAST_BLOCK} on"
-            )
+            hint = f"give a power of two from {LEAST_BLOCK} on"
+            raise InputError(f"`block` is {self.block}", place=_PLACE, hint=hint)
         if not 0 <= self.v0 <= self.v1:
             raise InputError(f"`v0` is {self.v0} and `v1` {self.v1}", place=_PLACE, hint="give 0 <= v0 <= v1")
         if self.memory < 1:
@@ -98,8 +101,8 @@ class QuantizeFptq(LossyPass):
                     del group.layers[name]
         sources = Sources(model)
         plans: dict[Kernel, dict[Group, Plan]] = {kernel: {} for kernel in kernels}
-        wanted = [one for one in found if one.layers]
-        for group, seen in equalization.observed(model, wanted, context, self.memory << 20):
+        rest = [one for one in found if one.layers]
+        for group, seen in equalization.observed(model, rest, context, self.memory << 20):
             if isinstance(seen, str):
                 for layer in group.layers.values():
                     outcome.skip(layer.node, seen)
@@ -107,11 +110,28 @@ class QuantizeFptq(LossyPass):
             source = sources.of(group)
             for kernel in kernels:
                 plans[kernel][group] = Plan(group, self._divisors(group, seen, kernel, source), source)
-        edits = []
+        edits: list[Edit] = []
         for kernel in kernels:
             ordered = [plans[kernel][group] for group in found if group in plans[kernel]]
-            edits += [self._edit(kernel, part) for part in equalization.joined(ordered)]
+            made = [self._edit(kernel, part) for part in equalization.joined(ordered)]
+            edits += self._measured(model, kernel, made, context) if isinstance(kernel, Blocks) else made
         return edits
+
+    def _measured(self, model: oir.Model, kernel: Blocks, edits: Sequence[Edit], context: Context) -> Sequence[Edit]:
+        """The edits with integers that suit what layers read behind the division, where `rounding` asks for them."""
+        if self.rounding not in MEASURED:
+            return edits
+        copy = model.clone()
+        nodes, sources = {str(node.name): node for node in walk(copy)}, Sources(copy)
+        for edit in edits:
+            _equalize(copy, edit, nodes, sources)
+        found = {name: one for edit in edits for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
+        made: dict[str, dict[str, np.ndarray]] = {}
+        for name, moment in moments(copy, {name: [one] for name, one in found.items()}, context, self.memory << 20):
+            if not isinstance(moment, str):
+                made[name] = kernel.measured(found[name], moment)
+        own = [(edit, {f"{k} {n}": a for n in edit.anchors for k, a in made.get(n, {}).items()}) for edit in edits]
+        return [replace(edit, payload={**edit.payload, **more}) for edit, more in own]
 
     @property
     def _kernels(self) -> list[Kernel]:
@@ -156,22 +176,25 @@ class QuantizeFptq(LossyPass):
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""
-        nodes = {str(node.name): node for node in walk(model)}
-        sources = Sources(model)
-        kernels = self._kernels
+        nodes, sources = {str(node.name): node for node in walk(model)}, Sources(model)
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
-            members = {name: one for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
-            for group in equalization.grouped(members):
-                name = next(iter(group.layers))
-                if (scale := edit.payload.get(f"{_FOLD}{name}")) is not None:
-                    source = sources.of(group)
-                    equalization.equalize(model, group, scale, None if isinstance(source, str) else source)
-                elif (scale := edit.payload.get(f"{_KEEP}{name}")) is not None:
-                    equalization.equalize(model, group, scale, None)
-            kernel = next(one for one in kernels if edit.option.startswith(one.name))
-            for name in members:
+            _equalize(model, edit, nodes, sources)
+            kernel = next(one for one in self._kernels if edit.option.startswith(one.name))
+            for name in edit.anchors:
                 layer = find_linear(nodes[name])
                 assert layer is not None
-                kernel.write(model, layer)
+                kernel.write(model, layer, {key: edit.payload.get(f"{key} {name}") for key in ROUNDED})
+
+
+def _equalize(model: oir.Model, edit: Edit, nodes: dict[str, oir.Node], sources: Sources) -> None:
+    """Divide what the layers of an edit read, as its payload says."""
+    members = {name: one for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
+    for group in equalization.grouped(members):
+        name = next(iter(group.layers))
+        if (scale := edit.payload.get(f"{_FOLD}{name}")) is not None:
+            source = sources.of(group)
+            equalization.equalize(model, group, scale, None if isinstance(source, str) else source)
+        elif (scale := edit.payload.get(f"{_KEEP}{name}")) is not None:
+            equalization.equalize(model, group, scale, None)

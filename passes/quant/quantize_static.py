@@ -64,6 +64,7 @@ class QuantizeStatic(LossyPass):
     prepare: ClassVar[tuple[str, ...]] = (
         "raise-opset{to=14}",
         "fuse-activation",
+        "fold-codebook",
         "fold-batchnorm",
         "fold-affine",
     )

@@ -58,6 +58,7 @@ class QuantizeWeights(LossyPass):
     memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook",)
 
     def __post_init__(self) -> None:
         if self.bits == 3:
@@ -100,8 +101,7 @@ class QuantizeWeights(LossyPass):
             measured |= {name: one.linears for name, one in found.items() if one.linears}
             measured |= {name: [one] for name, one in images.items() if stored_convolutions.measured(one)}
         plain = {name: one for name, one in found.items() if name not in measured}
-        others = {name: one for name, one in images.items() if name not in measured}
-        edits = self._plain(model, plain, others, outcome)
+        edits = self._plain(model, plain, {n: one for n, one in images.items() if n not in measured}, outcome)
         for name, moment in moments(model, measured, context, self.memory << 20):
             if isinstance(moment, str):
                 outcome.skip(measured[name][0].node, moment)

@@ -17,6 +17,7 @@ from burnish.backends.ort.assigned import assigned
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
+from burnish.ir.text import fingerprint
 from burnish.ir.views.norm import norms
 from burnish.passes import catalog, equalization, grids, packed_layers, qdq, ranges
 from burnish.passes.base import Outcome
@@ -248,6 +249,26 @@ def test_the_same_samples_give_the_same_bytes_whatever_the_order_of_the_edits() 
         found.append(made(one, model, edits[::step])[0])
     assert apart(found[0], found[1]) == 0
     assert [node.op_type for node in found[0].graph] == [node.op_type for node in found[1].graph]
+
+
+@pytest.mark.parametrize("source", [NORM, GATED, RELU, POST])
+@pytest.mark.parametrize("reach", [0.0, 1e30])
+def test_gptq_rounds_for_what_layers_read_behind_the_division(source: str, reach: float) -> None:
+    model = model_of(source)
+    (given,) = model.graph.inputs
+    assert given.shape is not None and given.name is not None
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((12, 64)) * np.exp(rng.standard_normal(64))
+    shape = [12 if size == 64 else size if isinstance(size, int) else 30 for size in given.shape]
+    samples = [Sample(str(i), {given.name: (rng.standard_normal(shape) @ mix).astype(np.float32)}) for i in range(8)]
+    errors, texts = {}, set()
+    for rounding in ("mse", "gptq", "gptq"):
+        one = pass_of(route="thresholds", v0=reach, v1=1e30, rounding=rounding)
+        edits = one.propose(model, context_for(model, samples[:6]), Outcome("quantize-fptq"))
+        after, _ = made(one, model, edits)
+        errors[rounding] = apart(model, after, samples[6:])
+        texts.add((rounding, fingerprint(after)))
+    assert errors["gptq"] < errors["mse"] and len(texts) == 2
 
 
 def test_without_samples_nothing_is_guessed_and_wrong_options_are_refused() -> None:

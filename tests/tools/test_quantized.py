@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import burnish
@@ -54,3 +55,21 @@ def _convolutional(tmp_path: Path) -> Path:
     source = "g (float[N, 3, 8, 8] x) => (float[N, 6, 6, 6] y) <float[6, 3, 3, 3] w> { y = Conv (x, w) }"
     onnx.save(parse_graph(source), tmp_path / "conv.onnx")
     return tmp_path / "conv.onnx"
+
+
+def test_a_recipe_leaves_what_gets_no_smaller_and_no_faster_and_a_named_pass_does_as_told(tmp_path: Path) -> None:
+    import onnx
+    from golden import parse_graph
+
+    source = (
+        "g (float[N, 6, 4, 4] x) => (float[N, 6, 4, 4] y) <float[6, 6, 1, 1] v, float[6, 6, 1, 1] w> "
+        "{ c = Conv (x, v)  y = Conv (c, w) }"
+    )
+    onnx.save(parse_graph(source), tmp_path / "small.onnx")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 6, 4, 4)).astype(np.float32)} for _ in range(8)]
+    given = {"data": data, "guard": ("size",)}
+    with pytest.raises(UnchangedError, match=r"all edits of the pass together make the file [\d,]+ bytes larger"):
+        burnish.optimize(tmp_path / "small.onnx", tmp_path / "o.onnx", recipe="int8", **given)
+    named = burnish.optimize(tmp_path / "small.onnx", tmp_path / "o.onnx", passes=["quantize-static"], **given)
+    assert named.lossy is not None and len(named.lossy.edits) == 2

@@ -143,8 +143,9 @@ def made(bed: Bed, context: Context, **options: Any) -> tuple[oir.Model, dict[st
     edits = one.propose(bed.model, context, Outcome("quantize-fptq"))
     model = lossy.apply(bed.model, edits, [one])[0]
     name_nodes(model)
+    ways = {"folded": "without", "kept": "kept"}
     divided = {(key.partition(" ")[0], id(array)) for edit in edits for key, array in edit.payload.items()}
-    routed = Counter({"folded": "without", "kept": "kept"}[kind] for kind, _ in divided)
+    routed = Counter(ways[kind] for kind, _ in divided if kind in ways)
     return model, {"kernels": dict(Counter(assigned(model).values())), "routed": dict(routed)}
 
 
@@ -177,6 +178,9 @@ ROWS: dict[str, Make] = {
     "int4, none equalized": _made(route="thresholds", v0=1e30, v1=1e30),
     "int4, all equalized": _made(route="thresholds", v0=0.0, v1=1e30),
     "int4, blocks of 32, by error": _made(block=32),
+    "int4, none equalized, gptq": _made(route="thresholds", v0=1e30, v1=1e30, rounding="gptq"),
+    "int4, by error, gptq": _made(rounding="gptq"),
+    "int4, blocks of 32, by error, gptq": _made(block=32, rounding="gptq"),
     "int8, by thresholds": _made(route="thresholds", lowering="int8"),
     "int8, by error": _made(lowering="int8"),
     "int8, none equalized": _made(route="thresholds", lowering="int8", v0=1e30, v1=1e30),

@@ -31,8 +31,9 @@ other work shared, with its 95 % interval.
 
 Quantizers to 4 bits change products of two matrices only: where a file keeps its size they did nothing and ended
 without an error. `int8` is smaller than what ONNX Runtime's static quantizer makes of the networks of convolutions,
-with a smaller error. On Magika (A5) ONNX Runtime's dynamic one is 40 times as exact and 13 times as slow; on PP-OCR's
-classifier 8 bits are quicker than float32 by nobody. MiniLM and SmolLM2 are on the pages above.
+with a smaller error. On Magika (A5) ONNX Runtime's dynamic one is 11 times as exact and 6 times as slow (our
+times of A5, A6 and the ResNet in 8 bits were measured later, beside more work); on PP-OCR's classifier 8 bits are
+quicker than float32 by nobody. MiniLM and SmolLM2 are on the pages above.
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
