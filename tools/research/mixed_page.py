@@ -14,7 +14,8 @@ metric is the one that `optimize` takes for the model and its labels by itself.
 *size* is the share of the bytes of the file, data included; *drop* is by how much the metric gets worse, with one
 standard error: on the search's own held-out half, and on unseen samples. The budget is one percent of the original's
 metric on those samples. *time* is a run in ONNX Runtime against the file that was given, in turns, on one thread, by
-the time that this thread had a processor, with the 95 % interval. *edits* are how many were made, were run alone, and
+the time that this thread had a processor: the middle one of three pairs of sessions, and between which ends their
+95 % intervals lie. *edits* are how many were made, were run alone, and
 were proposed; *minutes* the search's, of a processor that other work shared.
 
 Made by `python -m burnish.tools.research.mixed NAME size|latency` and `... page`.
