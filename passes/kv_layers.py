@@ -91,7 +91,7 @@ class KeyLayers:
             return one.refusal
         if other.owner != donor:
             return f"layer {donor} has no keys and values of its own"
-        if other.keys.value is None or other.values.value is None:
+        if other.keys.value is None or other.values.value is None or other.layer.key is None:
             return f"the keys and values of layer {donor} are inside an operator"
         if other.layer.anchor.graph is not self.model.graph:
             return f"layer {donor} is not in the main graph"
@@ -151,6 +151,9 @@ class KeyLayers:
         reason = self._turned(one.keys, other.keys, j)
         if reason is not None:
             return reason
+        lengths = [kv_operators.lengths(x.anchor) for x in (a, b)]
+        if len(lengths[0]) == len(lengths[1]) and not all(same(x, y) for x, y in zip(*lengths, strict=True)):
+            return f"its operator counts keys by other numbers than that of layer {j}"
         for name, mine, theirs in (("keys", one.keys, other.keys), ("values", one.values, other.values)):
             if mine.scale != theirs.scale:
                 return f"its {name} are multiplied by {mine.scale:g}, those of layer {j} by {theirs.scale:g}"

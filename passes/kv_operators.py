@@ -44,6 +44,12 @@ def obstacle(layer: AttentionLayer) -> str | None:
     return f"there is no form of {node.op_type} that reads keys of another"
 
 
+def lengths(node: oir.Node) -> list[oir.Value | None]:
+    """The inputs by which an operator counts the keys that are there; none where it goes by their shape."""
+    grouped = is_op(node, "GroupQueryAttention", domain=_CONTRIB)
+    return [match.input_of(node, 5), match.input_of(node, 6)] if grouped else []
+
+
 def shares_matrix(layer: AttentionLayer) -> bool:
     """Whether the matrix of the queries makes keys or values as well."""
     query, *others = layer.projections[:3]

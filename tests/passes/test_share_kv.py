@@ -82,6 +82,26 @@ def test_decoding_with_the_caches_that_are_left_is_computing_at_once(name: str) 
             np.testing.assert_allclose(found[mask == 1], whole[mask == 1], atol=1e-4 * float(np.abs(whole).max()))
 
 
+@pytest.mark.parametrize("name", ["genai-llama", "genai-window"])
+def test_rows_of_different_lengths_where_keys_are_counted(name: str) -> None:
+    """GroupQueryAttention counts the keys of each row: a row beside a longer one gets what it gets alone."""
+    model = shared(normal(name), f"map={pairs_of(name)}")
+    runner, ids = OrtRunner(model, optimize=True), np.random.default_rng(0).integers(1, 100, (2, 8))
+    ports = [value for value in model.graph.inputs if value.shape is not None and len(value.shape) == 4]
+
+    def step(ids: np.ndarray, lengths: list[int], before: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        mask = (np.arange(max(lengths))[None] < np.array(lengths)[:, None]).astype(np.int64)
+        empty = {str(v.name): np.zeros([len(ids), v.shape[1], 0, v.shape[3]], np.float32) for v in ports}  # type: ignore[index]
+        past = {name: (before or {}).get(name.replace("past_key_values", "present"), empty[name]) for name in empty}
+        return runner.run({"input_ids": ids, "attention_mask": mask, **past})
+
+    both, alone = step(ids, [8, 5], None), step(ids[1:, :5], [5], None)
+    np.testing.assert_allclose(both["logits"][1, :5], alone["logits"][0], atol=1e-5)
+    both, alone = step(ids[:, :1], [9, 6], both), step(ids[1:, :1], [6], alone)
+    np.testing.assert_allclose(both["logits"][1], alone["logits"][0], atol=1e-5)
+    runner.close()
+
+
 def test_every_spelling_computes_the_same() -> None:
     """The exports of one model, some with the attention as arithmetic, some as one operator of either domain."""
     ids = np.random.default_rng(1).integers(1, 100, (2, 7))
@@ -289,6 +309,16 @@ def test_a_threshold_that_no_pair_reaches_is_said() -> None:
         proposed(normal("llama-kv-dynp"), "search=similar,layers=2,threshold=1.1")
     with pytest.raises(InputError, match="has to be told how many layers"):
         proposed(normal("llama-kv-dynp"), "search=similar")
+
+
+def test_a_model_whose_layers_share_learns_to_do_what_it_did() -> None:
+    from burnish.backends.fx.healing import HealOptions, heal
+
+    ids = np.random.default_rng(3).integers(0, 61, (48, 8))
+    samples = [Sample(str(at), {"ids": ids[at : at + 8]}) for at in range(0, 48, 8)]
+    found = heal(shared(decoder(), "map=1:0"), decoder(), samples, HealOptions(steps=40, batch=16, rate=2e-3))
+    assert found.improved and found.after < 0.5 * found.before
+    assert [one.owner for one in KeyLayers(found.model).layers] == [0, 0]
 
 
 def test_the_layouts_of_the_study() -> None:

@@ -15,12 +15,11 @@ from typing import Any
 import onnx_ir as oir
 
 from burnish.ir.samples import Sample
-from burnish.passes import catalog, lossy
-from burnish.passes.base import Outcome
 from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.kv_search import Order, Pairs, Search
 from burnish.passes.kv_sharing import share
 from burnish.tools.lossy_context import context_for
+from burnish.tools.research import kv_page
 from burnish.tools.research.depth import FOLDER, LANGUAGE, Numbers, normal, perplexity, windows
 
 NUMBERS, PAGE = FOLDER / "kv.json", FOLDER / "kv.md"
@@ -38,7 +37,7 @@ CHOOSE_BY: dict[Order, tuple[str, int]] = {
 REACH, TRIES, SEEDS, MINUTES = 4, 6, (0, 1, 2), 12
 
 
-def plans(order: Order, seed: int = 0) -> Iterator[Pairs]:
+def searched(order: Order, seed: int = 0) -> Iterator[Pairs]:
     """What a search chooses for one layer, for two, and so on."""
     model = normal(LANGUAGE)
     kind, count = CHOOSE_BY[order]
@@ -67,7 +66,7 @@ def kept(numbers: Numbers, order: Order, seed: int = 0) -> dict[int, Pairs]:
     wanted = [*COUNTS, HEALED] if order == "loss" else list(COUNTS)
     known = numbers.known
     if any(f"{name} {count} pairs" not in known for count in wanted):
-        for plan in plans(order, seed):
+        for plan in searched(order, seed):
             if len(plan) in wanted:
                 numbers.get(f"{name} {len(plan)} pairs", partial(list, plan.items()))
             if len(plan) == max(wanted):
@@ -79,22 +78,21 @@ def measure(numbers: Numbers) -> None:
     """Everything but healing."""
     numbers.get("dense", partial(judged, {}))
     searches: list[tuple[Order, int]] = [
-        ("loss", 0),
-        ("similar", 0),
-        ("dissimilar", 0),
-        *(("random", s) for s in SEEDS),
-    ]
-    for order, seed in searches:
-        for count, pairs in kept(numbers, order, seed).items():
+        ("loss", 0), ("similar", 0), ("dissimilar", 0), *(("random", seed) for seed in SEEDS)
+    ]  # fmt: skip
+    found = {(order, seed): kept(numbers, order, seed) for order, seed in searches}
+    for count in COUNTS:
+        for (order, seed), plans in found.items():
             name = f"{order} {seed}" if order == "random" else order
-            numbers.get(f"{name} {count}", partial(judged, pairs))
+            numbers.get(f"{name} {count}", partial(judged, plans[count]))
 
 
 def healed(numbers: Numbers) -> None:
-    """The plan for a third of the layers, trained to do what the original does."""
+    """The plan for nine layers, trained to do what the original does."""
     from burnish.backends.fx.healing import HealOptions, heal
 
-    pairs = dict(map(tuple, numbers.known[f"loss {HEALED} pairs"]))
+    pairs = kept(numbers, "loss")[HEALED]
+    numbers.get(f"loss {HEALED}", partial(judged, pairs))
 
     def train() -> dict[str, Any]:
         start = time.perf_counter()
@@ -117,18 +115,6 @@ def training() -> list[Sample]:
     return [*windows("windows"), *windows("check")]
 
 
-def caches() -> tuple[int, int]:
-    """Bytes of keys and values of a token of the model with caches, before and after a plan of nine layers."""
-    model = normal("a3-smollm2-kv")
-    (one,) = catalog.parse("share-kv{layout=pizza-bottom-21}")
-    assert isinstance(one, lossy.LossyPass)
-    after, _ = lossy.apply(model, one.asked(model, Outcome("share-kv")), [one])
-    sizes = [
-        sum(4 * 3 * 64 for v in m.graph.inputs if v.shape is not None and len(v.shape) == 4) for m in (model, after)
-    ]
-    return sizes[0], sizes[1]
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure and write."""
     numbers = Numbers(NUMBERS)
@@ -136,6 +122,7 @@ def main(arguments: Sequence[str]) -> int:
         healed(numbers)
     elif arguments != ["page"]:
         measure(numbers)
+    PAGE.write_text(kv_page.page(numbers.known, COUNTS, HEALED, SEEDS), encoding="utf-8")
     return 0
 
 
