@@ -43,10 +43,12 @@ LANGUAGE = "a3-smollm2-nocache"
 GONE, HELD_OUT = 7, 33
 """Blocks that go, and windows of 256 tokens that judge."""
 
-SAMPLES: dict[str, tuple[int, int]] = {"windows": (4, 256), "check": (8, 128), "short": (64, 32), "few": (1, 96)}
+SAMPLES: dict[str, tuple[int, int]] = {
+    "windows": (4, 256), "check": (8, 128), "short": (64, 32), "few": (1, 96), "training": (128, 128)
+}  # fmt: skip
 """What criteria look at: how many texts, of how many tokens. `criticality` runs the model hundreds of times and sees
 `few`; `angular` looks at one token of each text and sees many short ones. Joint results are checked on `check`, each
-text of another topic."""
+text of another topic. `training` is what models are healed with elsewhere."""
 
 SCORED = ("output-loss", "perplexity")
 """Criteria whose numbers the scorer of the search gives, both in one run."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import onnx_ir as oir
 
-from burnish.ir.samples import Sample
 from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.kv_search import Order, Pairs, Search
 from burnish.passes.kv_sharing import share
@@ -97,7 +96,7 @@ def healed(numbers: Numbers) -> None:
     def train() -> dict[str, Any]:
         start = time.perf_counter()
         options = HealOptions(minutes=MINUTES, batch=4, rate=3e-4, train="all")
-        found = heal(shared(pairs), normal(LANGUAGE), training(), options)
+        found = heal(shared(pairs), normal(LANGUAGE), windows("training"), options)
         seconds = time.perf_counter() - start
         return {
             "perplexity": perplexity(found.model, windows("held-out")),
@@ -108,11 +107,6 @@ def healed(numbers: Numbers) -> None:
         }
 
     numbers.get("healed", train)
-
-
-def training() -> list[Sample]:
-    """Windows of 128 tokens of the topics that neither judge nor choose by loss."""
-    return [*windows("windows"), *windows("check")]
 
 
 def main(arguments: Sequence[str]) -> int:
