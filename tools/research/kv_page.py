@@ -46,16 +46,16 @@ threshold of 0.5.
         text += f"| {count} | {' | '.join(cells)} |\n"
     text += "\nWho reads whom, in the order of choice:\n\n| search | C | pairs |\n| --- | --- | --- |\n"
     for order in ("loss", "similar", "dissimilar", *(f"random {seed}" for seed in seeds)):
-        for count in (max(counts),):
-            pairs = numbers.get(f"{order} {count} pairs")
-            if pairs is not None:
-                text += f"| {order} | {count} | {' '.join(f'{taker}→{donor}' for taker, donor in pairs)} |\n"
-    found = numbers.get("healed")
-    if found is not None:
+        count = max(counts)
+        pairs = numbers.get(f"{order} {count} pairs")
+        if pairs is not None:
+            text += f"| {order} | {count} | {' '.join(f'{taker}→{donor}' for taker, donor in pairs)} |\n"
+    trained = numbers.get("healed")
+    if trained is not None:
         before = _number(numbers, f"loss {healed}")
         text += f"""
-Healed by distillation for {found["minutes"]:.0f} minutes, {healed} of 30 layers sharing: {before} becomes
-{found["perplexity"]:.2f}.
+Healed by distillation for {trained["minutes"]:.0f} minutes, {healed} of 30 layers sharing: {before} becomes
+{trained["perplexity"]:.2f}.
 """
     return text
 
