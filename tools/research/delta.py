@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
+from burnish.backends.ort.session import OrtRunner, executor, from_path
 from burnish.frontends import onnx_file
 from burnish.ir.samples import Sample
+from burnish.tools import terminal
 from burnish.tools.research import zoo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +176,7 @@ def sizes(names: Sequence[str]) -> None:
         for one, kind in zip(row["variants"], kinds, strict=True):
             one["kinds"] = sorted(kind)
         files = {"base": _files(base), **{name: _files(path) for name, path in variants.items()}}
+        _keep(subject, "sizes", row)
         if row["of"] < LARGEST_XZ:
             row["xz"] = {
                 name: sum(_piped(["xz", "-1", "-T1", "-c", str(one)]) for one in some) for name, some in files.items()
@@ -233,6 +236,7 @@ def memory(names: Sequence[str]) -> None:
                 for count in COUNTS:
                     if count <= len(chosen):
                         row["resident"][way][str(count)] = _child(subject, way, count, folder)["bytes"]
+            _keep(subject, "memory", {**row, "times": {}})
             row["times"] = _child(subject, "times", 1, folder)["ratios"]
         _keep(subject, "memory", row)
 
@@ -245,7 +249,6 @@ def _child(subject: str, way: str, count: int, folder: str) -> dict[str, Any]:
 
 def child(subject: str, way: str, count: int, folder: str) -> dict[str, Any]:
     """In a process of its own: how much its memory grows, or the times of a run beside a session of the file."""
-    from burnish.backends.ort.session import executor, from_path
     from burnish.backends.ort.timing import paired
     from burnish.backends.ort.variants import Variants
 
@@ -254,6 +257,7 @@ def child(subject: str, way: str, count: int, folder: str) -> dict[str, Any]:
     pack = FOLDER / f"{subject}-pack"
     if way == "times":
         alone = from_path(models["base"])
+        feeds = _taken(alone, feeds)
         found = {}
         for name, prepared in (("shared", None), ("prepared", folder)):
             other = Variants(pack, prepared=prepared).load("base")
@@ -271,8 +275,14 @@ def child(subject: str, way: str, count: int, folder: str) -> dict[str, Any]:
         variants = Variants(pack, prepared=folder if way == "prepared" else None)
         runners = [variants.load(name) for name in variants.names[:count]]
     for runner in runners:
-        runner.run({one.name: feeds[one.name] for one in runner.session.get_inputs()})  # type: ignore[union-attr]
+        runner.run(_taken(runner, feeds))
     return {"bytes": _resident() - before}
+
+
+def _taken(runner: OrtRunner, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that a model takes."""
+    assert runner.session is not None
+    return {one.name: feeds[one.name] for one in runner.session.get_inputs()}
 
 
 def _feeds(subject: str) -> dict[str, np.ndarray]:
@@ -301,9 +311,9 @@ blocks, adapters of rank 8: `lora`). SmolLM2 was trained on docstrings.
 
 ## Size
 
-Every model is rebuilt from its pack byte for byte. `xz -1` compresses each file alone (of the ViT only);
-`zstd` is the patch from
-the base's file that `zstd -3 --long=30 --patch-from` makes.
+Every model is rebuilt from its pack byte for byte. `xz -1` compresses each file alone (of the ViT only: a core
+takes minutes for each of the others); `zstd` is the patch from the base's file that `zstd -3 --long=30
+--patch-from` makes.
 
 | model | variant | file | tensors that differ | kept as | in the pack | xz | zstd |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -317,7 +327,8 @@ All models together, the base among them:
 NOTES = """
 A pack keeps the base as it is, to be mapped. What is trained costs what its last places cost, which are noise
 and differ from those of the base: a layer that was trained takes {share} of its size, so it pays to train few
-layers, or adapters. Weights of 8 bits are those of the base rounded, so their scales are what is left to keep.
+layers, or adapters. Weights of 8 bits are those of the base rounded, so their scales are what is left to keep;
+scales of less than 1 kB, as the ViT has, are not looked at.
 """
 MEMORY = """
 ## Memory and time
@@ -325,7 +336,8 @@ MEMORY = """
 Resident memory of a process that loads so many models and runs each once on 64 tokens, less what it had before.
 Pages that several maps share count once, and `malloc_trim` has given back what was freed. Ratios of time are
 those of one run beside a session of the file, paired, one thread, with a 95 % interval; other work ran on the
-machine.
+machine. The models are the base and the first three variants of the table above; the third of MiniLM, `all`, shares
+nothing but what was not trained.
 
 | model | sessions | 1 | 2 | 4 | time of a run |
 | --- | --- | --- | --- | --- | --- |
@@ -350,21 +362,25 @@ def page(names: Sequence[str]) -> None:
             name = variant["name"]
             if variant["kinds"] == ["change"]:
                 trained.append(variant["stored"] / variant["changed_bytes"])
-            cells = [title, name, _mega(variant["bytes"]), f"{variant['changed']} of {variant['tensors']}"]
-            cells += [", ".join(variant["kinds"]), _mega(variant["stored"])]
-            rows.append(_row([*cells, _mega(one["xz"][name]) if "xz" in one else "", _mega(one["patches"][name])]))
-        patched = one["base"] + sum(one["patches"].values())
-        totaled = one["pack"], sum(one["xz"].values()) if "xz" in one else None, patched
-        shares = ["" if size is None else f"{_mega(size)} ({size / one['of']:.0%})" for size in totaled]
-        totals.append(_row([title, _mega(one["of"]), *shares, f"{one['cpu']:.0f} s of CPU"]))
-        if "memory" in found[subject]:
+            cells = [title, name, terminal.size(variant["bytes"]), f"{variant['changed']} of {variant['tensors']}"]
+            cells += [", ".join(variant["kinds"]), terminal.size(variant["stored"])]
+            others = [one[rival][name] if rival in one else None for rival in ("xz", "patches")]
+            rows.append(_row([*cells, *("" if size is None else terminal.size(size) for size in others)]))
+        compressed = sum(one["xz"].values()) if "xz" in one else None
+        patched = one["base"] + sum(one["patches"].values()) if "patches" in one else None
+        totaled = one["pack"], compressed, patched
+        shares = ["" if size is None else f"{terminal.size(size)} ({size / one['of']:.0%})" for size in totaled]
+        totals.append(_row([title, terminal.size(one["of"]), *shares, f"{one['cpu']:.0f} s of CPU"]))
+        if found[subject].get("memory", {}).get("times"):
             memory = found[subject]["memory"]
-            folders.append(f"{_mega(memory['prepared'])} for {title}")
+            folders.append(f"{terminal.size(memory['prepared'])} for {title}")
             for way, said in WAYS.items():
                 sizes = [memory["resident"][way].get(str(count)) for count in COUNTS]
                 ratio = memory["times"].get(way)
                 time = "1" if way == "files" else "" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
-                memories.append(_row([title, said, *("" if size is None else _mega(size) for size in sizes), time]))
+                memories.append(
+                    _row([title, said, *("" if size is None else terminal.size(size) for size in sizes), time])
+                )
     end = END.format(folders=" and ".join(folders))
     notes = NOTES.format(share=f"{min(trained):.0%} to {max(trained):.0%}")
     parts = [HEAD, *rows, TOTALS, *totals, notes, *([MEMORY, *memories, end] if memories else [])]
@@ -373,10 +389,6 @@ def page(names: Sequence[str]) -> None:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
-
-
-def _mega(size: int) -> str:
-    return f"{size / 1e6:.3g} MB"
 
 
 def _keep(subject: str, what: str, row: dict[str, Any]) -> None:
