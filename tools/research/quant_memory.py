@@ -1,8 +1,8 @@
 """How much memory calibration takes: `OMP_NUM_THREADS=1 python -m burnish.tools.research.quant_memory [WAY...]`.
 
-Each way is a pass of which every edit is proposed, on `SAMPLES` texts of `TOKENS` tokens of SmolLM2, in a process of
-its own whose largest resident set is compared with that of a process that only brings the model into normal form and
-runs it once. Writes docs/results/quant-memory.json after each way, and the page; `page` only writes the page.
+Each way observes what a pass asks for, on `SAMPLES` texts of `TOKENS` tokens of SmolLM2, in a process of its own whose
+largest resident set is compared with that of a process that only brings the model into normal form and runs it once.
+Writes docs/results/quant-memory.json after each way, and the page; `page` only writes the page.
 """
 
 from __future__ import annotations
@@ -13,30 +13,69 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as oir
 
+from burnish.backends.ort.session import executor
+from burnish.frontends import onnx_file
+from burnish.ir.edit import name_nodes
 from burnish.ir.samples import Sample
+from burnish.passes import calibration, equalization, integer_layers
+from burnish.passes.book import Book
+from burnish.passes.grids import Grid
+from burnish.passes.integer_flow import flow
+from burnish.passes.layers import layers
+from burnish.passes.lossy import Context
+from burnish.passes.moments import moments
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.ranges import Method
+from burnish.passes.recipes import NORMAL_FORM
+from burnish.passes.weight_sites import Matrix, matrices
+from burnish.tools.lossy_context import context_for
 from burnish.tools.research import zoo
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "quant-memory.json", FOLDER / "quant-memory.md"
 
 MODEL = "a3-smollm2-nocache"
-SAMPLES, TOKENS = 512, 32
-LIMIT = 2 << 30
+SAMPLES, TOKENS = 512, 16
 
 LOAD = "the model alone"
-WAYS: dict[str, tuple[str, int]] = {
-    LOAD: ("", 1),
-    "static ranges": ("quantize-static", SAMPLES),
-    "static ranges, fewer samples": ("quantize-static", SAMPLES // 8),
-    "GPTQ": ("quantize-weights{bits=4,rounding=gptq}", SAMPLES),
-    "FPTQ": ("quantize-fptq", SAMPLES),
+
+
+def _static(model: oir.Model, context: Context) -> None:
+    found = [one for one in layers(model).values() if integer_layers.refusal(model, one) is None]
+    values = flow(model.graph, found).scale_of
+    methods: tuple[Method, ...] = ("minmax", "percentile", "mse")
+    calibration.observed(model, values, found, context, Grid(8, signed=False, symmetric=False), methods, 99.99, MEMORY)
+
+
+def _gptq(model: oir.Model, context: Context) -> None:
+    found = {name: one.linears for name, one, _ in matrices(model) if isinstance(one, Matrix) and one.linears}
+    for _ in moments(model, found, context, MEMORY):
+        pass
+
+
+def _fptq(model: oir.Model, context: Context) -> None:
+    found, _ = equalization.groups(model)
+    for _ in equalization.observed(model, [one for one in found if one.layers], context, MEMORY):
+        pass
+
+
+MEMORY = 1024 << 20
+"""What the option `memory` of the passes is unless it is given."""
+
+WAYS: dict[str, tuple[str, Callable[[oir.Model, Context], None] | None]] = {
+    LOAD: ("", None),
+    "moments for GPTQ": ("quantize-weights{rounding=gptq}", _gptq),
+    "magnitudes and rows for FPTQ": ("quantize-fptq", _fptq),
+    "ranges by three rules, and means": ("quantize-static", _static),
 }
-"""Passes, and on how many samples they calibrate."""
+"""Passes, and what observes as they do."""
 
 
 def texts(count: int) -> list[Sample]:
@@ -59,33 +98,16 @@ def texts(count: int) -> list[Sample]:
 
 def measured(way: str, folder: Path) -> dict[str, float]:
     """The largest resident set of this process after a way, and how long a sample took; run in a process of its own."""
-    from burnish.backends.ort.session import executor
-    from burnish.frontends import onnx_file
-    from burnish.ir.edit import name_nodes
-    from burnish.passes import catalog
-    from burnish.passes.base import Outcome
-    from burnish.passes.book import Book
-    from burnish.passes.lossy import LossyPass
-    from burnish.passes.pipeline import Pipeline
-    from burnish.passes.recipes import NORMAL_FORM
-    from burnish.tools.lossy_context import context_for
-
-    spec, count = WAYS[way]
-    samples = texts(count)
-    one = next(iter(catalog.parse(spec)), None)
-    ahead = [name for text in getattr(one, "prepare", ()) for name in catalog.parse(text)]
-    model = Pipeline([*NORMAL_FORM, *ahead, *(NORMAL_FORM if ahead else ())]).rewrite(
-        onnx_file.read(zoo.path(MODEL))
-    ).model  # fmt: skip
+    samples, observe = texts(SAMPLES), WAYS[way][1]
+    model = Pipeline(NORMAL_FORM).rewrite(onnx_file.read(zoo.path(MODEL))).model
     name_nodes(model)
-    found: dict[str, float] = {"samples": count}
+    found: dict[str, float] = {}
     start = time.process_time()
-    if isinstance(one, LossyPass):
+    if observe is not None:
         book = Book(folder)
-        context = context_for(model, samples, book=book)
-        found["edits"] = len(one.propose(model, context, Outcome(one.pass_name())))
+        observe(model, context_for(model, samples, book=book))
         found |= {"runs": book.samples, "seconds": book.seconds}
-        book.forget()
+        found["kept"] = sum(file.stat().st_size for file in book.files if file.exists())
     else:
         runner = executor()(model)
         runner.run(samples[0].feeds)
@@ -102,35 +124,30 @@ def page(known: dict[str, Any]) -> str:
         "# The memory of calibration",
         "",
         "Made by `python -m burnish.tools.research.quant_memory`. The model is SmolLM2-135M-Instruct without a cache "
-        "(538 MB "
-        f"of float32 weights), the samples are {SAMPLES} pieces of Python's help, of {TOKENS} tokens each: short "
-        "ones, so "
-        "that so many take minutes. *Above the model* is the largest resident set of a process that calibrates and "
-        "proposes every "
-        "edit, less that of one that reads the model, brings it into normal form and runs it once "
-        f"({base / 1e9:.2f} GB). *A sample* is how long one was observed, on one thread of a machine that other work "
-        "shared; "
-        "*CPU* is all of the pass, rounding included.",
+        f"(538 MB of float32 weights), the samples are {SAMPLES} pieces of Python's help, of {TOKENS} tokens each: "
+        "short "
+        "ones, so that so many take a minute. *Above the model* is the largest resident set of a process that observes "
+        "what a pass asks for, less that of one that reads the model, brings it into normal form and runs it once "
+        f"({base / 1e9:.2f} GB). *A sample* is how long one took, on a machine that much other work shared, *CPU* what "
+        "all of it took on one thread. *Kept* are the files that a run after a kill goes on from; they go when the "
+        "model is written.",
         "",
-        "| what | samples | above the model | a sample | CPU |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| what is observed | for | above the model | a sample | CPU | kept |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for way, (spec, count) in WAYS.items():
-        if way != LOAD and (one := known.get(way)) is not None:
-            each = 1e3 * one["seconds"] / one["runs"]
-            above = (one["peak"] - base) / 1e9
-            lines.append(f"| {way}: `{spec}` | {count} | {above:.2f} GB | {each:.0f} ms | {one['cpu']:.0f} s |")
+    for way, (spec, observe) in WAYS.items():
+        if observe is not None and (one := known.get(way)) is not None:
+            each, above, kept = 1e3 * one["seconds"] / one["runs"], (one["peak"] - base) / 1e9, one["kept"] / 1e6
+            lines.append(f"| {way} | `{spec}` | {above:.2f} GB | {each:.0f} ms | {one['cpu']:.0f} s | {kept:.0f} MB |")
     return (
         "\n".join(
             [
                 *lines,
                 "",
-                "What bounds it is the option `memory` of each of these passes, in MiB: of activations that are held "
-                "at once, "
-                "and, for GPTQ and FPTQ, as much again of statistics. With less of it the samples are run more "
-                "often: layers "
-                "whose statistics do not fit wait for a run of their own. `memory` is 1024 unless another number is "
-                "given.",
+                "What bounds it is the option `memory` of each of these passes, in MiB, 1024 unless another number is "
+                "given: of activations that are held at once and, for GPTQ and FPTQ, as much again of statistics. With "
+                "less of it the samples are run more often: layers whose statistics do not fit wait for a run of their "
+                "own. What rounding takes afterwards is not part of it: it goes layer by layer.",
             ]
         )
         + "\n"
