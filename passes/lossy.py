@@ -116,12 +116,14 @@ class LossyPass(Pass):
         needs: also what proposing needs; the engine proposes on the normal form.
         prepare: exact passes, as a recipe names them, that are to run before the normal form is closed: what an edit
             would otherwise have to leave alone.
+        saves: its edits are to save bytes or time; one that only shows what others would lose saves nothing.
         ports: whether it adds inputs and outputs, which samples of the original lack; it is made without samples then.
     """
 
     order: ClassVar[int]
     prepare: ClassVar[tuple[str, ...]] = ()
     ports: ClassVar[bool] = False
+    saves: ClassVar[bool] = True
 
     @property
     def decided(self) -> bool:

@@ -188,7 +188,7 @@ class _Stage:
 
     def _worthwhile(self, found: Lossy, one: LossyPass, edits: Sequence[Edit], outcome: Outcome) -> Sequence[Edit]:
         """The edits of a pass of a recipe, where they pay; all that the caller asked for by name."""
-        if catalog.spec(one) in self.todo.named or "size" not in self.todo.guard or self.todo.compiled:
+        if not one.saves or catalog.spec(one) in self.todo.named or "size" not in self.todo.guard or self.todo.compiled:
             return edits
         lowering = pipeline.Pipeline(self.todo.passes)
         sample = largest(self.samples) if self.samples else None

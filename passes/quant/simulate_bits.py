@@ -53,6 +53,7 @@ class SimulateBits(LossyPass):
     hadamard: bool = True
     memory: int = 1024
     order: ClassVar[int] = 40
+    saves: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
 
     def __post_init__(self) -> None:
