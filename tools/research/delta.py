@@ -52,9 +52,8 @@ def make(names: Sequence[str]) -> None:
         for name, made in VARIANTS[subject].items():
             target = folder / f"{name}.onnx"
             if not target.exists():
-                start = time.process_time()
                 made(SUBJECTS[subject], target)
-                print(subject, name, f"{time.process_time() - start:.0f} s of CPU", flush=True)
+                print(subject, name, flush=True)
 
 
 def _healed(samples: Callable[[oir.Model], list[Sample]], **options: Any) -> Make:
@@ -356,8 +355,7 @@ def page(names: Sequence[str]) -> None:
     rows, totals, memories, folders = [], [], [], []
     trained: list[float] = []
     for subject in names:
-        title = TITLES[subject]
-        one = found[subject]["sizes"]
+        title, one = TITLES[subject], found[subject]["sizes"]
         for variant in one["variants"]:
             name = variant["name"]
             if variant["kinds"] == ["change"]:
@@ -371,19 +369,16 @@ def page(names: Sequence[str]) -> None:
         totaled = one["pack"], compressed, patched
         shares = ["" if size is None else f"{terminal.size(size)} ({size / one['of']:.0%})" for size in totaled]
         totals.append(_row([title, terminal.size(one["of"]), *shares, f"{one['cpu']:.0f} s of CPU"]))
-        if found[subject].get("memory", {}).get("times"):
-            memory = found[subject]["memory"]
+        if (memory := found[subject].get("memory", {})).get("times"):
             folders.append(f"{terminal.size(memory['prepared'])} for {title}")
             for way, said in WAYS.items():
                 sizes = [memory["resident"][way].get(str(count)) for count in COUNTS]
                 ratio = memory["times"].get(way)
                 time = "1" if way == "files" else "" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
-                memories.append(
-                    _row([title, said, *("" if size is None else terminal.size(size) for size in sizes), time])
-                )
-    end = END.format(folders=" and ".join(folders))
-    notes = NOTES.format(share=f"{min(trained):.0%} to {max(trained):.0%}")
-    parts = [HEAD, *rows, TOTALS, *totals, notes, *([MEMORY, *memories, end] if memories else [])]
+                shown = ("" if size is None else terminal.size(size) for size in sizes)
+                memories.append(_row([title, said, *shown, time]))
+    end = [MEMORY, *memories, END.format(folders=" and ".join(folders))] if memories else []
+    parts = [HEAD, *rows, TOTALS, *totals, NOTES.format(share=f"{min(trained):.0%} to {max(trained):.0%}"), *end]
     PAGE.write_text("".join(parts), encoding="utf-8")
 
 
