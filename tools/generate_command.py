@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +18,7 @@ from burnish.tools.decoders import RUNTIMES
 if TYPE_CHECKING:
     from burnish.backends.decoding.choosing import Sampling
     from burnish.backends.decoding.decoder import Decoder
-    from burnish.backends.decoding.loop import Answer, Ask, Figures
+    from burnish.backends.decoding.loop import Answer, Ask, Figures, Loop
     from burnish.tools.generate_files import Words
     from burnish.tools.generate_requests import Line, Request
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=int, help="Of what is drawn.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; may be given again.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Requests computed together.")
+@click.option("--draft", metavar="MODEL", type=click.Path(), help="A faster decoder whose tokens are verified.")
+@click.option("--draft-tokens", default=4, show_default=True, type=click.IntRange(1, 64), help="Verified at once.")
 @click.option("--tokenizer", metavar="FILE", type=click.Path(), help="A tokenizer.json. [default: beside the model]")
 @click.option("--runtime", default="ort", show_default=True, type=click.Choice(RUNTIMES), help="What runs the model.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime.")
@@ -42,6 +47,8 @@ def generate_command(
     prompt: str | None,
     requests: str | None,
     check: bool,
+    draft: str | None,
+    draft_tokens: int,
     tokenizer: str | None,
     runtime: str,
     threads: int,
@@ -60,6 +67,8 @@ def generate_command(
 
     if (prompt is not None) + (requests is not None) + (check and prompt is None) != 1:
         raise InputError("give either `--prompt` or `--requests`", hint='burnish generate MODEL --prompt "Once"')
+    if check and draft is not None:
+        raise InputError("`--check` looks at one model", hint="leave out `--draft`, or check the draft as the model")
     folder = generate_files.read(model, tokenizer)
     words = generate_files.Words(folder) if prompt is not None or folder.tokenizer is not None else None
     decoder = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
@@ -69,16 +78,36 @@ def generate_command(
         if check:
             return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
         ensure(decoder)
-        if requests is not None:
-            return _answer_all(decoder, asker, requests, options["batch"])
-        ask, stops = asker.ask(_line(str(prompt)), 0)
-        answer, text, figures = _answer(decoder, asker, ask, stops, stream=not as_json)
+        with _loop(decoder, draft, draft_tokens, runtime, threads) as generate:
+            if requests is not None:
+                return _answer_all(generate, decoder, asker, requests, options["batch"])
+            ask, stops = asker.ask(_line(str(prompt)), 0)
+            answer, text, figures = _answer(generate, decoder, asker, ask, stops, stream=not as_json)
     finally:
         decoder.engine.close()
     if as_json:
         click.echo(json.dumps(_said(answer, text, ask) | {"figures": asdict(figures)}, ensure_ascii=False))
     _report(figures)
     return 0
+
+
+@contextmanager
+def _loop(decoder: Decoder, draft: str | None, tokens: int, runtime: str, threads: int) -> Iterator[Loop]:
+    """The loop that answers: the plain one, or that of a draft, which is open meanwhile."""
+    from burnish.backends.decoding import loop, speculating
+    from burnish.tools import generate_files
+    from burnish.tools.decoders import open_decoder
+
+    if draft is None:
+        yield loop.generate
+        return
+    folder = generate_files.read(draft)
+    small = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
+    try:
+        speculating.check(decoder, small)
+        yield partial(speculating.generate, draft=small, tokens=tokens)
+    finally:
+        small.engine.close()
 
 
 def _line(prompt: str) -> Line:
@@ -142,9 +171,8 @@ class _Asker:
 
 
 def _answer(
-    decoder: Decoder, asker: _Asker, ask: Ask, stops: tuple[str, ...], stream: bool
+    generate: Loop, decoder: Decoder, asker: _Asker, ask: Ask, stops: tuple[str, ...], stream: bool
 ) -> tuple[Answer, str, Figures]:
-    from burnish.backends.decoding import loop
     from burnish.backends.decoding.speaking import Speech
 
     assert asker.words is not None
@@ -161,14 +189,14 @@ def _answer(
         say(speech.add(token))
         return speech.stopped
 
-    (answer,), figures = loop.generate(decoder, [ask], hear)
+    (answer,), figures = generate(decoder, [ask], hear)
     say(speech.finish())
     if stream:
         sys.stdout.write("\n" if bit_by_bit else f"{terminal.inert(terminal.prose(speech.text))}\n")
     return answer, speech.text, figures
 
 
-def _answer_all(decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
+def _answer_all(generate: Loop, decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
     from burnish.backends.decoding import loop
     from burnish.ir.errors import InputError
     from burnish.tools import generate_requests
@@ -181,7 +209,7 @@ def _answer_all(decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
     written = 0
     for together in loop.batches(decoder, asks, batch):
         try:
-            answers, took = _batch(decoder, asker, [good[index] for index in together])
+            answers, took = _batch(generate, decoder, asker, [good[index] for index in together])
             lines.update({good[index].number: said for index, said in zip(together, answers, strict=True)})
             figures.add(took)
         except InputError as error:
@@ -197,8 +225,9 @@ def _answer_all(decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
     return int(failed)
 
 
-def _batch(decoder: Decoder, asker: _Asker, requests: list[Request]) -> tuple[list[dict[str, Any]], Figures]:
-    from burnish.backends.decoding import loop
+def _batch(
+    generate: Loop, decoder: Decoder, asker: _Asker, requests: list[Request]
+) -> tuple[list[dict[str, Any]], Figures]:
     from burnish.backends.decoding.speaking import Speech
 
     asks = [one.ask for one in requests if one.ask is not None]
@@ -215,7 +244,7 @@ def _batch(decoder: Decoder, asker: _Asker, requests: list[Request]) -> tuple[li
         speech.add(token)
         return speech.stopped
 
-    answers, figures = loop.generate(decoder, asks, hear)
+    answers, figures = generate(decoder, asks, hear)
     said = []
     for one, ask, answer, speech in zip(requests, asks, answers, speeches, strict=True):
         if speech is not None:
@@ -246,6 +275,13 @@ def _report(figures: Figures) -> None:
     talk.print(f"prompt  {speed(figures.prompt_tokens, figures.prefill_seconds)}")
     if figures.decode_tokens:
         talk.print(f"answer  {speed(figures.decode_tokens, figures.decode_seconds)}, after the first")
+    if figures.drafted:
+        share = 100 * figures.accepted / figures.drafted
+        each = figures.decode_tokens / figures.steps
+        talk.print(
+            f"draft   {figures.accepted} of {terminal.count(figures.drafted, 'token')} taken, {share:.0f} %; "
+            f"{each:.2f} tokens a step of the model"
+        )
     talk.print(f"caches  {figures.cache_bytes / 1e6:.2f} MB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,11 @@ def probabilities(scores: NDArray[Any], sampling: Sampling) -> NDArray[np.float6
 
     Returns:
         float64 of the same shape; sums to 1 along the last axis. Greedy: 1 at the largest score.
+
+    Raises:
+        InputError: a score is NaN.
     """
+    _check(scores)
     given = np.asarray(scores, np.float64)
     if sampling.greedy:
         made = np.zeros(given.shape)
@@ -89,8 +94,35 @@ def choose(scores: NDArray[Any], sampling: Sampling, random: np.random.Generator
     Raises:
         InputError: a score is NaN.
     """
-    if np.isnan(scores).any():
-        raise InputError("the model's scores are NaN")
     if sampling.greedy:
+        _check(scores)
         return int(scores.argmax())
     return drawn(probabilities(scores, sampling), random)
+
+
+def verified(
+    wanted: NDArray[np.float64], said: NDArray[np.float64], tokens: Sequence[int], random: np.random.Generator
+) -> tuple[int, int]:
+    """How many tokens of a draft are taken, and the token behind them: together, they are drawn of `wanted`.
+
+    A token x that was drawn of q is taken with probability min(1, p(x) / q(x)), and the first that is not taken is
+    replaced by one of max(0, p - q), scaled to a sum of 1 (Leviathan et al. 2023, arXiv:2211.17192, algorithm 1). With
+    the distributions of greedy decoding, a token is taken where it is the one of the largest score.
+
+    Args:
+        wanted: p, the distributions behind none, one, ... all tokens of the draft, [n + 1, vocabulary].
+        said: q, those that the tokens of the draft were drawn of, [n, vocabulary].
+        tokens: the draft, n tokens; may be none.
+        random: takes one number for each token that is looked at, and one for the token behind.
+    """
+    for place, token in enumerate(tokens):
+        if random.random() * said[place, token] >= wanted[place, token]:
+            rest = np.maximum(wanted[place] - said[place], 0)
+            # Nothing is left where the two differ by rounding only; then either is right.
+            return place, drawn(rest if rest.any() else wanted[place], random)
+    return len(tokens), drawn(wanted[len(tokens)], random)
+
+
+def _check(scores: NDArray[Any]) -> None:
+    if np.isnan(scores).any():
+        raise InputError("the model's scores are NaN")

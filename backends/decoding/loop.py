@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,10 @@ class Figures:
         prompt_tokens, tokens: of the prompts, and chosen, the stop tokens included.
         prefill_seconds, decode_seconds: for the prompts with the first token of each answer, and for the rest.
         decode_tokens: tokens that were chosen in `decode_seconds`.
+        steps: rows of all steps behind the prompts; a plain step chooses one token for each of its rows.
+        drafted, accepted: tokens that a draft said, and those of them that were taken.
         fed: tokens that the model computed, padding included.
-        cache_bytes: of the arrays that held the caches, the most at any time.
+        cache_bytes: of the arrays that held the caches, those of a draft included, the most at any time.
     """
 
     prompt_tokens: int = 0
@@ -66,6 +69,9 @@ class Figures:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_tokens: int = 0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
     fed: int = 0
     cache_bytes: int = 0
 
@@ -76,12 +82,17 @@ class Figures:
         self.prefill_seconds += other.prefill_seconds
         self.decode_seconds += other.decode_seconds
         self.decode_tokens += other.decode_tokens
+        self.steps += other.steps
+        self.drafted += other.drafted
+        self.accepted += other.accepted
         self.fed += other.fed
         self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
 
 
 Hear = Callable[[int, int], bool]
 """`hear(row, token)` is told each token of an answer as it is chosen, and gives True to end the answer after it."""
+Loop = Callable[[Decoder, Sequence[Ask], Hear | None], tuple[list[Answer], Figures]]
+"""Answers a batch, as `generate` does."""
 
 
 def check(decoder: Decoder, ask: Ask) -> None:
@@ -147,12 +158,10 @@ def generate(decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None) ->
             figures.prefill_seconds, begun, prompts = now - begun, now, False
         else:
             figures.decode_tokens += len(chosen)
+            figures.steps += len(chosen)
         for row, index in enumerate(alive):
-            answers[index].ended = _end(chosen[row], asks[index], answers[index], state.length(row), decoder.limit)
-            if answers[index].ended != "stop":
-                answers[index].ids.append(chosen[row])
-                if hear is not None and hear(index, chosen[row]):
-                    answers[index].ended = "stop"
+            told = None if hear is None else partial(hear, index)
+            tell(answers[index], asks[index], chosen[row], state.length(row), decoder.limit, told)
         left = [row for row, index in enumerate(alive) if not answers[index].ended]
         if not left:
             break
@@ -165,13 +174,29 @@ def generate(decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None) ->
     return answers, figures
 
 
-def _end(token: int, ask: Ask, answer: Answer, length: int, limit: int | None) -> str:
-    """Why an answer ends with this token; empty when it goes on."""
+def tell(
+    answer: Answer, ask: Ask, token: int, length: int, limit: int | None, hear: Callable[[int], bool] | None
+) -> None:
+    """Add a token to an answer, and end the answer where it has to.
+
+    Args:
+        answer: gets the token, unless that is one that ends answers, and the reason of its end.
+        ask: what is wanted.
+        token: the one that was chosen.
+        length: tokens that lie before it, those of the prompt included.
+        limit: positions that the model has.
+        hear: is told the token, and gives True to end the answer after it.
+    """
     if token in ask.stops:
-        return "stop"
-    if len(answer.ids) + 1 >= ask.most:
-        return "length"
-    return "range" if limit is not None and length >= limit else ""
+        answer.ended = "stop"
+        return
+    answer.ids.append(token)
+    if len(answer.ids) >= ask.most:
+        answer.ended = "length"
+    elif limit is not None and length >= limit:
+        answer.ended = "range"
+    if hear is not None and hear(token):
+        answer.ended = "stop"
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, NDArray[np.float32]]:
@@ -179,10 +204,8 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, 
 
     Long prompts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory.
     """
-    rows, longest = len(prompts), max(map(len, prompts))
-    ids, keep = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)], keep[row, : len(prompt)] = prompt, True
+    ids, keep = padded(prompts)
+    rows, longest = ids.shape
     piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (decoder.ports.vocabulary or 1 << 16))))
     state, last = decoder.start(rows), np.zeros((rows, 0), np.float32)
     for start in range(0, longest, piece):
@@ -194,3 +217,12 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, 
         for row in map(int, np.flatnonzero((ends >= 0) & (ends < part.shape[1]))):
             last[row] = scores[row, ends[row]]
     return state, last
+
+
+def padded(texts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Ids and where there are any, both [rows, tokens of the longest], as `State.feed` takes them."""
+    rows, longest = len(texts), max(map(len, texts))
+    ids, keep = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), bool)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], keep[row, : len(text)] = text, True
+    return ids, keep

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,6 +17,7 @@ import small_decoder  # noqa: E402
 from burnish.backends.decoding.engine import RunnerEngine  # noqa: E402
 from burnish.backends.decoding.speaking import Speech  # noqa: E402
 from burnish.tools import cli  # noqa: E402
+from burnish.tools.research import zoo_handmade  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -221,3 +223,39 @@ def test_a_model_without_caches_is_told_how_to_get_some(generate: Run, tmp_path:
     made = small_decoder.folder(tmp_path / "made", "llama-nocache-dynp")
     code, _, err = generate(made, "--prompt", "a")
     assert code == 2 and "takes no past keys and values" in err and "add-kv-cache" in err
+
+
+def test_a_draft_changes_no_answer(generate: Run, decoder: Path, tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "in.jsonl",
+        {"prompt": "Once upon", "max_tokens": 9},
+        {"prompt": "A"},
+        {"ids": [3, 4], "max_tokens": 1},
+        {"prompt": 7},
+    )
+    other = small_decoder.folder(tmp_path / "other", "llama-kv-op23", context=40)
+    plain = generate(decoder, "--requests", path)
+    for draft, *more in ((decoder, "--draft-tokens", 2), (other / "decoder.onnx",)):
+        code, out, err = generate(decoder, "--requests", path, "--draft", draft, *more)
+        assert (code, out) == plain[:2] and "tokens a step of the model" in err
+    wanted = ("--prompt", "Once", "--max-tokens", 11, "--json")
+    first, second = (json.loads(generate(decoder, *wanted, *more)[1]) for more in ((), ("--draft", decoder)))
+    assert first["ids"] == second["ids"]
+    figures = second["figures"]
+    assert (figures["drafted"], figures["accepted"], figures["steps"], figures["decode_tokens"]) == (8, 8, 2, 10)
+    assert figures["cache_bytes"] > first["figures"]["cache_bytes"]
+
+
+def test_drafts_that_are_refused(generate: Run, decoder: Path, tmp_path: Path) -> None:
+    with mock.patch.dict(vars(zoo_handmade), {"VOCABULARY": 400}):
+        zoo_handmade.Builder(layers=1).write(tmp_path / "other.onnx")
+    bare = small_decoder.folder(tmp_path / "bare", "llama-nocache-dynp")
+    prompt = ("--prompt", "a")
+    for words, cause in [
+        ((*prompt, "--draft", tmp_path / "other.onnx"), "the draft has 400 tokens, the model 500"),
+        ((*prompt, "--draft", bare), "takes no past keys and values"),
+        ((*prompt, "--draft", "none.onnx"), "none.onnx"),
+        (("--check", "--draft", decoder), "looks at one model"),
+    ]:
+        code, out, err = generate(decoder, *words)
+        assert (code, out) == (2, "") and cause in err and "hint: " in err
