@@ -66,7 +66,7 @@ LOSSY: tuple[str, ...] = ("remove-blocks", "drop-attention", "drop-mlp", "projec
 QUANTIZED: dict[str, tuple[str, ...]] = {
     "int8": ("quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights{bits=8}"),
     "int4": ("quantize-weights{bits=4,rounding=gptq}",),
-    "fptq": ("quantize-fptq", "quantize-weights{bits=8}"),
+    "fptq": ("quantize-fptq{rounding=gptq}", "quantize-weights{bits=8}"),
     "ostquant-w4": ("rotate-residual", "quantize-weights{bits=4,rounding=gptq}"),
     "ostquant-w4a4kv4": ("learn-rotations", "simulate-bits"),
     "mixed": (*LOSSY, "quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights"),
