@@ -162,6 +162,8 @@ class FadingParts:
             renamed[y.name] = self._fade(FormerNorm(one.former, dtype), y, x)
         for other in attentions:
             own = (other.former.queries, other.former.keys, other.former.values)
+            if any(name not in values for name in own):  # another edit has changed what it read
+                continue
             y = nodes[values[str(other.output.name)]]
             renamed[y.name] = self._fade(FormerAttention(other.former.scale), y, *(nodes[values[name]] for name in own))
         if renamed:

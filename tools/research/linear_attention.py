@@ -6,9 +6,13 @@ digits; time is that of vision transformers of the same width with random weight
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as oir
@@ -31,9 +35,12 @@ from burnish.tools.research.norms_page import BUDGET, FOLDER, SEEDS, STEPS
 from burnish.tools.research.train_digits import DigitsVit, write_model
 from burnish.tools.research.tvm_latency import in_turns, session
 
-PAGE = FOLDER / "linear-attention.md"
+PAGE, NUMBERS = FOLDER / "linear-attention.md", FOLDER / "linear-attention.json"
 SIDES = (7, 14, 24, 32)
 """Patches along a side of the image."""
+
+ROWS = {"not healed": (0.0, 0), "healed, it fades out": (0.5, STEPS), "healed, softmax gone at once": (0.0, STEPS)}
+"""How long the softmax fades out, and steps of healing."""
 
 _HEAD = """# Attention in linear time
 
@@ -113,25 +120,44 @@ def _timed(side: int, folder: Path) -> str:
     )
 
 
+def _known() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    return found
+
+
+def _keep(key: str, make: Callable[[], Any]) -> None:
+    """A number or a line under its name, made when it is not known."""
+    if key not in _known():
+        found = make()
+        print(key, found, flush=True)
+        NUMBERS.write_text(json.dumps(_known() | {key: found}, indent=1) + "\n")
+
+
 def main() -> int:
-    """Measure and write the page."""
+    """Measure what is missing, and write the page after each number."""
     torch.set_num_threads(1)
-    lines = [_HEAD.format(steps=STEPS, batch=BUDGET["batch"], rate=BUDGET["rate"])]
-    rows = {"not healed": (0.0, 0), "healed, softmax gone at once": (0.0, STEPS), "healed, it fades out": (0.5, STEPS)}
-    for title, (fade, steps) in rows.items():
-        found = [_healed(seed, fade, steps) for seed in (SEEDS if steps else SEEDS[:1])]
-        if title == "not healed":
-            lines.append(f"| original | {100 * found[0][0]:.1f} | {100 * found[0][0]:.1f} |\n")
-        shown = ", ".join(f"{100 * after:.1f}" for _, after in found)
-        lines.append(f"| {title} | {shown} | {100 * sum(after for _, after in found) / len(found):.1f} |\n")
-        print(lines[-1], flush=True)
-    lines.append(_TIMES)
     with tempfile.TemporaryDirectory() as folder:
         for side in SIDES:
-            lines.append(_timed(side, Path(folder)))
-            print(lines[-1], flush=True)
-    PAGE.write_text("".join(lines), encoding="utf-8")
+            _keep(f"time {side}", partial(_timed, side, Path(folder)))
+    for title, (fade, steps) in ROWS.items():
+        for seed in SEEDS if steps else SEEDS[:1]:
+            _keep(f"{title} | {seed}", partial(_healed, seed, fade, steps))
+            _write()
     return 0
+
+
+def _write() -> None:
+    known = _known()
+    found = {title: [known[key] for seed in SEEDS if (key := f"{title} | {seed}") in known] for title in ROWS}
+    lines = [_HEAD.format(steps=STEPS, batch=BUDGET["batch"], rate=BUDGET["rate"])]
+    original = next(pair[0] for pairs in found.values() for pair in pairs)
+    lines.append(f"| original | {100 * original:.1f} | {100 * original:.1f} |\n")
+    for title, pairs in found.items():
+        if pairs:
+            shown = ", ".join(f"{100 * after:.1f}" for _, after in pairs)
+            lines.append(f"| {title} | {shown} | {100 * sum(after for _, after in pairs) / len(pairs):.1f} |\n")
+    lines += [_TIMES, *(known[f"time {side}"] for side in SIDES)]
+    PAGE.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
