@@ -41,6 +41,8 @@ from burnish.passes.score_store import samples_fingerprint
 
 __all__ = ["HealOptions", "Healed", "Progress", "forget", "heal"]
 
+_SETTLED = 0.7
+"""Of the budget of a model with integers: before, steps are so large that rounding hides what they gain."""
 _MEASURED = 8
 """Batches from which sizes and gradients are measured before training."""
 
@@ -202,7 +204,8 @@ class _Run:
         return Loop(
             self.parameters, self.losses, len(self._batches.held_out), self._batches.at, penalty,
             [self.module, self._own.behind], self._options, self._ranks, file, started,
-            partial(self._fading.at, self._options.fade), self._options.fade if self._fading else 0.0,
+            partial(self._fading.at, self._options.fade),
+            max(self._options.fade if self._fading else 0.0, _SETTLED if self.integers.any else 0.0),
         )  # fmt: skip
 
     @property

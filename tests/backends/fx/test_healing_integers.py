@@ -293,6 +293,14 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_stop(tmp_path: Path) ->
     assert bytes_of(heal(student, teacher, samples, replace(options, seed=1)).model) != whole
 
 
+def test_rounding_is_given_time_until_steps_are_small() -> None:
+    teacher = network(DENSE)
+    samples = samples_of(teacher)
+    student = quantized(teacher, "quantize-weights{bits=8,form=dequantize}", samples)
+    healed = heal(student, teacher, samples, replace(QUICK, steps=10, rate=0.1, patience=1))
+    assert not healed.improved and healed.ended == "1 evaluations without improvement" and healed.steps == 8
+
+
 def test_what_onnx_runtime_finds_no_better_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = network(DENSE)
     samples = samples_of(teacher, count=8)
