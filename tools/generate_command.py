@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Requests computed together.")
 @click.option("--draft", metavar="MODEL", type=click.Path(), help="A faster decoder whose tokens are verified.")
 @click.option("--draft-tokens", default=4, show_default=True, type=click.IntRange(1, 64), help="Verified at once.")
+@click.option("--calibrate", is_flag=True, help="The draft goes on from the keys and values of MODEL, not its own.")
 @click.option("--tokenizer", metavar="FILE", type=click.Path(), help="A tokenizer.json. [default: beside the model]")
 @click.option("--runtime", default="ort", show_default=True, type=click.Choice(RUNTIMES), help="What runs the model.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime.")
@@ -49,6 +50,7 @@ def generate_command(
     check: bool,
     draft: str | None,
     draft_tokens: int,
+    calibrate: bool,
     tokenizer: str | None,
     runtime: str,
     threads: int,
@@ -69,6 +71,8 @@ def generate_command(
         raise InputError("give either `--prompt` or `--requests`", hint='burnish generate MODEL --prompt "Once"')
     if check and draft is not None:
         raise InputError("`--check` looks at one model", hint="leave out `--draft`, or check the draft as the model")
+    if calibrate and draft is None:
+        raise InputError("`--calibrate` is for a draft", hint="give one with `--draft`")
     folder = generate_files.read(model, tokenizer)
     words = generate_files.Words(folder) if prompt is not None or folder.tokenizer is not None else None
     decoder = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
@@ -78,7 +82,7 @@ def generate_command(
         if check:
             return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
         ensure(decoder)
-        with _loop(decoder, draft, draft_tokens, runtime, threads) as generate:
+        with _loop(decoder, draft, draft_tokens, calibrate, runtime, threads) as generate:
             if requests is not None:
                 return _answer_all(generate, decoder, asker, requests, options["batch"])
             ask, stops = asker.ask(_line(str(prompt)), 0)
@@ -92,7 +96,9 @@ def generate_command(
 
 
 @contextmanager
-def _loop(decoder: Decoder, draft: str | None, tokens: int, runtime: str, threads: int) -> Iterator[Loop]:
+def _loop(
+    decoder: Decoder, draft: str | None, tokens: int, calibrate: bool, runtime: str, threads: int
+) -> Iterator[Loop]:
     """The loop that answers: the plain one, or that of a draft, which is open meanwhile."""
     from burnish.backends.decoding import loop, speculating
     from burnish.tools import generate_files
@@ -104,8 +110,8 @@ def _loop(decoder: Decoder, draft: str | None, tokens: int, runtime: str, thread
     folder = generate_files.read(draft)
     small = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
     try:
-        speculating.check(decoder, small)
-        yield partial(speculating.generate, draft=small, tokens=tokens)
+        speculating.check(decoder, small, calibrate=calibrate)
+        yield partial(speculating.generate, draft=small, tokens=tokens, calibrate=calibrate)
     finally:
         small.engine.close()
 

@@ -22,12 +22,13 @@ from burnish.ir.errors import InputError
 Odds = NDArray[np.float64]
 
 
-def check(decoder: Decoder, draft: Decoder) -> None:
+def check(decoder: Decoder, draft: Decoder, *, calibrate: bool = False) -> None:
     """Refuse a draft that cannot speak for a decoder, at the price of a step of both.
 
     Raises:
         InputError: their vocabularies differ, the decoder scores the last token only, or one of the two is made for
-            several rows, which could not accept different numbers of tokens.
+            several rows, which could not accept different numbers of tokens. Where the draft is to be calibrated: its
+            caches are others, or its range is shorter.
     """
     if decoder.ports.last_only:
         raise InputError(
@@ -50,10 +51,37 @@ def check(decoder: Decoder, draft: Decoder) -> None:
             place=draft.name,
             hint="take a draft with the same vocabulary, such as the model after `optimize -p remove-blocks`",
         )
+    if calibrate:
+        _check_caches(decoder, draft)
+
+
+def _check_caches(decoder: Decoder, draft: Decoder) -> None:
+    """Refuse a draft that cannot go on from the keys and values of the decoder."""
+    cause, layouts = (
+        "",
+        [
+            [(one.shape, one.dtype, one.batch, one.time, one.in_place) for one in each.ports.caches]
+            for each in (decoder, draft)
+        ],
+    )
+    if layouts[0] != layouts[1] or decoder.ports.packing != draft.ports.packing:
+        cause = f"its {len(layouts[1])} caches are not laid out as the {len(layouts[0])} of the model"
+    elif draft.limit is not None and (decoder.limit is None or decoder.limit > draft.limit):
+        cause = f"it has positions for {draft.limit} tokens only"
+    if cause:
+        raise InputError(
+            f"the draft cannot read the caches of the model: {cause}", place=draft.name, hint="leave out `--calibrate`"
+        )
 
 
 def generate(
-    decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None, *, draft: Decoder, tokens: int = 4
+    decoder: Decoder,
+    asks: Sequence[Ask],
+    hear: Hear | None = None,
+    *,
+    draft: Decoder,
+    tokens: int = 4,
+    calibrate: bool = False,
 ) -> tuple[list[Answer], Figures]:
     """Answer a batch, as `loop.generate` does.
 
@@ -66,6 +94,8 @@ def generate(
         hear: is told every token of an answer.
         draft: what says tokens that may be taken; `check` has it.
         tokens: that it says before they are verified, at most.
+        calibrate: the draft goes on from the keys and values of the decoder, each time that they are verified, and not
+            from its own (EasySpec, arXiv:2502.02493); it computes no prompt then.
 
     Returns:
         The answers in the order of `asks`, and what they took.
@@ -74,11 +104,11 @@ def generate(
         InputError: a model refuses the batch, or its scores are NaN.
     """
     if len(asks) == 1 or (decoder.mixes and draft.mixes):
-        return _together(decoder, asks, hear, draft, tokens)
+        return _together(decoder, asks, hear, draft, tokens, calibrate)
     answers, figures = [], Figures()
     for index, ask in enumerate(asks):
         told = None if hear is None else partial(_told, hear, index)
-        found, took = _together(decoder, [ask], told, draft, tokens)
+        found, took = _together(decoder, [ask], told, draft, tokens, calibrate)
         answers += found
         figures.add(took)
     return answers, figures
@@ -89,13 +119,13 @@ def _told(hear: Hear, index: int, _: int, token: int) -> bool:
 
 
 def _together(
-    decoder: Decoder, asks: Sequence[Ask], hear: Hear | None, draft: Decoder, tokens: int
+    decoder: Decoder, asks: Sequence[Ask], hear: Hear | None, draft: Decoder, tokens: int, calibrate: bool
 ) -> tuple[list[Answer], Figures]:
     rows = [_Row(ask, index, hear, decoder.limit) for index, ask in enumerate(asks)]
     answers, figures = [row.answer for row in rows], Figures(prompt_tokens=sum(len(ask.ids) for ask in asks))
     begun = time.perf_counter()
     state, scores = prefill(decoder, [ask.ids for ask in asks])
-    drafting, _ = prefill(draft, [ask.ids[: draft.limit] for ask in asks])
+    drafting = state.lent(draft) if calibrate else prefill(draft, [ask.ids[: draft.limit] for ask in asks])[0]
     for row, last in zip(rows, scores, strict=True):
         row.add([choose(last, row.ask.sampling, row.random)])
     figures.tokens = len(rows)
@@ -111,7 +141,10 @@ def _together(
         # Before it is fed, the state lacks the last token of each row only.
         known = [len(row.text) - 1 for row in rows]
         state.truncate(known)
-        drafting.truncate(np.minimum(drafting.lengths, known))
+        if calibrate:
+            drafting = state.lent(draft)
+        else:
+            drafting.truncate(np.minimum(drafting.lengths, known))
         said = _drafts(drafting, rows, [row.room(tokens, draft.limit) for row in rows])
         ids, keep = padded([[row.text[-1], *each] for row, (each, _) in zip(rows, said, strict=True)])
         scores = state.feed(ids, keep)

@@ -125,6 +125,12 @@ class State:
         made._shared = True
         return made
 
+    def lent(self, decoder: Decoder) -> State:
+        """A new state with the same rows that another decoder feeds, whose caches are laid out as these."""
+        made = self.fork()
+        made.decoder = decoder
+        return made
+
     @staticmethod
     def joined(states: Sequence[State]) -> State:
         """A new state of all rows of several states of one decoder, in order.

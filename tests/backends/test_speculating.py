@@ -63,8 +63,8 @@ def _keep(told: list[tuple[int, int]], row: int, token: int) -> bool:
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_greedy_answers_are_those_of_the_plain_loop(name: str, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "calibrate"), [(1, False), (4, False), (3, True)])
+def test_greedy_answers_are_those_of_the_plain_loop(name: str, tokens: int, calibrate: bool) -> None:
     decoder, draft = opened(name), near(name)
     drafted = accepted = 0
     for seed, lengths in enumerate([[3], [5, 2, 9, 4], [6, 6, 6]]):
@@ -72,7 +72,7 @@ def test_greedy_answers_are_those_of_the_plain_loop(name: str, tokens: int) -> N
         expected, plain = loop.generate(decoder, asks)
         told: list[tuple[int, int]] = []
         hear = partial(_keep, told)
-        answers, figures = speculating.generate(decoder, asks, hear, draft=draft, tokens=tokens)
+        answers, figures = speculating.generate(decoder, asks, hear, draft=draft, tokens=tokens, calibrate=calibrate)
         assert answers == expected
         assert [[token for index, token in told if index == row] for row in range(len(asks))] == [
             one.ids for one in answers
@@ -89,14 +89,15 @@ def test_greedy_answers_are_those_of_the_plain_loop(name: str, tokens: int) -> N
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_of_a_draft_that_is_the_model_all_is_taken(name: str) -> None:
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_of_a_draft_that_is_the_model_all_is_taken(name: str, calibrate: bool) -> None:
     decoder = opened(name)
     asks = [Ask(ids, 21) for ids in prompts([5, 2, 9])]
-    answers, figures = speculating.generate(decoder, asks, draft=decoder, tokens=4)
+    answers, figures = speculating.generate(decoder, asks, draft=decoder, tokens=4, calibrate=calibrate)
     assert answers == loop.generate(decoder, asks)[0]
     assert figures.accepted == figures.drafted == 3 * 16 and figures.steps == 3 * 4
     drawn = [Ask(ids, 21, Sampling(1.0, seed=row)) for row, ids in enumerate(prompts([5, 2, 9]))]
-    _, figures = speculating.generate(decoder, drawn, draft=decoder, tokens=4)
+    _, figures = speculating.generate(decoder, drawn, draft=decoder, tokens=4, calibrate=calibrate)
     assert figures.accepted >= 0.95 * figures.drafted
 
 
@@ -108,11 +109,12 @@ def test_a_draft_that_knows_nothing_changes_nothing(name: str) -> None:
     assert answers == loop.generate(decoder, asks)[0] and figures.accepted < 0.5 * figures.drafted
 
 
-def test_samples_do_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_samples_do_not_depend_on_the_batch(calibrate: bool) -> None:
     decoder, draft = opened("llama-kv-dynp"), near("llama-kv-dynp")
     asks = [Ask(ids, 9 + row, Sampling(1.0, top_k=20, seed=row)) for row, ids in enumerate(prompts([4, 7, 2]))]
-    together = speculating.generate(decoder, asks, draft=draft)[0]
-    assert together == [speculating.generate(decoder, [ask], draft=draft)[0][0] for ask in asks]
+    answer = partial(speculating.generate, draft=draft, calibrate=calibrate)
+    assert answer(decoder, asks)[0] == [answer(decoder, [ask])[0][0] for ask in asks]
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -160,6 +162,21 @@ def test_rows_go_one_by_one_where_lengths_cannot_be_mixed() -> None:
     answers, figures = speculating.generate(alike, asks, partial(_keep, told), draft=draft)
     assert answers == loop.generate(decoder, asks)[0] and figures.prompt_tokens == 10
     assert told == [(row, token) for row, one in enumerate(answers) for token in one.ids]
+
+
+def test_a_calibrated_draft_remembers_what_the_model_does() -> None:
+    decoder, draft = opened("llama-kv-dynp"), near("llama-kv-dynp")
+    (ids,) = prompts([7])
+    state = decoder.start()
+    state.feed(np.asarray([ids]))
+    lent = state.lent(draft)
+    found = lent.feed(np.asarray([[3, 4]]))
+    other = draft.start()
+    other.feed(np.asarray([ids]))
+    assert np.abs(found - other.feed(np.asarray([[3, 4]]))).max() > 1e-3
+    assert (state.length(), lent.length()) == (7, 9)
+    with pytest.raises(InputError, match="its 6 caches are not laid out as the 8 of the model"):
+        speculating.check(decoder, shorter("llama-kv-dynp"), calibrate=True)
 
 
 def test_a_token_is_taken_or_replaced_such_that_the_distribution_stays() -> None:

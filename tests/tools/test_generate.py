@@ -235,7 +235,7 @@ def test_a_draft_changes_no_answer(generate: Run, decoder: Path, tmp_path: Path)
     )
     other = small_decoder.folder(tmp_path / "other", "llama-kv-op23", context=40)
     plain = generate(decoder, "--requests", path)
-    for draft, *more in ((decoder, "--draft-tokens", 2), (other / "decoder.onnx",)):
+    for draft, *more in ((decoder, "--draft-tokens", 2), (decoder, "--calibrate"), (other / "decoder.onnx",)):
         code, out, err = generate(decoder, "--requests", path, "--draft", draft, *more)
         assert (code, out) == plain[:2] and "tokens a step of the model" in err
     wanted = ("--prompt", "Once", "--max-tokens", 11, "--json")
@@ -250,12 +250,15 @@ def test_drafts_that_are_refused(generate: Run, decoder: Path, tmp_path: Path) -
     with mock.patch.dict(vars(zoo_handmade), {"VOCABULARY": 400}):
         zoo_handmade.Builder(layers=1).write(tmp_path / "other.onnx")
     bare = small_decoder.folder(tmp_path / "bare", "llama-nocache-dynp")
+    narrow = small_decoder.folder(tmp_path / "narrow", context=63)
     prompt = ("--prompt", "a")
     for words, cause in [
         ((*prompt, "--draft", tmp_path / "other.onnx"), "the draft has 400 tokens, the model 500"),
         ((*prompt, "--draft", bare), "takes no past keys and values"),
         ((*prompt, "--draft", "none.onnx"), "none.onnx"),
         (("--check", "--draft", decoder), "looks at one model"),
+        ((*prompt, "--calibrate"), "is for a draft"),
+        ((*prompt, "--calibrate", "--draft", narrow), "it has positions for 63 tokens only"),
     ]:
         code, out, err = generate(decoder, *words)
         assert (code, out) == (2, "") and cause in err and "hint: " in err
