@@ -38,11 +38,13 @@ _PORTS: dict[tuple[str, str], dict[int, str]] = {
     ("com.microsoft", "GroupQueryAttention"): {3: "past", 4: "past", 5: "ends", 6: "total"},
     ("com.microsoft", "RotaryEmbedding"): {1: "positions"},
     ("com.microsoft", "EmbedLayerNormalization"): {0: "ids", 1: "ids", 7: "mask", 8: "positions"},
+    ("com.microsoft", "GatherBlockQuantized"): {1: "ids"},
 }
 _TABLES: dict[tuple[str, str], dict[int, int]] = {
     ("", "RotaryEmbedding"): {3: 1},
     ("com.microsoft", "RotaryEmbedding"): {1: 2},
     ("com.microsoft", "EmbedLayerNormalization"): {0: 2, 1: 4, 8: 3},
+    ("com.microsoft", "GatherBlockQuantized"): {1: 0},
 }
 
 

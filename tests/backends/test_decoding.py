@@ -14,6 +14,9 @@ from burnish.backends.decoding.decoder import Decoder
 from burnish.backends.decoding.parity import ensure, parity, perplexity
 from burnish.backends.decoding.state import State
 from burnish.ir.errors import InputError
+from burnish.passes import catalog
+from burnish.passes.pipeline import Pipeline
+from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.decoders import open_decoder
 from burnish.tools.research import structures
 
@@ -56,6 +59,14 @@ def test_another_runtime_decodes_as_well(name: str) -> None:
     assert found.relative < 1e-4, found
     ids = text(1, 9)
     near(opened(name, "fx").start().feed(ids), opened(name).start().feed(ids))
+
+
+def test_a_table_in_few_bits_says_how_many_tokens_there_are() -> None:
+    model = oir.from_proto(structures.load("llama-kv-dynp"))
+    quantized = Pipeline((*NORMAL_FORM, *catalog.parse("quantize-weights{bits=8,block=16}"))).rewrite(model).model
+    assert any(node.op_type == "GatherBlockQuantized" for node in quantized.graph)
+    narrow = open_decoder(quantized)
+    assert narrow.ports.vocabulary == 500 and parity(narrow).relative < 1e-4
 
 
 def test_padding_may_lie_anywhere(decoder: Decoder) -> None:
