@@ -335,8 +335,8 @@ MEMORY = """
 Resident memory of a process that loads so many models and runs each once on 64 tokens, less what it had before.
 Pages that several maps share count once, and `malloc_trim` has given back what was freed. Ratios of time are
 those of one run beside a session of the file, paired, one thread, with a 95 % interval; other work ran on the
-machine. The models are the base and the first three variants of the table above; the third of MiniLM, `all`, shares
-nothing but what was not trained.
+machine. The models are the base and the first three variants of the table above. Only weights that are equal are
+shared: a low-rank change, small in a pack, is a whole weight in memory, so the third model (`lora`) shares little.
 
 | model | sessions | 1 | 2 | 4 | time of a run |
 | --- | --- | --- | --- | --- | --- |
