@@ -147,7 +147,8 @@ def page(known: dict[str, Any]) -> str:
                 "What bounds it is the option `memory` of each of these passes, in MiB, 1024 unless another number is "
                 "given: of activations that are held at once and, for GPTQ and FPTQ, as much again of statistics. With "
                 "less of it the samples are run more often: layers whose statistics do not fit wait for a run of their "
-                "own. What rounding takes afterwards is not part of it: it goes layer by layer.",
+                "own. What rounding takes afterwards is not part of it: it goes layer by layer. What is not listed was "
+                "not measured.",
             ]
         )
         + "\n"
