@@ -15,8 +15,11 @@ metric is the one that `optimize` takes for the model and its labels by itself.
 standard error: on the search's own held-out half, and on unseen samples. The budget is one percent of the original's
 metric on those samples. *time* is a run in ONNX Runtime against the file that was given, in turns, on one thread, by
 the time that this thread had a processor: the middle one of three pairs of sessions, and between which ends their
-95 % intervals lie. *edits* are how many were made, were run alone, and
-were proposed; *minutes* the search's, of a processor that other work shared.
+95 % intervals lie. *edits* are how many were made, were run alone, and were proposed; *minutes* the search's, of a
+processor that other work shared.
+
+Where the standard error on unseen samples is larger than what is allowed there, as on MiniLM and on PP-OCR's
+classifier, these samples show no drop, and cannot tell one percent.
 
 Made by `python -m burnish.tools.research.mixed NAME size|latency` and `... page`.
 """
