@@ -44,6 +44,7 @@ threshold of 0.5.
         found = [numbers[f"random {seed} {count}"] for seed in seeds if f"random {seed} {count}" in numbers]
         cells.append(", ".join(f"{one:.2f}" for one in found) or "not measured")
         text += f"| {count} | {' | '.join(cells)} |\n"
+    text += _verdict(numbers, counts)
     text += "\nWho reads whom, in the order of choice:\n\n| search | C | pairs |\n| --- | --- | --- |\n"
     for order in ("loss", "similar", "dissimilar", *(f"random {seed}" for seed in seeds)):
         count = max(counts)
@@ -57,6 +58,23 @@ threshold of 0.5.
 Healed by distillation for {trained["minutes"]:.0f} minutes, {healed} of 30 layers sharing: {before} becomes
 {trained["perplexity"]:.2f}.
 """
+    return text
+
+
+def _verdict(numbers: Mapping[str, Any], counts: Sequence[int]) -> str:
+    """Where the search by loss is not the best, and which of KVSharer's orders is the better one."""
+    rivals = {count: [name for name in numbers if name.endswith(f" {count}")] for count in counts}
+    worse = [n for n in counts if any(numbers[one] < numbers[f"loss {n}"] for one in rivals[n])]
+    text = "\nThe search by loss does best at every C that was measured.\n"
+    if worse:
+        where = " and ".join(map(str, worse))
+        text = f"""
+The search by loss does best at every C that was measured but {where}: the layers that KVSharer's search takes there lie
+further from the layer that they read than the search by loss looked.
+"""
+    both = [n for n in counts if f"similar {n}" in numbers and f"dissimilar {n}" in numbers]
+    if both and all(numbers[f"similar {n}"] < numbers[f"dissimilar {n}"] for n in both):
+        text += "\nThe farthest first, which is KVSharer's own order, does worse than the nearest first at every C.\n"
     return text
 
 
