@@ -292,11 +292,13 @@ _NOTES = {
 def page() -> None:
     """Write the page of what was measured."""
     known = NUMBERS.known
-    lines = [_HEAD]
+    lines, missing = [_HEAD], list[str]()
     for name, note in _NOTES.items():
-        rows = [row for row in _ROWS if f"{name} | {row}" in known]
+        rows = [row for row in _ROWS if any(f"{name} | {row} | {seed}" in known for seed in SEEDS)]
         if not rows:
+            missing.append(TITLES[name])
             continue
+        rows.insert(0, "float32")
         what = "perplexity" if name == "a3" else "accuracy"
         lines += [f"## {TITLES[name]}\n\n", f"{note}\n\n"]
         lines += [f"| | {what} | error | healed: {what} | error | loss | integers changed | CPU s |\n"]
@@ -307,6 +309,7 @@ def page() -> None:
             lines += [f"| {row} | {first['metric']:.4g} | {first.get('error', 0):.4f} | {_healed_cells(runs)} |\n"]
         lines += ["\n"]
     lines += _choices_table()
+    lines += [f"Not measured so far: {', '.join(missing)}.\n"] if missing else []
     (RESULTS / "quant-healing.md").write_text("".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
