@@ -74,7 +74,10 @@ further from the layer that they read than the search by loss looked.
 """
     both = [n for n in counts if f"similar {n}" in numbers and f"dissimilar {n}" in numbers]
     if both and all(numbers[f"similar {n}"] < numbers[f"dissimilar {n}"] for n in both):
-        text += "\nThe farthest first, which is KVSharer's own order, does worse than the nearest first at every C.\n"
+        text += (
+            "\nThe farthest first, which is KVSharer's own order, does worse than the nearest first wherever both were"
+        )
+        text += " measured.\n"
     return text
 
 
