@@ -28,8 +28,8 @@ from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, Table
 CONTRIB = "com.microsoft"
 Form = Literal["matmul-nbits", "dequantize"]
 
-OPSETS = {2: 25, 4: 21, 8: 21}
-"""The first opset whose DequantizeLinear takes blocks of so many bits."""
+OPSET = 21
+"""The first opset whose DequantizeLinear takes blocks."""
 
 
 def grid(form: Form, bits: int, symmetric: bool) -> Grid:
@@ -58,12 +58,14 @@ def refusal(model: oir.Model, matrix: Matrix, form: Form, bits: int) -> str | No
     if form == "matmul-nbits":
         parted = matrix.tables and matrix.shape[1] * bits % 8
         return f"rows of {matrix.shape[1]} numbers of {bits} bits fill no whole bytes" if parted else None
+    if bits == 2:
+        return "ONNX Runtime 1.32 computes other numbers from standard blocks of 2 bits; `form=matmul-nbits` is right"
     if matrix.tables:
         return "standard ONNX has no lookup in blocks of integers; `form=matmul-nbits` has one"
     if any(layer.node.graph is not model.graph for layer in matrix.linears):
         return "it is in a branch or a loop, where ONNX Runtime cannot load it; `form=matmul-nbits` runs there"
-    if (opset := model.graph.opset_imports.get("", 1)) < OPSETS[bits]:
-        return f"blocks of {bits} bits need opset {OPSETS[bits]}, and the model has {opset}: raise it with `--opset`"
+    if (opset := model.graph.opset_imports.get("", 1)) < OPSET:
+        return f"blocks of integers need opset {OPSET}, and the model has {opset}: raise it with `--opset`"
     return None
 
 

@@ -38,7 +38,7 @@ class QuantizeWeights(LossyPass):
             fewer inputs it is smaller.
         symmetric: the middle of the range is 0; else each block has a zero point as well.
         form: `matmul-nbits` is what ONNX Runtime runs (MatMulNBits, GatherBlockQuantized); `dequantize` is standard
-            ONNX, DequantizeLinear in blocks, from opset 21 on (25 for 2 bits).
+            ONNX, DequantizeLinear in blocks of 8 or 4 bits, from opset 21 on.
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples.
