@@ -44,6 +44,14 @@ class Judgement:
     drop: float
     spread: float
 
+    @property
+    def sure(self) -> float:
+        """The drop that a budget has to allow: with one standard error, and no less than that where rows were won.
+
+        Where rows were lost and others won by chance, the next samples may win none.
+        """
+        return max(self.drop, 0.0) + self.spread
+
 
 class Judge(Protocol):
     """Measures plans on one set of samples."""
@@ -232,18 +240,15 @@ class Search:
                 held.append(plan)
                 break
             assert plan.held_out is not None
-            over = plan.held_out.drop + plan.held_out.spread
+            over = plan.held_out.sure
             error = min(plan.error, error) * min(max(allowed / over if over > 0 else 0.0, 0.1), 0.8)
         best = max(held, key=lambda plan: plan.saving)
         return Found(best, list(self._measured.values()), allowed)
 
 
 def _holds(found: Judgement | None, allowed: float) -> bool:
-    """Whether a drop is within what is allowed, with one standard error to spare.
-
-    No drop does not hold by itself: where rows were lost and others won, the next samples may win none.
-    """
-    return found is not None and found.drop + found.spread <= allowed
+    """Whether a drop is within what is allowed, with one standard error to spare."""
+    return found is not None and found.sure <= allowed
 
 
 def refined(

@@ -146,7 +146,7 @@ def lines(found: Lossy) -> list[str]:
         before, after, predicted = (terminal.size(round(number)) for number in weights.values())
         shown.append(f"weights   {before} -> {after}, predicted {predicted}")
     final, allowed = found.final or found.result, None if found.found is None else found.found.allowed
-    if found.edits and final is not None and allowed is not None and final.drop + final.spread > allowed:
+    if found.edits and final is not None and allowed is not None and final.sure > allowed:
         shown.append("note      with its standard error the drop is more than is allowed: more samples would tell")
     if found.found is not None and not found.edits:
         shown.append(f"note      {_why_nothing(found)}")
