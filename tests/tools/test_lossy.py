@@ -18,6 +18,7 @@ import pytest
 import burnish
 from burnish.backends.fx.healing_options import HealOptions
 from burnish.ir.errors import BudgetError, InputError, MissingPackageError, UnchangedError
+from burnish.passes import recipes
 from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
@@ -376,7 +377,7 @@ def test_what_loses_more_once_it_is_written_is_not_written(tmp_path: Path, monke
 
 
 def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None:
-    result = optimize(tmp_path, "digits_resnet", passes=None, recipe="int8", max_drop=None)
+    result = optimize(tmp_path, "digits_resnet", passes=list(recipes.QUANTIZED["int8"]), max_drop=None)
     found = result.lossy
     assert found is not None
     claimed = [claim for edit in found.edits for claim in edit.claims]
@@ -386,6 +387,14 @@ def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None
     taken = "`quantize-dynamic{balanced=True}` has it: int8, inputs in each run"
     assert taken in [skip.reason for skip in static.skipped]
     assert result.sizes[1] < 0.35 * result.sizes[0]
+
+
+def test_a_pass_of_a_recipe_that_saves_little_leaves_its_layers_to_the_next(tmp_path: Path) -> None:
+    found = optimize(tmp_path, "digits_resnet", passes=None, recipe="int8", max_drop=None).lossy
+    assert found is not None
+    dynamic, static, _ = (step.outcome for step in found.steps)
+    assert dynamic.rewritten == 0 and static.rewritten == 9
+    assert "all edits of the pass together make the file" in dynamic.skipped[-1].reason
 
 
 def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:
