@@ -79,8 +79,10 @@ def read(model: str, tokenizer: str | None = None) -> Folder:
 
 
 def _model(given: Path, genai: Mapping[str, Any]) -> Path:
-    if not given.is_dir():
+    if given.is_file():
         return given
+    if not given.is_dir():
+        raise InputError("there is no such file or folder", place=str(given), hint="check the path")
     named = _part(genai, "decoder").get("filename")
     inside = sorted(given.glob("*.onnx"))
     if not inside and (given / INNER).is_dir():

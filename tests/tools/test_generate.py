@@ -196,6 +196,7 @@ def test_folders_that_are_refused(generate: Run, tmp_path: Path) -> None:
     made = small_decoder.folder(tmp_path / "made", context=None)
     (made / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     assert "no tokenizer beside the model" in generate(made, "--prompt", "a")[2]
+    assert "there is no such file or folder" in generate(made / "other.onnx", "--prompt", "a")[2]
     path = lines(tmp_path / "in.jsonl", {"ids": [1, 2], "max_tokens": 3}, {"prompt": "a"})
     code, out, err = generate(made, "--requests", path)
     assert code == 1 and "no tokenizer beside the model" in err and len(json.loads(out.splitlines()[0])["ids"]) == 3
