@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; may be given again.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Requests computed together.")
 @click.option("--draft", metavar="MODEL", type=click.Path(), help="A faster decoder whose tokens are verified.")
-@click.option("--draft-tokens", default=4, show_default=True, type=click.IntRange(1, 64), help="Verified at once.")
+@click.option("--draft-tokens", type=click.IntRange(1, 64), help="Of the draft, verified at once. [default: 4]")
 @click.option("--calibrate", is_flag=True, help="The draft goes on from the keys and values of MODEL, not its own.")
 @click.option("--tokenizer", metavar="FILE", type=click.Path(), help="A tokenizer.json. [default: beside the model]")
 @click.option("--runtime", default="ort", show_default=True, type=click.Choice(RUNTIMES), help="What runs the model.")
@@ -49,7 +49,7 @@ def generate_command(
     requests: str | None,
     check: bool,
     draft: str | None,
-    draft_tokens: int,
+    draft_tokens: int | None,
     calibrate: bool,
     tokenizer: str | None,
     runtime: str,
@@ -71,8 +71,9 @@ def generate_command(
         raise InputError("give either `--prompt` or `--requests`", hint='burnish generate MODEL --prompt "Once"')
     if check and draft is not None:
         raise InputError("`--check` looks at one model", hint="leave out `--draft`, or check the draft as the model")
-    if calibrate and draft is None:
-        raise InputError("`--calibrate` is for a draft", hint="give one with `--draft`")
+    for option, given in (("--calibrate", calibrate), ("--draft-tokens", draft_tokens is not None)):
+        if given and draft is None:
+            raise InputError(f"`{option}` is for a draft", hint="give one with `--draft`")
     folder = generate_files.read(model, tokenizer)
     words = generate_files.Words(folder) if prompt is not None or folder.tokenizer is not None else None
     decoder = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
@@ -82,7 +83,7 @@ def generate_command(
         if check:
             return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
         ensure(decoder)
-        with _loop(decoder, draft, draft_tokens, calibrate, runtime, threads) as generate:
+        with _loop(decoder, draft, draft_tokens or 4, calibrate, runtime, threads) as generate:
             if requests is not None:
                 return _answer_all(generate, decoder, asker, requests, options["batch"])
             ask, stops = asker.ask(_line(str(prompt)), 0)

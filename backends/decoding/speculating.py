@@ -57,13 +57,11 @@ def check(decoder: Decoder, draft: Decoder, *, calibrate: bool = False) -> None:
 
 def _check_caches(decoder: Decoder, draft: Decoder) -> None:
     """Refuse a draft that cannot go on from the keys and values of the decoder."""
-    cause, layouts = (
-        "",
-        [
-            [(one.shape, one.dtype, one.batch, one.time, one.in_place) for one in each.ports.caches]
-            for each in (decoder, draft)
-        ],
-    )
+    layouts = [
+        [(one.shape, one.dtype, one.batch, one.time, one.in_place) for one in each.ports.caches]
+        for each in (decoder, draft)
+    ]
+    cause = ""
     if layouts[0] != layouts[1] or decoder.ports.packing != draft.ports.packing:
         cause = f"its {len(layouts[1])} caches are not laid out as the {len(layouts[0])} of the model"
     elif draft.limit is not None and (decoder.limit is None or decoder.limit > draft.limit):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from commands import Run, runner
 from onnx import numpy_helper
 
-from burnish.tools import cli
-
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -30,15 +26,7 @@ def burnish(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
             array = numpy_helper.to_array(one)
             one.CopyFrom(numpy_helper.from_array((array * np.float32(1.001)).astype(array.dtype), one.name))
         onnx.save(model, f"{name}.onnx")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["burnish", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = capfd.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capfd, tmp_path, "burnish")
 
 
 def test_a_pack_is_written_shown_and_applied(burnish: Run, tmp_path: Path) -> None:

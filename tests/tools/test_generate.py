@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -13,13 +11,11 @@ import pytest
 pytest.importorskip("tokenizers")
 
 import small_decoder  # noqa: E402
+from commands import Run, runner  # noqa: E402
 
 from burnish.backends.decoding.engine import RunnerEngine  # noqa: E402
 from burnish.backends.decoding.speaking import Speech  # noqa: E402
-from burnish.tools import cli  # noqa: E402
 from burnish.tools.research import zoo_handmade  # noqa: E402
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +26,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["burnish", "generate", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = capfd.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capfd, tmp_path, "burnish", "generate")
 
 
 def lines(path: Path, *given: object) -> Path:
@@ -259,6 +246,7 @@ def test_drafts_that_are_refused(generate: Run, decoder: Path, tmp_path: Path) -
         ((*prompt, "--draft", "none.onnx"), "none.onnx"),
         (("--check", "--draft", decoder), "looks at one model"),
         ((*prompt, "--calibrate"), "is for a draft"),
+        ((*prompt, "--draft-tokens", 3), "`--draft-tokens` is for a draft"),
         ((*prompt, "--calibrate", "--draft", narrow), "it has positions for 63 tokens only"),
     ]:
         code, out, err = generate(decoder, *words)

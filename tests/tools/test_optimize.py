@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from commands import runner
 
 from burnish.tools import cli
 
@@ -39,16 +40,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def optimize(monkeypatch, capsys, tmp_path):
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["optimize", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.optimize_main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capsys, tmp_path, "optimize")
 
 
 def test_it_folds_verifies_and_reports(model, optimize, tmp_path):

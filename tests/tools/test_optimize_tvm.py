@@ -7,14 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-
-from burnish.tools import cli
+from commands import Run, runner  # noqa: E402
 
 pytest.importorskip("tvm")
 
@@ -22,7 +20,6 @@ from burnish.backends import tvm as backend  # noqa: E402
 from burnish.ir.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 MODEL = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -49,16 +46,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def optimize(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["optimize", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.optimize_main()
-        said = capfd.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capfd, tmp_path, "optimize")
 
 
 def test_a_model_becomes_an_artefact_that_was_loaded_and_compared(model: Path, optimize: Run, tmp_path: Path) -> None:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from burnish.tools import cli
+from commands import Run, runner
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def burnish(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["burnish", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = capfd.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capfd, tmp_path, "burnish")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as oir
@@ -14,13 +12,14 @@ import pytest
 tvm = pytest.importorskip("tvm")
 pytest.importorskip("xgboost")
 
+from commands import Run, runner  # noqa: E402
+
 from burnish.backends.tvm import target as targets  # noqa: E402
 from burnish.backends.tvm.kernels import emitting  # noqa: E402
 from burnish.backends.tvm.tuning import Database, kernels, records, search  # noqa: E402
 from burnish.frontends import onnx_file  # noqa: E402
-from burnish.tools import cli, demands  # noqa: E402
+from burnish.tools import demands  # noqa: E402
 
-Run = Callable[..., tuple[int, str, str]]
 GPU = ("optimize", "m.onnx", "-o", "o", "--target", "cuda:sm_90", "--emit", "kernels")
 
 
@@ -30,15 +29,7 @@ def burnish(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     monkeypatch.chdir(tmp_path)
     text = "g (float[n, 16] x, float[16, 16] w) => (float[n, 16] y) { y = MatMul(x, w) }"
     oir.save(oir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20]> {text}'), "m.onnx")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["burnish", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = capfd.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capfd, tmp_path, "burnish")
 
 
 def test_what_was_tuned_is_compiled(burnish: Run, tmp_path: Path) -> None:

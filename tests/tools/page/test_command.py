@@ -1,12 +1,12 @@
 """`optimize --report out.html` as a user runs it."""
 
-import sys
 from pathlib import Path
 
 import onnx
 import onnx.parser
 import pytest
 from click.testing import CliRunner
+from commands import runner
 
 from burnish.ir.errors import InputError
 from burnish.tools import cli
@@ -21,16 +21,7 @@ MODEL = DEMO / "digits_vit.onnx"
 @pytest.fixture
 def optimize(monkeypatch, capsys, tmp_path):
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["optimize", str(DEMO / "digits_resnet.onnx"), *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.optimize_main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
-
-    return run
+    return runner(monkeypatch, capsys, tmp_path, "optimize", DEMO / "digits_resnet.onnx")
 
 
 def test_the_page_says_what_was_measured_and_may_be_written_again(optimize, tmp_path):
