@@ -125,6 +125,31 @@ def _arg(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequen
     return [_reduced(shapes[0] or (), [match.attribute(node, "axis", 0)], match.attribute(node, "keepdims", 1))]
 
 
+def _top(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
+    source, count = shapes[0], facts.integers(match.input_of(node, 1))
+    if source is None or count is None or len(count) != 1:
+        return None
+    axis = match.attribute(node, "axis", -1) % len(source)
+    return [(*source[:axis], count[0], *source[axis + 1 :])] * 2
+
+
+def _einsum(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
+    """Where each letter of the result is a letter of the inputs; a letter of several sizes is as the first that is
+    not 1."""
+    read, arrow, out = str(match.attribute(node, "equation", "")).replace(" ", "").partition("->")
+    terms = read.split(",")
+    if not arrow or "." in read or len(terms) != len(shapes):
+        return None
+    sizes: dict[str, Dim] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if shape is None or len(shape) != len(term):
+            return None
+        for letter, size in zip(term, shape, strict=True):
+            if sizes.get(letter, 1) == 1:
+                sizes[letter] = size
+    return [tuple(sizes[letter] for letter in out)] if set(out) <= sizes.keys() else None
+
+
 def _pad(facts: Inference, node: oir.Node, shapes: list[Shape | None]) -> Sequence[Shape | None] | None:
     source, pads = shapes[0], match.attribute(node, "pads") or facts.numbers(match.input_of(node, 1))
     if source is None or pads is None:
@@ -178,6 +203,8 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(["ArgMax", "ArgMin"], _arg),
     "MatMul": _matmul,
+    "Einsum": _einsum,
+    "TopK": _top,
     "DynamicQuantizeLinear": lambda facts, node, shapes: [shapes[0], (), ()],
     "MatMulInteger": _matmul,
     "QLinearMatMul": lambda facts, node, shapes: _matmul(facts, node, shapes[::3]),

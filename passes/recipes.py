@@ -34,7 +34,7 @@ NORMAL_FORM: tuple[str, ...] = (
 )
 """One spelling for what every exporter writes."""
 
-RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-rotary", "fuse-attention")
+RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-rotary", "fuse-attention", "fuse-product-keys")
 """Spelled-out functions written as one operator, if the target has it; before their constants are folded away."""
 
 FOLD: tuple[str, ...] = (

@@ -22,6 +22,7 @@ def report(subject: Subject) -> dict[str, Any]:
     from burnish.ir.edit import sources
     from burnish.ir.views.blocks import stacks
     from burnish.ir.views.codebook import codebooks
+    from burnish.ir.views.product_keys import ProductKeys, product_keys
     from burnish.ir.walk import walk
     from burnish.passes.pipeline import Pipeline
     from burnish.passes.recipes import NORMAL_FORM
@@ -46,6 +47,17 @@ def report(subject: Subject) -> dict[str, Any]:
             {"codes": codes, "features": features, "node": sources(book.anchor)[0]}
             for book in codebooks(model)
             for codes, features in [book.codes().shape]
+        ],
+        "product_keys": [
+            {
+                "node": sources(one.anchor)[0],
+                "heads": one.heads,
+                "keys": [one.outer.keys, one.inner.keys],
+                "chosen": one.kept,
+                "table": None if one.table is None else list(one.table),
+            }
+            for one in product_keys(model)
+            if isinstance(one, ProductKeys)
         ],
         "missing": list(found.missing),
     }
@@ -156,8 +168,27 @@ def show(found: dict[str, Any]) -> None:
     if found["codebooks"]:
         books = [(one["node"], str(one["codes"]), str(one["features"])) for one in found["codebooks"]]
         terminal.show(terminal.table("Codebooks", ["search", ">codes", ">features"], books), out)
+    if found["product_keys"]:
+        memories = _memories(found["product_keys"])
+        terminal.show(terminal.table("Memories looked up by product keys", _MEMORY, memories), out)
     if found["missing"]:
         terminal.show(terminal.table("Not read", [""], [(reason,) for reason in found["missing"]]), out)
+
+
+_MEMORY = ["lookup", ">heads", ">keys", ">chosen", ">rows", ">width"]
+
+
+def _memories(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            one["node"],
+            str(one["heads"]),
+            " x ".join(map(str, one["keys"])),
+            str(one["chosen"]),
+            *(("-", "-") if one["table"] is None else (f"{one['table'][0]:,}", str(one["table"][1]))),
+        )
+        for one in found
+    ]
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

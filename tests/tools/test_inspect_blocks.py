@@ -59,3 +59,21 @@ def test_codebooks_are_shown(tmp_path: Path) -> None:
         {"codes": 16, "features": 8, "node": "search"}
     ]
     assert "search     16         8" in run(str(file))
+
+
+def test_memories_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "memory.onnx"
+    graph = """g (float[N, 12] q, float[N, 12] t) => (float[N, 8, 5] y) <
+        float[12, 16] a, float[12, 16] b, float[256, 5] c, int64[1] k = {8},
+        int64[1] e = {2}, int64[1] f = {1}, int64[2] s = {0, 64}, int64 n = {16}> {
+      p = MatMul (q, a)  r = MatMul (t, b)  v, i = TopK <axis = -1> (p, k)  w, j = TopK <axis = -1> (r, k)
+      v1 = Unsqueeze (v, e)  w1 = Unsqueeze (w, f)  x = Add (v1, w1)  z = Reshape (x, s)  g, h = TopK <axis = -1> (z, k)
+      i1 = Unsqueeze (i, e)  j1 = Unsqueeze (j, f)  m = Mul (i1, n)  l = Add (m, j1)  u = Reshape (l, s)
+      rows = GatherElements <axis = -1> (u, h)  y = Gather (c, rows) }"""
+    proto = parse_graph(graph)
+    proto.graph.node[8].name = "best"
+    onnx.save(proto, file)
+    assert json.loads(run(str(file), "--json"))["blocks"]["product_keys"] == [
+        {"node": "best", "heads": 1, "keys": [16, 16], "chosen": 8, "table": [256, 5]}
+    ]
+    assert "best        1  16 x 16       8   256      5" in run(str(file))
