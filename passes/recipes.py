@@ -34,11 +34,19 @@ NORMAL_FORM: tuple[str, ...] = (
 )
 """One spelling for what every exporter writes."""
 
-RECOGNISE: tuple[str, ...] = ("fuse-activation", "fuse-norm", "fuse-rotary", "fuse-attention", "fuse-product-keys")
+RECOGNISE: tuple[str, ...] = (
+    "fuse-activation",
+    "fuse-norm",
+    "fuse-rotary",
+    "fuse-attention",
+    "fuse-product-keys",
+    "fuse-embedding-bag",
+)
 """Spelled-out functions written as one operator, if the target has it; before their constants are folded away."""
 
 FOLD: tuple[str, ...] = (
     "fold-codebook",
+    "replace-einsum",
     "pad-residual",
     "fold-batchnorm",
     "merge-repbn",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
 import pytest
-from laws import OrtRunner, check_laws, rewrite
+from laws import OrtRunner, check_laws, check_same_outputs, rewrite
 from product_keys import STYLES, exported
 
+from burnish.ir import edit
 from burnish.ir.views.product_keys import ProductKeys, best_pairs, product_keys
 from burnish.ir.walk import walk
-from burnish.passes import catalog
+from burnish.passes import catalog, lossy, recipes
+from burnish.passes.base import Outcome
+from burnish.passes.pipeline import Pipeline
 
-_QUICK = {(style, "torchscript") for style in STYLES} | {("divided", "dynamo"), ("bag", "dynamo")}
+_QUICK = {(style, "torchscript") for style in STYLES} | {("divided", "dynamo")}
 _WAYS = [
     pytest.param(*way, marks=() if way in _QUICK else pytest.mark.slow)
     for way in product(STYLES, ("dynamo", "torchscript"))
@@ -54,6 +58,31 @@ def test_the_lookup_is_found_in_every_spelling_and_rows_are_the_same_where_score
         given = OrtRunner(after, optimize=True).run(feeds)
         for name in names:
             assert np.array_equal(given[name], expected[name]), (target, name)
+
+
+@pytest.mark.parametrize("style", ["expanded", "stacked", "weighted"])
+def test_by_the_default_recipe_every_spelling_becomes_one(style: str, tmp_path: Path) -> None:
+    before = exported(style, "torchscript", tmp_path)
+    run = Pipeline(recipes.named("default", "ort-cpu", None)).rewrite(before)
+    used = Counter(node.op_type for node in walk(run.model))
+    assert not used.keys() & {"Einsum", "ReduceSum", "Unsqueeze", "Div", "Mod"}, used
+    assert (used["TopK"], used["Gather"] - 4 * (style == "stacked")) == (2 + (style != "stacked"), 3), used
+    check_same_outputs(before, run.model)
+
+
+def test_the_table_is_stored_in_few_bits_and_still_summed_up_by_one_product(tmp_path: Path) -> None:
+    before = exported("expanded", "torchscript", tmp_path)
+    edit.name_nodes(before)
+    (weights,) = catalog.parse("quantize-weights{bits=8}")
+    stored, _ = lossy.apply(before, weights.asked(before, Outcome("weights")), [weights])
+    found = _only(stored)
+    assert [node.op_type for node in found.tables] == ["GatherBlockQuantized"] and found.table == (256, 24)
+    after, outcome = rewrite(catalog.make("fuse-embedding-bag"), stored)
+    assert outcome.rewritten == 1
+    check_same_outputs(stored, after)
+    feeds = {before.graph.inputs[0].name: np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)}
+    expected, given = (next(iter(OrtRunner(one, True).run(feeds).values())) for one in (before, after))
+    assert np.linalg.norm(given - expected) < 0.02 * np.linalg.norm(expected)
 
 
 def test_the_whole_layer_is_as_before(tmp_path: Path) -> None:
