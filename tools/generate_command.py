@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,11 +14,14 @@ import click
 
 from burnish.tools import terminal
 from burnish.tools.decoders import RUNTIMES
+from burnish.tools.generate_prefixes import EVICTIONS, Bytes
 
 if TYPE_CHECKING:
     from burnish.backends.decoding.choosing import Sampling
     from burnish.backends.decoding.decoder import Decoder
     from burnish.backends.decoding.loop import Answer, Ask, Figures, Loop
+    from burnish.backends.decoding.radix import Tokens
+    from burnish.backends.decoding.sharing import Schedule
     from burnish.tools.generate_files import Words
     from burnish.tools.generate_requests import Line, Request
 
@@ -36,13 +39,21 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=int, help="Of what is drawn.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; may be given again.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Requests computed together.")
+@click.option(
+    "--prefix-memory",
+    default=0,
+    type=Bytes(),
+    metavar="SIZE",
+    help="Compute what prompts have in common once, and hold it in so many bytes, as 2GB; 0 for no.",
+)
+@click.option("--prefix-eviction", type=click.Choice(EVICTIONS), help="Keep requests in order, and drop by this rule.")
 @click.option("--draft", metavar="MODEL", type=click.Path(), help="A faster decoder whose tokens are verified.")
 @click.option("--draft-tokens", type=click.IntRange(1, 64), help="Of the draft, verified at once. [default: 4]")
 @click.option("--calibrate", is_flag=True, help="The draft goes on from the keys and values of MODEL, not its own.")
 @click.option("--tokenizer", metavar="FILE", type=click.Path(), help="A tokenizer.json. [default: beside the model]")
 @click.option("--runtime", default="ort", show_default=True, type=click.Choice(RUNTIMES), help="What runs the model.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of the runtime.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer to --prompt as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="The answer to --prompt, or all figures, as JSON.")
 def generate_command(
     model: str,
     prompt: str | None,
@@ -55,6 +66,8 @@ def generate_command(
     runtime: str,
     threads: int,
     as_json: bool,
+    prefix_memory: int,
+    prefix_eviction: str | None,
     **options: Any,
 ) -> int:
     """Write text with MODEL, an exported decoder with caches or the folder of one.
@@ -64,7 +77,7 @@ def generate_command(
     """
     from burnish.backends.decoding.parity import ensure
     from burnish.ir.errors import InputError
-    from burnish.tools import generate_files
+    from burnish.tools import generate_files, generate_prefixes
     from burnish.tools.decoders import open_decoder
 
     if (prompt is not None) + (requests is not None) + (check and prompt is None) != 1:
@@ -74,6 +87,7 @@ def generate_command(
     for option, given in (("--calibrate", calibrate), ("--draft-tokens", draft_tokens is not None)):
         if given and draft is None:
             raise InputError(f"`{option}` is for a draft", hint="give one with `--draft`")
+    generate_prefixes.check(prefix_memory, prefix_eviction, requests)
     folder = generate_files.read(model, tokenizer)
     words = generate_files.Words(folder) if prompt is not None or folder.tokenizer is not None else None
     decoder = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
@@ -83,9 +97,11 @@ def generate_command(
         if check:
             return _checked(decoder, None if prompt is None else asker.ask(_line(prompt), 0)[0])
         ensure(decoder)
-        with _loop(decoder, draft, draft_tokens or 4, calibrate, runtime, threads) as generate:
+        with _loop(decoder, draft, draft_tokens or 4, calibrate, runtime, threads) as (generate, alone):
             if requests is not None:
-                return _answer_all(generate, decoder, asker, requests, options["batch"])
+                size = 1 if alone else options["batch"]
+                plan = generate_prefixes.planner(decoder, folder.model, size, prefix_memory, prefix_eviction)
+                return _answer_all(generate, decoder, asker, requests, size, plan, as_json)
             ask, stops = asker.ask(_line(str(prompt)), 0)
             answer, text, figures = _answer(generate, decoder, asker, ask, stops, stream=not as_json)
     finally:
@@ -99,20 +115,21 @@ def generate_command(
 @contextmanager
 def _loop(
     decoder: Decoder, draft: str | None, tokens: int, calibrate: bool, runtime: str, threads: int
-) -> Iterator[Loop]:
-    """The loop that answers: the plain one, or that of a draft, which is open meanwhile."""
+) -> Iterator[tuple[Loop, bool]]:
+    """The loop that answers, the plain one or that of a draft, which is open meanwhile; whether it has single rows."""
     from burnish.backends.decoding import loop, speculating
     from burnish.tools import generate_files
     from burnish.tools.decoders import open_decoder
 
     if draft is None:
-        yield loop.generate
+        yield loop.generate, False
         return
     folder = generate_files.read(draft)
     small = open_decoder(folder.model, runtime=runtime, threads=threads, limit=folder.limit)
     try:
         speculating.check(decoder, small, calibrate=calibrate)
-        yield partial(speculating.generate, draft=small, tokens=tokens, calibrate=calibrate)
+        made = partial(speculating.generate, draft=small, tokens=tokens, calibrate=calibrate)
+        yield made, not (decoder.mixes and small.mixes)
     finally:
         small.engine.close()
 
@@ -203,20 +220,31 @@ def _answer(
     return answer, speech.text, figures
 
 
-def _answer_all(generate: Loop, decoder: Decoder, asker: _Asker, path: str, batch: int) -> int:
+def _answer_all(
+    generate: Loop,
+    decoder: Decoder,
+    asker: _Asker,
+    path: str,
+    size: int,
+    plan: Callable[[Sequence[Tokens]], Schedule] | None,
+    as_json: bool,
+) -> int:
     from burnish.backends.decoding import loop
     from burnish.ir.errors import InputError
-    from burnish.tools import generate_requests
+    from burnish.tools import generate_prefixes, generate_requests
 
     requests = generate_requests.read(path, asker.ask)
     good = [one for one in requests if one.ask is not None]
-    asks = [one.ask for one in good if one.ask is not None]
+    prompts = [one.ask.ids for one in good if one.ask is not None]
     lines: dict[int, dict[str, Any]] = {one.number: _broken(path, one, one.cause) for one in requests if one.cause}
     figures, failed = loop.Figures(), bool(lines)
     written = 0
-    for together in loop.batches(decoder, asks, batch):
+    planned = plan(prompts) if plan is not None and prompts else None
+    sharing = planned.start(decoder) if planned is not None else None
+    begun = partial(generate, begin=sharing.prefill) if sharing is not None else generate
+    for together in loop.batches(decoder, prompts, size) if planned is None else planned.batches:
         try:
-            answers, took = _batch(generate, decoder, asker, [good[index] for index in together])
+            answers, took = _batch(begun, decoder, asker, [good[index] for index in together])
             lines.update({good[index].number: said for index, said in zip(together, answers, strict=True)})
             figures.add(took)
         except InputError as error:
@@ -227,8 +255,13 @@ def _answer_all(generate: Loop, decoder: Decoder, asker: _Asker, path: str, batc
             written += 1
     for one in requests[written:]:
         click.echo(json.dumps(lines.pop(one.number), ensure_ascii=False))
+    found = generate_prefixes.figures(sharing, planned) if sharing is not None and planned is not None else None
+    if as_json:
+        click.echo(json.dumps({"figures": asdict(figures) | ({} if found is None else {"prefixes": found})}))
     if good:
         _report(figures)
+    if found is not None:
+        terminal.talk().print(generate_prefixes.said(found))
     return int(failed)
 
 

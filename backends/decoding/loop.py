@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +92,16 @@ class Figures:
 
 Hear = Callable[[int, int], bool]
 """`hear(row, token)` is told each token of an answer as it is chosen, and gives True to end the answer after it."""
-Loop = Callable[[Decoder, Sequence[Ask], Hear | None], tuple[list[Answer], Figures]]
-"""Answers a batch, as `generate` does."""
+Begin = Callable[[Decoder, Sequence[tuple[int, ...]]], tuple[State, NDArray[np.float32]]]
+"""Computes prompts, as `prefill` does."""
+
+
+class Loop(Protocol):
+    """Answers a batch, as `generate` does."""
+
+    def __call__(
+        self, decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None, *, begin: Begin | None = None
+    ) -> tuple[list[Answer], Figures]: ...
 
 
 def check(decoder: Decoder, ask: Ask) -> None:
@@ -108,19 +117,23 @@ def check(decoder: Decoder, ask: Ask) -> None:
     decoder.check(np.asarray(ask.ids, np.int64), np.asarray([len(ask.ids)]))
 
 
-def batches(decoder: Decoder, asks: Sequence[Ask], size: int) -> Iterator[list[int]]:
-    """Which asks are computed together: neighbours in order of length, of one length where the model needs that.
+def batches(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], size: int, order: Iterable[int] | None = None
+) -> Iterator[list[int]]:
+    """Which prompts are computed together: neighbours, and of one length where the model needs that.
 
     Args:
         decoder: what computes.
-        asks: all of them.
+        prompts: all of them.
         size: rows of a batch at most; a model of a fixed batch has its own.
+        order: of all prompts; None is that of their lengths.
     """
-    order = sorted(range(len(asks)), key=lambda index: len(asks[index].ids))
+    if order is None:
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     most = decoder.ports.rows or size
     together: list[int] = []
     for index in order:
-        differs = bool(together) and len(asks[together[0]].ids) != len(asks[index].ids)
+        differs = bool(together) and len(prompts[together[0]]) != len(prompts[index])
         if together and (len(together) == most or (differs and not decoder.mixes)):
             yield together
             together = []
@@ -129,13 +142,16 @@ def batches(decoder: Decoder, asks: Sequence[Ask], size: int) -> Iterator[list[i
         yield together
 
 
-def generate(decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None) -> tuple[list[Answer], Figures]:
+def generate(
+    decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None, *, begin: Begin | None = None
+) -> tuple[list[Answer], Figures]:
     """Answer a batch.
 
     Args:
         decoder: what computes.
         asks: the rows of one batch, each as `check` has it; of one length where the decoder does not mix lengths.
         hear: is told every token of an answer.
+        begin: what computes the prompts; `prefill` by default.
 
     Returns:
         The answers in the order of `asks`, and what they took.
@@ -146,7 +162,7 @@ def generate(decoder: Decoder, asks: Sequence[Ask], hear: Hear | None = None) ->
     answers, figures = [Answer() for _ in asks], Figures(prompt_tokens=sum(len(ask.ids) for ask in asks))
     randoms = [np.random.default_rng(ask.sampling.seed) for ask in asks]
     begun = time.perf_counter()
-    state, scores = prefill(decoder, [ask.ids for ask in asks])
+    state, scores = (begin or prefill)(decoder, [ask.ids for ask in asks])
     alive = list(range(len(asks)))
     prompts = True
     while True:
@@ -200,14 +216,20 @@ def tell(
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, NDArray[np.float32]]:
-    """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary].
+    """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary]."""
+    state = decoder.start(len(prompts))
+    return state, fed(state, prompts)
 
-    Long prompts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory.
+
+def fed(state: State, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Add a text to each row of a state: the scores of the token after each, float32 [rows, vocabulary].
+
+    Long texts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory.
     """
-    ids, keep = padded(prompts)
+    ids, keep = padded(texts)
     rows, longest = ids.shape
-    piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (decoder.ports.vocabulary or 1 << 16))))
-    state, last = decoder.start(rows), np.zeros((rows, 0), np.float32)
+    piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (state.decoder.ports.vocabulary or 1 << 16))))
+    last = np.zeros((rows, 0), np.float32)
     for start in range(0, longest, piece):
         part = keep[:, start : start + piece]
         scores = state.feed(ids[:, start : start + piece], part)
@@ -216,7 +238,7 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, 
         ends = keep.sum(1) - 1 - start
         for row in map(int, np.flatnonzero((ends >= 0) & (ends < part.shape[1]))):
             last[row] = scores[row, ends[row]]
-    return state, last
+    return last
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -42,6 +42,35 @@ def moved(cache: Array, batch: int, time: int, spans: Sequence[Span], length: in
     return made
 
 
+def laid(
+    pieces: Sequence[Sequence[tuple[Array, int]]],
+    sizes: tuple[int, ...],
+    dtype: np.dtype[Any],
+    batch: int,
+    time: int,
+    at_end: bool,
+) -> Array:
+    """A cache with a row for each sequence of pieces.
+
+    Args:
+        pieces: for each row, caches of one row with slots at their start, and how many slots are meant.
+        sizes, dtype: of the result.
+        batch, time: its axes of rows and slots.
+        at_end: whether the tokens of a row end at the last slot, else they begin at the first.
+
+    Returns:
+        A new array in C order; slots that no token fills are zero.
+    """
+    made = np.zeros(sizes, dtype)
+    new = np.moveaxis(made, (batch, time), (0, 1))
+    for row, parts in enumerate(pieces):
+        at = sizes[time] - sum(count for _, count in parts) if at_end else 0
+        for one, count in parts:
+            new[row, at : at + count] = np.moveaxis(one, (batch, time), (0, 1))[0, :count]
+            at += count
+    return made
+
+
 def packed(ids: NDArray[np.int64], keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The tokens that are kept, moved to the start of their rows.
 

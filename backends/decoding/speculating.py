@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from burnish.backends.decoding.choosing import choose, drawn, probabilities, verified
 from burnish.backends.decoding.decoder import Decoder
-from burnish.backends.decoding.loop import Answer, Ask, Figures, Hear, padded, prefill, tell
+from burnish.backends.decoding.loop import Answer, Ask, Begin, Figures, Hear, padded, prefill, tell
 from burnish.backends.decoding.state import State
 from burnish.ir.errors import InputError
 
@@ -80,6 +80,7 @@ def generate(
     draft: Decoder,
     tokens: int = 4,
     calibrate: bool = False,
+    begin: Begin | None = None,
 ) -> tuple[list[Answer], Figures]:
     """Answer a batch, as `loop.generate` does.
 
@@ -102,11 +103,11 @@ def generate(
         InputError: a model refuses the batch, or its scores are NaN.
     """
     if len(asks) == 1 or (decoder.mixes and draft.mixes):
-        return _together(decoder, asks, hear, draft, tokens, calibrate)
+        return _together(decoder, asks, hear, draft, tokens, calibrate, begin or prefill)
     answers, figures = [], Figures()
     for index, ask in enumerate(asks):
         told = None if hear is None else partial(_told, hear, index)
-        found, took = _together(decoder, [ask], told, draft, tokens, calibrate)
+        found, took = _together(decoder, [ask], told, draft, tokens, calibrate, begin or prefill)
         answers += found
         figures.add(took)
     return answers, figures
@@ -117,12 +118,18 @@ def _told(hear: Hear, index: int, _: int, token: int) -> bool:
 
 
 def _together(
-    decoder: Decoder, asks: Sequence[Ask], hear: Hear | None, draft: Decoder, tokens: int, calibrate: bool
+    decoder: Decoder,
+    asks: Sequence[Ask],
+    hear: Hear | None,
+    draft: Decoder,
+    tokens: int,
+    calibrate: bool,
+    begin: Begin,
 ) -> tuple[list[Answer], Figures]:
     rows = [_Row(ask, index, hear, decoder.limit) for index, ask in enumerate(asks)]
     answers, figures = [row.answer for row in rows], Figures(prompt_tokens=sum(len(ask.ids) for ask in asks))
     begun = time.perf_counter()
-    state, scores = prefill(decoder, [ask.ids for ask in asks])
+    state, scores = begin(decoder, [ask.ids for ask in asks])
     drafting = state.lent(draft) if calibrate else prefill(draft, [ask.ids[: draft.limit] for ask in asks])[0]
     for row, last in zip(rows, scores, strict=True):
         row.add([choose(last, row.ask.sampling, row.random)])

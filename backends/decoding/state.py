@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.backends.decoding import feeding
-from burnish.backends.decoding.rows import Span, moved, packed
+from burnish.backends.decoding.rows import Span, laid, moved, packed
 from burnish.ir.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,6 +151,36 @@ class State:
             for each, port in zip(zip(*parts, strict=True), decoder.ports.caches, strict=True)
         ]
         return State(decoder, lengths, caches, sum(state.fed for state in states))
+
+    @staticmethod
+    def laid(decoder: Decoder, rows: Sequence[Sequence[tuple[list[Array], int]]]) -> State:
+        """A new state whose rows remember what `kept` gave, piece by piece.
+
+        Args:
+            decoder: what computed the pieces.
+            rows: for each row its pieces, from the first token on, and how many tokens of each are meant.
+
+        Raises:
+            InputError: the rows have different lengths and the model cannot tell them apart.
+        """
+        state = decoder.start(len(rows))
+        lengths = np.asarray([sum(count for _, count in row) for row in rows], np.int64)
+        state._distinguish(lengths)
+        longest, at_end = int(lengths.max(initial=0)), state._at_end
+        caches = [
+            laid(
+                [[(piece[index], count) for piece, count in row] for row in rows],
+                port.sizes(len(rows), longest), port.dtype, port.batch, port.time, at_end,
+            )
+            for index, port in enumerate(decoder.ports.caches)
+        ]  # fmt: skip
+        return State(decoder, lengths, caches)
+
+    def kept(self, row: int, start: int, end: int) -> list[Array]:
+        """The caches of some tokens of a row, each with one row and a slot for each token, in memory of their own."""
+        span = self._span(row, self.length(row))
+        part = [Span(row, span.start + start, end - start)]
+        return self._moved(part, end - start)
 
     @property
     def _at_end(self) -> bool:

@@ -138,10 +138,11 @@ def test_long_prompts_are_computed_in_pieces(decoder: Decoder, monkeypatch: pyte
 
 
 def test_batches_are_of_one_length_where_they_have_to_be(decoder: Decoder) -> None:
-    asks = [Ask(ids, 1) for ids in prompts([3, 5, 3, 4, 3])]
-    assert list(loop.batches(decoder, asks, 4)) == [[0, 2, 4, 3], [1]]
+    given = prompts([3, 5, 3, 4, 3])
+    assert list(loop.batches(decoder, given, 4)) == [[0, 2, 4, 3], [1]]
     decoder._mixes = False
-    assert list(loop.batches(decoder, asks, 2)) == [[0, 2], [4], [3], [1]]
+    assert list(loop.batches(decoder, given, 2)) == [[0, 2], [4], [3], [1]]
+    assert list(loop.batches(decoder, given, 2, range(5))) == [[0], [1], [2], [3], [4]]
 
 
 def test_what_cannot_be_asked(decoder: Decoder) -> None:
