@@ -1,115 +1,21 @@
-"""Delta packs: what is rebuilt is what was packed, byte for byte, and what was damaged is refused."""
+"""Delta packs: what is rebuilt is what was packed, byte for byte."""
 
 from __future__ import annotations
 
-import json
-import lzma
 import os
-import shutil
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from delta_packs import HOW, content, edited, network, packed, rebuilt, rounded_pack, saved
 from onnx import TensorProto, helper, numpy_helper
 
 from burnish.backends.delta import low_rank, manifest, planes, reading, rebuilding, writing
 from burnish.frontends import stored
-from burnish.ir.errors import InputError
 
 DTYPES = ("float32", "float16", "float64", "int8", "int64")
-
-
-def network(random: np.random.Generator, layers: int = 3, dtype: str = "float32") -> onnx.ModelProto:
-    """Products one after the other, a branch with a weight of its own, and a constant in a node."""
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    weights = {f"w{i}": random.standard_normal((32, 32)).astype(dtype) for i in range(layers)}
-    nodes, value = [], "x"
-    for name in weights:
-        nodes.append(helper.make_node("MatMul", [value, name], [f"y{name}"]))
-        value = f"y{name}"
-    held = numpy_helper.from_array(random.standard_normal((40, 32)).astype(dtype), "held")
-    nodes.append(helper.make_node("Constant", [], ["c"], value=held))
-    inner = numpy_helper.from_array(random.standard_normal((32, 32)).astype(dtype), "inner")
-    body = helper.make_graph(
-        [helper.make_node("MatMul", [value, "inner"], ["r"])],
-        "then",
-        [],
-        [helper.make_tensor_value_info("r", kind, None)],
-        [inner],
-    )
-    other = helper.make_graph(
-        [helper.make_node("Identity", [value], ["s"])], "else", [], [helper.make_tensor_value_info("s", kind, None)]
-    )
-    nodes.append(helper.make_node("If", ["flag"], ["z"], then_branch=body, else_branch=other))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info("x", kind, ["N", 32]),
-            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
-        ],
-        [helper.make_tensor_value_info("z", kind, None), helper.make_tensor_value_info("c", kind, None)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def edited(model: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelProto:
-    """A copy with one to three edits of weights or of the graph."""
-    made = onnx.ModelProto.FromString(model.SerializeToString())
-    for _ in range(int(random.integers(1, 4))):
-        tensor = made.graph.initializer[int(random.integers(len(model.graph.initializer)))]
-        array = numpy_helper.to_array(tensor).copy()
-        match int(random.integers(8)):
-            case 0:
-                array = (array + 0.01 * random.standard_normal(array.shape)).astype(array.dtype)
-            case 1:
-                array[int(random.integers(len(array)))] = 0
-            case 2:
-                change = random.standard_normal((array.shape[0], 2)) @ random.standard_normal((2, array.shape[1]))
-                array = (array + 0.1 * change).astype(array.dtype)
-            case 3:
-                with np.errstate(all="ignore"):
-                    array.flat[0], array.flat[-1] = (np.nan, -np.inf) if array.dtype.kind == "f" else (1, 0)
-            case 4:
-                tensor.name += "'"
-                for node in made.graph.node:
-                    node.input[:] = [tensor.name if f"{name}'" == tensor.name else name for name in node.input]
-            case 5:
-                made.doc_string += "changed "
-            case 6:
-                made.graph.node.add(op_type="Neg", input=["c"], output=[f"neg{len(made.graph.node)}"])
-            case 7:
-                extra = numpy_helper.from_array(random.standard_normal(300 + len(made.graph.initializer)), "")
-                extra.name = f"extra{len(made.graph.initializer)}"
-                made.graph.initializer.append(extra)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    return made
-
-
-def saved(model: onnx.ModelProto, folder: Path, name: str, external: str = "") -> Path:
-    """The path of the model, its weights in the file, in one beside it, or in one each in a folder."""
-    path = folder / f"{name}.onnx"
-    if external:
-        one = external == "one"
-        if not one:
-            (folder / "weights").mkdir(exist_ok=True)
-            for tensor in model.graph.initializer:
-                onnx.external_data_helper.set_external_data(tensor, f"weights/{name}-{tensor.name.strip(chr(39))}")
-                tensor.data_location = TensorProto.EXTERNAL
-            onnx.save(onnx.external_data_helper.write_external_data_tensors(model, str(folder)), path)
-            return path
-        onnx.save(model, path, save_as_external_data=True, location=f"{name}.data", size_threshold=64)
-    else:
-        path.write_bytes(model.SerializeToString())
-    return path
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """The files below a folder."""
-    return {str(one.relative_to(folder)): one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()}
 
 
 @pytest.fixture(autouse=True)
@@ -121,31 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With a base, three variants of it, and the pack of them."""
-    random = np.random.default_rng(7)
-    (tmp_path / "in").mkdir()
-    base = network(random)
-    paths = {"base": saved(base, tmp_path / "in", "base")}
-    for name, external in (("a", ""), ("b", "one"), ("c", "each")):
-        changed = onnx.ModelProto.FromString(base.SerializeToString())
-        for tensor in changed.graph.initializer[1:]:
-            array = numpy_helper.to_array(tensor)
-            noise = 0.01 * random.standard_normal(array.shape)
-            if tensor.name == "w1":
-                noise = 0.1 * random.standard_normal((32, 1)) @ random.standard_normal((1, 32))
-            tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
-        paths[name] = saved(changed, tmp_path / "in", name, external)
-    models = {name: stored.read(path) for name, path in paths.items()}
-    writing.write(tmp_path / "pack", ("base", models.pop("base")), models)
-    return tmp_path
-
-
-def rebuilt(folder: Path, into: Path, base: Path | None = None) -> dict[str, bytes]:
-    """The files of all models of a pack."""
-    into.mkdir()
-    pack = reading.Pack(folder, None if base is None else stored.read(base))
-    for model in (*([] if base else [pack.manifest.base]), *pack.manifest.variants):
-        rebuilding.rebuild(pack, model.name, into / model.files[0].path)
-    return content(into)
+    return packed(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -240,59 +122,6 @@ def test_planes_give_back_what_they_were_given(width: int, spread: int | None) -
     assert len(packed) <= changed.nbytes + 5 * width
 
 
-def test_a_plane_that_unpacks_to_more_than_it_should_is_refused() -> None:
-    bomb = lzma.compress(bytes(1 << 26), lzma.FORMAT_RAW, filters=planes._FILTERS)
-    packed = bytes([3]) + len(bomb).to_bytes(4, "little") + bomb
-    with pytest.raises(planes.Damaged):
-        planes.decode(BytesIO(packed).read, 1 << 16, 1)
-    with pytest.raises(planes.Damaged, match="longer"):
-        planes.decode(BytesIO(bytes([0, 255, 255, 255, 255])).read, 16, 1)
-
-
-def rounded_weights(array: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """A weight in few bits, as ONNX Runtime's operators and QDQ hold it, and its scales."""
-    if how == "columns":  # QDQ of a MatMul: int8, a scale for each output
-        scales = np.abs(array).max(0) / 127
-        return np.clip(np.rint(array / scales), -128, 127).astype(np.int8), scales
-    if how == "rows":  # of a table: uint8
-        scales = np.abs(array).max(1) / 127
-        return np.clip(np.rint(array / scales[:, None]) + 128, 0, 255).astype(np.uint8), scales
-    blocks = array.T.reshape(array.shape[1], -1, 32)  # MatMulNBits, scales of both signs
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-    bits = 8 if how == "blocks" else 4
-    half = 1 << bits - 1
-    scales = largest / -half
-    numbers = np.clip(np.rint(blocks / scales) + half, 0, 2 * half - 1).astype(np.uint8)
-    if bits == 4:
-        numbers = numbers[..., ::2] | numbers[..., 1::2] << 4
-    return numbers, scales[..., 0]
-
-
-HOW = ("columns", "rows", "blocks", "nibbles")
-
-
-def rounded_pack(folder: Path) -> Path:
-    """The pack of a model, a variant in which its weights have few bits, and one that was rounded otherwise."""
-    random = np.random.default_rng(11)
-    arrays = {how: random.standard_normal((320, 352)).astype(np.float32) for how in HOW}
-    few: dict[str, np.ndarray] = {}
-    for how, array in arrays.items():
-        numbers, scales = rounded_weights(array, how)
-        few |= {how: numbers, f"{how} scale": scales.astype(np.float32)}
-    other = few | {how: few[how] ^ (random.random(few[how].shape) < 0.02) for how in HOW}
-    paths = {}
-    for name, weights in (("base", arrays), ("few", few), ("other", other)):
-        tensors = [numpy_helper.from_array(array, key) for key, array in weights.items()]
-        nodes = [helper.make_node("Shape", [one.name], [f"{one.name} shape"]) for one in tensors]
-        outputs = [helper.make_tensor_value_info(f"{one.name} shape", TensorProto.INT64, None) for one in tensors]
-        model = helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors), ir_version=10)
-        paths[name] = folder / f"{name}.onnx"
-        paths[name].write_bytes(model.SerializeToString())
-    models = {name: stored.read(path) for name, path in paths.items()}
-    writing.write(folder / "pack", ("base", models.pop("base")), models)
-    return folder / "pack"
-
-
 def test_weights_of_few_bits_are_what_those_of_the_base_are_rounded_to(tmp_path: Path) -> None:
     pack = reading.Pack(rounded_pack(tmp_path))
     found = pack.manifest
@@ -306,194 +135,3 @@ def test_weights_of_few_bits_are_what_those_of_the_base_are_rounded_to(tmp_path:
         target.parent.mkdir(exist_ok=True)
         rebuilding.rebuild(pack, model.name, target)
         assert target.read_bytes() == (tmp_path / f"{model.name}.onnx").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("of", 1), ("by", 99), ("by", -1), ("by", 4), ("bits", 2), ("bits", 4), ("zero", 1 << 20), ("turned", True)],
-)
-def test_a_rounding_that_cannot_be_is_refused(tmp_path: Path, field: str, value: object) -> None:
-    rounded_pack(tmp_path)
-    found = manifest.read(tmp_path / "pack")
-    number = next(i for i, one in enumerate(found.tensors) if one.coding == "rounded" and not one.turned)
-    itself = next(i for i, one in enumerate(found.tensors) if one.coding == "rounded")
-    change(tmp_path, **{f"tensors__{number}__{field}": itself if (field, value) in (("of", 1), ("by", 4)) else value})
-    if field == "turned":  # the same numbers in another order: the digest tells
-        with pytest.raises(InputError, match="damaged"):
-            reading.Pack(tmp_path / "pack").check("few")
-        return
-    with pytest.raises(InputError, match="the manifest is damaged"):
-        reading.Pack(tmp_path / "pack")
-
-
-def test_a_damaged_pack_gives_an_error_or_the_right_files(folder: Path, tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    right = content(folder / "in")
-    whole = content(folder / "pack")
-    refused = 0
-    for number in range(250):
-        name = sorted(whole)[number % 4]
-        data = bytearray(whole[name])
-        match int(random.integers(4)):
-            case 0:
-                data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
-            case 1:
-                del data[int(random.integers(len(data))) :]
-            case 2:
-                start = int(random.integers(len(data)))
-                data[start : start + 8] = random.bytes(8)
-            case 3:
-                data += random.bytes(3)
-        (folder / "pack" / name).write_bytes(data)
-        into = tmp_path / "out"
-        try:
-            assert rebuilt(folder / "pack", into) == right
-        except InputError as error:
-            refused += 1
-            assert str(folder / "pack") in str(error.place)
-            found = content(into) if into.exists() else {}
-            assert all(right[one] == found[one] for one in found)  # a model before the damage, whole
-            assert not list(into.glob(".burnish-*"))
-        shutil.rmtree(into, ignore_errors=True)
-        (folder / "pack" / name).write_bytes(whole[name])
-    assert refused > 200
-
-
-def change(folder: Path, **fields: object) -> None:
-    """Write another manifest into the pack."""
-    path = folder / "pack" / "manifest.json"
-    found = json.loads(path.read_text())
-    for place, value in fields.items():
-        target, steps = found, place.split("__")
-        for step in steps[:-1]:
-            target = target[int(step) if step.isdigit() else step]
-        target[int(steps[-1]) if steps[-1].isdigit() else steps[-1]] = value
-    path.write_text(json.dumps(found))
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("variants__0__files__0__path", "../a.onnx"),
-        ("variants__0__files__0__path", "/tmp/a.onnx"),
-        ("variants__0__files__0__path", "sub/a.onnx"),
-        ("variants__1__files__1__path", "x/../../b.data"),
-        ("variants__1__files__1__path", "C:b.data"),
-        ("variants__1__files__1__path", "x\\b.data"),
-        ("variants__1__files__1__path", "b\0.data"),
-        ("variants__1__files__1__path", "B.onnx"),
-        ("variants__1__files__1__path", "\ud800"),
-        ("variants__0__name", "../a"),
-        ("variants__0__name", "base"),
-        ("variants__0__skip", -1),
-        ("variants__0__skip", 1 << 60),
-        ("variants__0__files__0__bytes", 1 << 62),
-        ("variants__0__files__0__pieces", [1 << 40]),
-        ("variants__0__files__0__pieces", [-5, 0, 5]),
-        ("variants__0__files__0__pieces", [0, 9999, 0]),
-        ("variants__0__files__0__sha256", "0"),
-        ("tensors__0__at", -1),
-        ("tensors__0__at", 1 << 40),
-        ("tensors__0__stored", 0),
-        ("tensors__0__sha256", "z" * 64),
-        ("tensors__0__dtype", "object"),
-        ("tensors__6__of", 6),
-        ("tensors__6__of", -1),
-        ("tensors__6__rank", 1 << 40),
-        ("tensors__6__coding", "pickle"),
-        ("tensors__6__bytes", 1 << 40),
-        ("dictionary", 60),
-        ("sizes", {}),
-        ("version", 2),
-        ("format", "zip"),
-        ("more", 1),
-    ],
-)
-def test_a_manifest_that_cannot_be_is_refused(folder: Path, place: str, value: object) -> None:
-    changed = place.startswith("tensors__6__")
-    found = manifest.read(folder / "pack")
-    coding = "low-rank" if place.endswith("rank") else "change"
-    number = next(i for i, one in enumerate(found.tensors) if one.coding == coding)
-    change(folder, **{place.replace("__6__", f"__{number}__") if changed else place: value})
-    with pytest.raises(InputError) as refused:
-        reading.Pack(folder / "pack")
-    assert "manifest.json" in str(refused.value.place)
-
-
-def test_links_and_other_folders_are_no_packs(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
-        reading.Pack(tmp_path / "nothing")
-    with pytest.raises(InputError, match="no pack"):
-        reading.Pack(folder / "in")
-    data = folder / "pack" / "base.data"
-    os.rename(data, folder / "elsewhere")
-    data.symlink_to(folder / "elsewhere")
-    with pytest.raises(InputError, match="file of its own"):
-        reading.Pack(folder / "pack")
-
-
-def test_another_base_is_refused_with_the_tensor_that_is_not_in_it(folder: Path) -> None:
-    models = {name: stored.read(folder / "in" / f"{name}.onnx") for name in ("base", "a")}
-    writing.write(folder / "light", ("base", models["base"]), {"a": models["a"]}, keep_base=False)
-    with pytest.raises(InputError, match="does not hold the base"):
-        rebuilding.rebuild(reading.Pack(folder / "light"), "a", folder / "x.onnx")
-    with pytest.raises(InputError, match="no tensor with the values of `w"):
-        rebuilding.rebuild(reading.Pack(folder / "light", models["a"]), "a", folder / "x.onnx")
-    with pytest.raises(InputError, match="`base` is not in the pack"):
-        rebuilding.rebuild(reading.Pack(folder / "light", models["base"]), "base", folder / "x.onnx")
-    assert not (folder / "x.onnx").exists()
-    other = onnx.load(folder / "in" / "base.onnx")  # other bytes around the same values will do
-    other.doc_string = "read and written again"
-    again = saved(other, folder, "again", "one")
-    rebuilding.rebuild(reading.Pack(folder / "light", stored.read(again)), "a", folder / "x.onnx")
-    assert (folder / "x.onnx").read_bytes() == (folder / "in" / "a.onnx").read_bytes()
-
-
-def test_external_data_of_another_model_stay(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    pack = reading.Pack(folder / "pack")
-    (out / "b.data").write_bytes(b"another's")
-    (out / "b.onnx").write_bytes(b"older")
-    with pytest.raises(InputError, match="another file"):
-        rebuilding.rebuild(pack, "b", out / "b.onnx")
-    assert content(out) == {"b.data": b"another's", "b.onnx": b"older"}
-    (out / "b.data").unlink()
-    for _ in range(2):  # what is there already and is right may stay
-        assert rebuilding.rebuild(pack, "b", out / "b.onnx") == [out / "b.onnx", out / "b.data"]
-    (out / "weights").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="no folder of its own"):
-        rebuilding.rebuild(pack, "c", out / "c.onnx")
-    with pytest.raises(InputError, match="name of its own external data"):
-        rebuilding.rebuild(pack, "b", out / "b.data")
-    with pytest.raises(InputError, match="model that is being read"):
-        rebuilding.rebuild(pack, "a", folder / "pack" / "base.data")
-
-
-def test_a_disk_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = folder / "out"
-    out.mkdir()
-    (out / "b.onnx").write_bytes(b"older")
-    replace = os.replace
-
-    def refuse(source: object, target: object) -> None:
-        if str(target).endswith(".onnx"):
-            raise OSError(28, "No space left on device")
-        replace(str(source), str(target))
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(InputError, match="No space left"):
-        rebuilding.rebuild(reading.Pack(folder / "pack"), "b", out / "b.onnx")
-    assert content(out) == {"b.onnx": b"older"}
-
-
-def test_a_pack_is_replaced_and_nothing_else(folder: Path) -> None:
-    models = {name: stored.read(folder / "in" / f"{name}.onnx") for name in ("base", "a")}
-    writing.write(folder / "pack", ("base", models["base"]), {"a": models["a"]})
-    assert [one.name for one in manifest.read(folder / "pack").variants] == ["a"]
-    for name, match in (("in", "no pack"), ("x.onnx", "a pack is a folder"), ("no/pack", "does not exist")):
-        with pytest.raises(InputError, match=match):
-            writing.write(folder / name, ("base", models["base"]), {"a": models["a"]})
-    (folder / "pack" / "mine").touch()
-    with pytest.raises(InputError, match="`mine`"):
-        writing.write(folder / "pack", ("base", models["base"]), {"a": models["a"]})
