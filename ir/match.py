@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import weights
@@ -140,6 +141,16 @@ def static_shape(value: oir.Value | None) -> tuple[int, ...] | None:
     if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
         return None
     return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def is_zeros(value: oir.Value | None, *, largest: int = 1 << 22) -> bool:
+    """Whether all elements are known to be 0, and not -0: a constant of up to `largest` elements, or one made so."""
+    node = producer(value, "ConstantOfShape", "Expand")
+    if node is not None and node.op_type == "ConstantOfShape":
+        fill = attribute(node, "value")
+        return fill is None or not fill.numpy().view(np.uint8).any()
+    array = weights.constant(value if node is None else node.inputs[0], largest=largest)
+    return array is not None and not np.ascontiguousarray(array).view(np.uint8).any()
 
 
 def describe(node: oir.Node) -> str:

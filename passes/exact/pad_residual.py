@@ -1,4 +1,4 @@
-"""Rewrite a residual added to some of the channels as a padded residual added to all."""
+"""A residual of fewer channels is padded and added to all of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
+from burnish.ir.indices import box
+from burnish.ir.inference import Inference
 from burnish.ir.views.parameter import match_perm, same_shape
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
+
+_FLOATS = (oir.DataType.FLOAT, oir.DataType.FLOAT16, oir.DataType.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -27,28 +31,32 @@ class _Part:
 
 @dataclass(frozen=True)
 class PadResidual(ExactPass):
-    """Rewrite a residual added to some channels (Slice, Add, and Concat or ScatterND) as one Pad and one Add."""
+    """Write a residual that is added to some of the channels, or joined with zeros for it, as one Pad and one Add."""
 
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
-        version = model.graph.opset_imports.get("", 1)
-        for node in walk(model, "Concat", "ScatterND"):
+        facts = Inference(model)
+        for node in reversed(list(walk(model, "Concat", "ScatterND"))):  # what writes again goes before what it repeats
             if node.graph is None:
                 continue
-            if node.op_type == "ScatterND" and _overwrites_all(node):
+            found, last, wider = None, node, None
+            same = _rewritten(facts, node) if node.op_type == "ScatterND" else None
+            if same is None:
+                found, last = (_concat(node), node) if node.op_type == "Concat" else _scatter(facts, node)
+                same = found.value if found is not None and found.added is None else None
+            if found is None and node.op_type == "Concat":
+                wider = _zeros_beside(facts, node)
+            if (same or wider) is not None:
                 if not outcome.take(node):
                     return
-                edit.bypass(node, node.inputs[2])
+                if same is not None:
+                    edit.bypass(last, same)
+                elif wider is not None:
+                    edit.replace_node(node, _padded(model, node, *wider))
                 continue
-            found, last = (_concat(node), node) if node.op_type == "Concat" else _scatter(node)
-            if found is None:
-                continue
-            if found.added is None:
-                if not outcome.take(node):
-                    return
-                edit.bypass(last, found.value)
+            if found is None or found.added is None:
                 continue
             width, whole = found.end - found.start, match.dim(found.value, found.axis)
             rank = match.rank(found.value)
@@ -59,25 +67,28 @@ class PadResidual(ExactPass):
             elif not outcome.take(node):
                 return
             else:
-                _write(model, last, found, whole, rank, version)
+                pads = np.zeros((2, rank), np.int64)
+                pads[:, found.axis] = found.start, whole - found.end
+                padded = _padded(model, last, found.added, pads)
+                add = edit.make("Add", [found.value, padded.outputs[0]], like=last)
+                same_shape(add, last.outputs[0])
+                edit.replace_node(last, [padded, add])
 
 
-def _write(model: oir.Model, last: oir.Node, part: _Part, whole: int, rank: int, version: int) -> None:
-    pads = np.zeros((2, rank), np.int64)
-    pads[:, part.axis] = part.start, whole - part.end
-    inputs: list[oir.Value | None] = [part.added]
+def _padded(model: oir.Model, like: oir.Node, value: oir.Value, pads: np.ndarray) -> oir.Node:
+    """A Pad in the place of a node; `pads` is int64 [2, rank]: zeros before and behind on each axis."""
+    inputs: list[oir.Value | None] = [value]
     attributes: dict[str, object] = {}
-    if version >= 11:
-        inputs.append(edit.add_constant(model, f"{last.outputs[0].name}_pads", pads.reshape(-1)))
+    if model.graph.opset_imports.get("", 1) >= 11:
+        inputs.append(edit.add_constant(model, f"{like.outputs[0].name}_pads", pads.reshape(-1)))
     else:
         attributes["pads"] = pads.reshape(-1).tolist()
-    padded = edit.make("Pad", inputs, attributes, like=last)
-    shape = list(part.added.shape) if part.added is not None and part.added.shape is not None else []
-    shape[part.axis] = whole
-    padded.outputs[0].type, padded.outputs[0].shape = last.outputs[0].type, oir.Shape(shape)
-    add = edit.make("Add", [part.value, padded.outputs[0]], like=last)
-    same_shape(add, last.outputs[0])
-    edit.replace_node(last, [padded, add])
+    padded = edit.make("Pad", inputs, attributes, like=like)
+    if value.shape is not None:
+        more = pads.sum(0).tolist()
+        sizes = [size + extra if isinstance(size, int) else size for size, extra in zip(value.shape, more, strict=True)]
+        padded.outputs[0].type, padded.outputs[0].shape = like.outputs[0].type, oir.Shape(sizes)
+    return padded
 
 
 def _part(value: oir.Value | None) -> _Part | None:
@@ -134,56 +145,56 @@ def _concat(node: oir.Node) -> _Part | None:
     return changed[0] if place == match.dim(changed[0].value, axis) else None
 
 
-def _overwrites_all(node: oir.Node) -> bool:
-    """Whether a ScatterND writes the rows 0, 1, 2 ... of all its data, in order."""
+def _rewritten(facts: Inference, node: oir.Node) -> oir.Value | None:
+    """What a ScatterND gives that writes all of its data in order, or what another has just written there."""
     data, indices, update = node.inputs[:3]
-    if data is None or update is None or data.shape is None or data.shape != update.shape:
-        return False
-    if data.shape.has_unknown_dim() or match.attribute(node, "reduction", "none") != "none":
-        return False
-    if indices is None or indices.shape is None or len(indices.shape) != 2 or indices.shape[1] != 1:
-        return False
-    if indices.shape[0] != data.shape[0]:
-        return False
-    numbers = weights.constant(indices, largest=1 << 22)
-    if numbers is not None:
-        return bool((numbers.reshape(-1) == np.arange(numbers.size)).all())
-    above = match.producer(indices, "Unsqueeze", "Reshape")
-    counter = match.producer(above.inputs[0], "Range") if above is not None else None
-    if counter is None:
-        return False
-    return weights.scalar(counter.inputs[0]) == 0 and weights.scalar(counter.inputs[2]) == 1
+    before, places = match.producer(data, "ScatterND"), box(facts, indices)
+    if any(match.attribute(one, "reduction", "none") != "none" for one in (node, before) if one is not None):
+        return None
+    if before is not None and list(before.inputs[1:]) == [indices, update]:
+        return data
+    shape = facts.shape(data)
+    if places is None or shape is None or shape != facts.shape(update):
+        return None
+    return update if all(one == (0, size) for one, size in zip(places, shape, strict=False)) else None
 
 
-def _scatter(node: oir.Node) -> tuple[_Part | None, oir.Node]:
+def _scatter(facts: Inference, node: oir.Node) -> tuple[_Part | None, oir.Node]:
     """The part that was read, changed or not, when a ScatterND writes it back in place; the node with the result."""
     data, update, last = node.inputs[0], node.inputs[2], node
-    axis = 0
-    turned = match.producer(data, "Transpose")
+    turned, places = match.producer(data, "Transpose"), box(facts, node.inputs[1])
+    if places is None or match.attribute(node, "reduction", "none") != "none":
+        return None, node
+    axis, shape = len(places) - 1, facts.shape(data)
     if turned is not None:
         perm = match_perm(turned, match.rank(turned.inputs[0]) or 0)
         back, other = match.sole_consumer(node.outputs[0], "Transpose"), match.producer(update, "Transpose")
-        if back is None or other is None or match_perm(other, len(perm)) != perm:
+        if axis or back is None or other is None or match_perm(other, len(perm)) != perm:
             return None, node
         if tuple(perm[i] for i in match_perm(back, len(perm))) != tuple(range(len(perm))):
             return None, node
         data, update, last, axis = turned.inputs[0], other.inputs[0], back, perm[0]
     part = _added(update) or _part(update)
-    indices = weights.constant(match.input_of(node, 1), largest=1 << 22)
-    if (
-        part is None
-        or part.value is not data
-        or indices is None
-        or match.attribute(node, "reduction", "none") != "none"
-    ):
+    if part is None or part.value is not data or part.axis != axis or shape is None:
         return None, node
-    depth = indices.shape[-1]
-    axis = depth - 1 if turned is None else axis
-    if part.axis != axis or (turned is not None and depth != 1):
-        return None, node
-    sizes = [match.dim(data, i) for i in range(depth - 1)]
-    if None in sizes:
-        return None, node
-    ranges = [range(int(size or 0)) for size in sizes] + [range(part.start, part.end)]
-    grid = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1)
-    return (part if grid.shape == indices.shape and np.array_equal(grid, indices) else None), last
+    whole = all(one == (0, size) for one, size in zip(places[:-1], shape, strict=False))
+    return (part if whole and places[-1] == (part.start, part.end - part.start) else None), last
+
+
+def _zeros_beside(facts: Inference, node: oir.Node) -> tuple[oir.Value, np.ndarray] | None:
+    """What a Concat joins with zeros, and the pads, where a value of the same shape is added to the result."""
+    add, shape = match.sole_consumer(node.outputs[0], "Add"), facts.shape(node.outputs[0])
+    own = [place for place, value in enumerate(node.inputs) if not match.is_zeros(value)]
+    if add is None or shape is None or len(own) != 1 or facts.dtype(node.outputs[0]) not in _FLOATS:
+        return None
+    axis = int(match.attribute(node, "axis", 0)) % len(shape)
+    sizes = [(facts.shape(value) or shape)[axis] for value in node.inputs]
+    value, pads = node.inputs[own[0]], np.zeros((2, len(shape)), np.int64)
+    numbers = [size for size in sizes if isinstance(size, int)]
+    if value is None or len(numbers) < len(sizes):
+        return None
+    wanted = tuple(sizes[own[0]] if place == axis else size for place, size in enumerate(shape))
+    if facts.shape(value) != wanted or any(facts.shape(one) != shape for one in add.inputs):
+        return None
+    pads[:, axis] = sum(numbers[: own[0]]), sum(numbers[own[0] + 1 :])
+    return value, pads

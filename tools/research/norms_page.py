@@ -39,8 +39,8 @@ replacements into the layers behind them where these alone read them. Half of th
 steps of {batch} rows, at most {rate:g}; distilled from the original, without labels). Accuracy is that on rows that
 neither training nor healing has seen: 500 digits, and 900 docstrings of which the package is guessed. The vision
 transformer is the one of `burnish demo`, with three seeds of healing; the classifier of docstrings is trained and
-healed with three seeds. Where fewer numbers stand, fewer seeds were run, from the first on. One digit is 0.2
-points; the standard error of an accuracy is 0.5 points on the digits and 1.4 on the docstrings.
+healed with three seeds; without healing the seeds of the former do not differ. One digit is 0.2 points; the standard
+error of an accuracy is 0.5 points on the digits and 1.4 on the docstrings.
 
 """
 
