@@ -1,4 +1,4 @@
-"""The file `genai_config.json` beside a model for onnxruntime-genai, after layers of the model went."""
+"""The file `genai_config.json` beside a model for onnxruntime-genai, after layers or heads of the model went."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.passes.depth_blocks import STATES
+from burnish.passes.kv_pooling import HEADS
 
 NAME = "genai_config.json"
 
 
 def updated(path: Path, before: oir.Model, after: oir.Model) -> str | None:
-    """The content that the file should have beside `after`: the number of layers, and which have a sliding window.
+    """The content that the file should have beside `after`: the number of layers, which have a sliding window, heads.
 
-    Everything else stays as it is, in its order.
+    Everything else stays as it is, in its order. Where layers have different numbers of heads of keys and values, the
+    file tells the largest; the shapes of the caches tell that of each.
 
     Args:
         path: the file beside `before`; only read.
@@ -26,26 +28,31 @@ def updated(path: Path, before: oir.Model, after: oir.Model) -> str | None:
         after: what was made of it, with the notes of the passes that take layers out.
 
     Returns:
-        The text to write; None where the layers are the same.
+        The text to write; None where layers and heads are the same.
 
     Raises:
         InputError: the file is no such configuration, or it speaks of other layers than `before` has.
     """
-    if after.metadata_props.get(STATES) == before.metadata_props.get(STATES):
+    if all(after.metadata_props.get(key) == before.metadata_props.get(key) for key in (STATES, HEADS)):
         return None
-    numbers: list[int] = json.loads(after.metadata_props[STATES])
-    earlier = json.loads(before.metadata_props.get(STATES, "null"))
-    layers = numbers if earlier is None else [earlier.index(number) for number in numbers]
     config = _read(path)
     decoder = config["model"]["decoder"]
-    if decoder["num_hidden_layers"] <= max(layers, default=-1):
-        raise InputError(
-            f"it speaks of {decoder['num_hidden_layers']} layers, the model has more with a cache", place=str(path)
-        )
+    count = decoder["num_hidden_layers"]
+    earlier: list[int] = json.loads(before.metadata_props.get(STATES, json.dumps([*range(count)])))
+    left: list[int] = json.loads(after.metadata_props.get(STATES, json.dumps(earlier)))
+    unnamed = STATES not in before.metadata_props
+    layers = [number if unnamed else earlier.index(number) for number in left]
+    if count <= max(layers, default=-1):
+        raise InputError(f"it speaks of {count} layers, the model has more with a cache", place=str(path))
     decoder["num_hidden_layers"] = len(layers)
     window = decoder.get("sliding_window")
     if isinstance(window, dict) and isinstance(window.get("layers"), list):
         window["layers"] = [new for new, old in enumerate(layers) if old in window["layers"]]
+    if HEADS in after.metadata_props and isinstance(decoder.get("num_key_value_heads"), int):
+        heads: dict[str, int] = json.loads(after.metadata_props[HEADS])
+        decoder["num_key_value_heads"] = max(
+            (heads.get(str(number), decoder["num_key_value_heads"]) for number in left), default=0
+        )
     return json.dumps(config, indent=4, ensure_ascii=False) + "\n"
 
 

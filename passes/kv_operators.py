@@ -12,7 +12,9 @@ import onnx_ir as oir
 from burnish.ir import edit, match
 from burnish.ir.inference import Inference
 from burnish.ir.views.attention_layer import AttentionLayer
+from burnish.ir.views.heads import Axes
 from burnish.ir.views.parameter import find_parameter
+from burnish.ir.views.projection import Projection
 from burnish.ir.walk import STANDARD_DOMAINS, is_op
 
 _CONTRIB = "com.microsoft"
@@ -81,25 +83,25 @@ def _place(layer: AttentionLayer, facts: Inference) -> tuple[object, object] | N
     return shape[0], shape[axes.index("s")]
 
 
-def narrowed(model: oir.Model, layer: AttentionLayer) -> None:
-    """Let the queries of a layer be made by a matrix of their own; `not_narrowed` has no reason."""
-    projection, queries, node = layer.projections[0], layer.kept[0], layer.projections[0].holder
+def narrowed(
+    model: oir.Model, layer: AttentionLayer, weight: np.ndarray | None = None, bias: np.ndarray | None = None
+) -> None:
+    """Let the queries of a layer be made by a matrix of their own; `not_narrowed` has no reason.
+
+    Args:
+        model: changed in place.
+        layer: the layer.
+        weight: float64 [heads, size, in]; those that the layer has when absent.
+        bias: float64 [heads, size], with `weight`.
+    """
+    projection, queries = layer.projections[0], layer.kept[0]
     assert layer.query is not None
-    dtype, weight, bias = layer.query.dtype or oir.DataType.FLOAT, projection.weight(), projection.bias()
-    name = node.name or "attention"
-    matrix = edit.add_rounded(model, f"{name}_queries", weight.reshape(-1, weight.shape[-1]).T, dtype)
-    nodes = [edit.make("MatMul", [layer.source, matrix], like=node)]
-    if bias is not None:
-        shift = edit.add_rounded(model, f"{name}_queries_bias", bias.reshape(-1), dtype)
-        nodes.append(edit.make("Add", [nodes[-1].outputs[0], shift], like=node))
+    if weight is None:
+        weight, bias = projection.weight(), projection.bias()
     old = queries.value if queries.value is not None else layer.anchor.inputs[0]
     assert old is not None
     axes = queries.axes if queries.value is not None else ("b", "s", "hd")
-    if len(axes) == 4:
-        sizes = edit.add_constant(model, f"{name}_heads", np.array([0, 0, layer.heads, layer.head_size], np.int64))
-        nodes.append(edit.make("Reshape", [nodes[-1].outputs[0], sizes], like=node))
-        if axes[2] == "s":
-            nodes.append(edit.make("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 2, 1, 3]}, like=node))
+    nodes = matrix(model, projection, layer.source, (weight, bias), "queries", axes)
     new = nodes[-1].outputs[0]
     edit.insert_behind(old, nodes)
     new.type = old.type
@@ -109,6 +111,42 @@ def narrowed(model: oir.Model, layer: AttentionLayer) -> None:
         edit.remove_unused([one for one in (old.producer(),) if one is not None])
     else:
         edit.set_input(layer.anchor, 0, new)
+
+
+def matrix(
+    model: oir.Model,
+    projection: Projection,
+    source: oir.Value,
+    weights: tuple[np.ndarray, np.ndarray | None],
+    what: str,
+    axes: Axes,
+) -> list[oir.Node]:
+    """The nodes of a linear layer that makes queries, keys or values and nothing else, not yet in the graph.
+
+    Args:
+        model: gets the weights.
+        projection: of the matrix that made them so far.
+        source: [batch, positions, in].
+        weights: float64 [heads, size, in], and the bias [heads, size].
+        what: for the names of the weights.
+        axes: how the last of the nodes gives them, of the letters b, s or t, h, d: heads and elements on the last axis,
+            heads on the last but one, or on the second.
+    """
+    weight, bias = weights
+    assert projection.linear is not None
+    dtype, node = projection.linear.dtype or oir.DataType.FLOAT, projection.holder
+    name = f"{node.name or 'attention'}_{what}"
+    held = edit.add_rounded(model, name, weight.reshape(-1, weight.shape[-1]).T, dtype)
+    nodes = [edit.make("MatMul", [source, held], like=node)]
+    if bias is not None:
+        shift = edit.add_rounded(model, f"{name}_bias", bias.reshape(-1), dtype)
+        nodes.append(edit.make("Add", [nodes[-1].outputs[0], shift], like=node))
+    if len(axes) == 4:
+        sizes = edit.add_constant(model, f"{name}_heads", np.array([0, 0, *weight.shape[:2]], np.int64))
+        nodes.append(edit.make("Reshape", [nodes[-1].outputs[0], sizes], like=node))
+        if axes[1] not in ("s", "t", "u"):
+            nodes.append(edit.make("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 2, 1, 3]}, like=node))
+    return nodes
 
 
 def read(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values: oir.Value) -> None:
@@ -189,6 +227,17 @@ def causal_mask(model: oir.Model, layer: AttentionLayer, keys: oir.Value) -> oir
 
 
 def _multi_head(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values: oir.Value) -> None:
+    node = layer.anchor
+    queries_biased(model, layer)
+    edit.set_input(node, 1, keys)
+    edit.set_input(node, 2, values)
+    for index in (6, 7):
+        edit.set_input(node, index, None)
+    node.resize_inputs(6 if match.input_of(node, 5) is not None else 5 if match.input_of(node, 4) is not None else 3)
+
+
+def queries_biased(model: oir.Model, layer: AttentionLayer) -> None:
+    """Add the bias of the queries before an operator MultiHeadAttention, which is to add none to keys and values."""
     node, bias = layer.anchor, match.input_of(layer.anchor, 3)
     parameter = find_parameter(bias)
     if bias is not None and parameter is not None:
@@ -198,11 +247,6 @@ def _multi_head(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values
         edit.insert_before(node, [added])
         edit.set_input(node, 0, added.outputs[0])
         edit.set_input(node, 3, None)
-    edit.set_input(node, 1, keys)
-    edit.set_input(node, 2, values)
-    for index in (6, 7):
-        edit.set_input(node, index, None)
-    node.resize_inputs(6 if match.input_of(node, 5) is not None else 5 if match.input_of(node, 4) is not None else 3)
 
 
 def _grouped(model: oir.Model, layer: AttentionLayer, keys: oir.Value, values: oir.Value) -> None:

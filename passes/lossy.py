@@ -31,6 +31,7 @@ Gradients = Callable[[oir.Model, Sequence[Sample]], Mapping[str, np.ndarray]]
 
 _PORT = "burnish.port"
 _UNIT = "burnish.unit"
+_MIXED = "burnish.mixed"
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,46 @@ def set_unit(value: oir.Value, dtype: oir.DataType, unit: np.ndarray) -> None:
     value.meta[_UNIT] = unit
 
 
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Axes of an input or output whose elements are sums of those that the original takes or gives.
+
+    Attributes:
+        axes: the axes.
+        matrix: [*sizes here, *sizes in the original] of an input, the other way round of an output: an array of the
+            original's is multiplied by it, or one of the model's.
+    """
+
+    axes: tuple[int, ...]
+    matrix: np.ndarray
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The array with these axes multiplied."""
+        count = len(self.axes)
+        last = tuple(range(self.matrix.ndim - count, self.matrix.ndim))
+        moved = np.tensordot(array, self.matrix, (self.axes, last))
+        ends = tuple(range(moved.ndim - count, moved.ndim))
+        return np.ascontiguousarray(np.moveaxis(moved, ends, self.axes).astype(array.dtype))
+
+
+def set_mixed(value: oir.Value, axes: Sequence[int], matrix: np.ndarray) -> None:
+    """Let axes of an input or output have other sizes than in the original; see `Mixed`."""
+    value.meta[_MIXED] = Mixed(tuple(axes), matrix)
+
+
+def mixed(value: oir.Value) -> Mixed | None:
+    """How an input or output differs from the original's; None when it has the same sizes."""
+    found: Mixed | None = value.meta.get(_MIXED)
+    return found
+
+
 def feeds(model: oir.Model, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a model made by `apply` is to be given where the original is given these arrays by name."""
     found = {}
     for value in model.graph.inputs:
-        array, unit = given.get(port(value)), value.meta.get(_UNIT)
+        array, unit, mix = given.get(port(value)), value.meta.get(_UNIT), mixed(value)
+        if array is not None and mix is not None:
+            array = mix.of(array)
         if array is not None and unit is not None and value.dtype is not None:
             limits = np.iinfo(value.dtype.numpy())
             array = np.clip(np.rint(array / unit), limits.min, limits.max).astype(limits.dtype)
@@ -224,8 +260,12 @@ def results(model: oir.Model, computed: Mapping[str, np.ndarray]) -> dict[str, n
     found = {}
     for name, array in computed.items():
         value = outputs.get(name)
-        unit = None if value is None else value.meta.get(_UNIT)
-        found[name if value is None else port(value)] = array if unit is None else (array * unit).astype(unit.dtype)
+        if value is None:
+            found[name] = array
+            continue
+        unit, mix = value.meta.get(_UNIT), mixed(value)
+        array = array if unit is None else (array * unit).astype(unit.dtype)
+        found[port(value)] = array if mix is None else mix.of(array)
     return found
 
 
@@ -246,6 +286,7 @@ def apply(
     copy = model.clone()
     for value in (*copy.graph.inputs, *copy.graph.outputs):
         value.meta[_PORT] = value.name
+        value.meta.pop(_MIXED, None)
     outcomes = {}
     for one in sorted(passes, key=lambda one: one.order):
         own = [edit for edit in chosen if edit.spec == catalog.spec(one)]

@@ -18,7 +18,7 @@ import onnx_ir as oir
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.views.blocks import stacks
-from burnish.passes.lossy import port
+from burnish.passes.lossy import Mixed, mixed, port
 from burnish.passes.protocols import Executor, Runner
 from burnish.passes.sections import Section, cut, places
 from burnish.passes.shelf import Shelf
@@ -52,11 +52,13 @@ class Route:
         model: the model.
         steps: the sections to run, in order.
         outputs: where each output comes from, by the name that it has in the original.
+        mixed: what makes an output one of the original's sizes, where it has others.
     """
 
     model: oir.Model
     steps: tuple[Step, ...]
     outputs: Mapping[str, Past]
+    mixed: Mapping[str, Mixed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,8 @@ class Rerun:
 
         def run(number: int) -> dict[str, Any]:
             held = self._run(route, number, own, self._loaded)
-            return {name: self._value(past, number, held) for name, past in route.outputs.items()}
+            found = {name: self._value(past, number, held) for name, past in route.outputs.items()}
+            return found | {name: mix.of(found[name]) for name, mix in route.mixed.items()}
 
         try:
             yield run
@@ -176,7 +179,8 @@ class Rerun:
             )
             last.update(sources)
             steps.append(Step(section, sources, needed, done))
-        return Route(model, tuple(reversed(steps)), outputs)
+        mixes = {port(value): mix for value in model.graph.outputs if (mix := mixed(value)) is not None}
+        return Route(model, tuple(reversed(steps)), outputs, mixes)
 
     def _run(
         self,
@@ -208,9 +212,10 @@ class Rerun:
         kind, what = past
         if kind == "constant":
             return what.numpy()
-        name, default = what
+        name, default, mix = what
         if name in self.samples[number].feeds:
-            return self.samples[number].feeds[name]
+            array = self.samples[number].feeds[name]
+            return array if mix is None else mix.of(array)
         if default is None:
             raise InputError(f"the sample has no input `{name}`")
         return default.numpy()
@@ -234,9 +239,8 @@ def _past(value: oir.Value, past: Mapping[oir.Value, Past]) -> Past:
     """Where a value comes from; a value that no section computes is an input or a constant."""
     found = past.get(value)
     if found is None:
-        found = (
-            ("input", (port(value), value.const_value)) if value.is_graph_input() else ("constant", value.const_value)
-        )
+        given = ("input", (port(value), value.const_value, mixed(value)))
+        found = given if value.is_graph_input() else ("constant", value.const_value)
     return found
 
 

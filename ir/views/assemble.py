@@ -156,6 +156,7 @@ def assemble(core: Core, context: Context) -> AttentionLayer | Miss:
         shared,
         (found[0], found[1], found[2], output),
         (kept_queries(core.q, core.queries), kept(core.k, core.keys), kept(core.v, core.values)),
+        (tuple(dict(core.k.places).items()), tuple(dict(core.v.places).items())),
     )  # fmt: skip
 
 

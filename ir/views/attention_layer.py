@@ -18,6 +18,7 @@ from burnish.ir.inference import Inference
 from burnish.ir.views import projection
 from burnish.ir.views.attention import Miss
 from burnish.ir.views.cache import Cache
+from burnish.ir.views.heads import Axes
 from burnish.ir.views.kept import Kept
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.norm import Norm, norms
@@ -84,6 +85,8 @@ class AttentionLayer:
             those of another; such queries, keys and values can be read only.
         projections: query, key, value and output, as `read` and `write` use them; key and value None for a cache only.
         kept: queries, keys and values at the place where another layer could read them as its own.
+        paths: of keys and of values: the values on the way from the product back to the linear layer, nearest to the
+            product first, with their axes in the letters of `burnish.ir.views.heads`.
     """
 
     anchor: oir.Node
@@ -117,6 +120,7 @@ class AttentionLayer:
     shared: tuple[oir.Node, ...]
     projections: tuple[Projection, Projection | None, Projection | None, Projection]
     kept: tuple[Kept, Kept, Kept]
+    paths: tuple[tuple[tuple[oir.Value, Axes], ...], tuple[tuple[oir.Value, Axes], ...]]
 
     @property
     def packed(self) -> bool:
