@@ -4,8 +4,8 @@
     python -m burnish.tools.research.quant page
 
 Every tool gets the same file and the same samples, in a process of its own; what it writes is judged on samples that
-none saw. `--rivals` is the Python of an environment that `quant_rivals.py` describes. Each run writes a model's rows to
-docs/results/quant.json, of which `page` makes docs/results/quant.md.
+none saw. `--rivals` is the Python of an environment that `quant_rivals.py` describes. Each row is written to
+docs/results/quant.json as soon as it is there; `page` makes docs/results/quant.md.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from burnish.tools.research import quant_static
 from burnish.tools.research.quant_static import Bed, Outputs, compared
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "quant.md"
+_DATA = PAGE.with_suffix(".json")
 RIVALS = Path(__file__).with_name("quant_rivals.py")
 _COMMAND = "import sys; from burnish.tools.cli import optimize_main; sys.exit(optimize_main())"
 
@@ -112,8 +113,8 @@ def judged(bed: Bed, target: Path, reference: Outputs, original: Any) -> dict[st
     }
 
 
-def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> dict[str, Any]:
-    """All rows of one model."""
+def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> None:
+    """All rows of one model, each written as soon as it is there."""
     bed = BEDS[name](folder)
     with tempfile.TemporaryDirectory() as place:
         source, data = Path(place) / "model.onnx", Path(place) / "data.npz"
@@ -122,11 +123,7 @@ def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> di
         original = from_path(source, threads=2)
         reference = [dict(original.run(sample.feeds)) for sample in bed.held]
         size = source.stat().st_size + sum(one.stat().st_size for one in source.parent.glob("model.onnx.data"))
-        found: dict[str, Any] = {
-            "bytes": size,
-            "metric": None if bed.metric is None else bed.metric(reference),
-            "rows": {},
-        }
+        own = {"bytes": size, "metric": None if bed.metric is None else bed.metric(reference)}
         for number, tool in enumerate((*OURS, *(THEIRS if rivals is not None else ()))):
             if only is not None and not any(one in tool for one in only.split(";")):
                 continue
@@ -138,9 +135,15 @@ def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> di
                     row |= judged(bed, target, reference, original)
                 except Exception as error:
                     row["failed"] = f"its file does not run: {str(error).strip().splitlines()[0][:160]}"
-            found["rows"][tool] = row
             print(name, tool, row, flush=True)
-    return found
+            known = _known()
+            rows = known.get(name, {}).get("rows", {}) | {tool: row}
+            known[name] = own | {"rows": {one: rows[one] for one in (*OURS, *THEIRS) if one in rows}}
+            _DATA.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _known() -> dict[str, Any]:
+    return json.loads(_DATA.read_text()) if _DATA.exists() else {}
 
 
 def _samples(bed: Bed, data: Path) -> None:
@@ -165,18 +168,13 @@ def main() -> None:
     parser.add_argument("--rivals", help="the Python of the other tools; without it they are left out")
     parser.add_argument("--only", help="tools whose names hold one of these, with semicolons between")
     given = parser.parse_args()
-    path = PAGE.with_suffix(".json")
     for name in given.names:
-        known = json.loads(path.read_text()) if path.exists() else {}
         if name == "page":
             from burnish.tools.research.quant_page import page
 
-            PAGE.write_text(page(known))
+            PAGE.write_text(page(_known()))
         else:
-            found = measure(name, given.folder, given.rivals, given.only)
-            rows = known.get(name, {}).get("rows", {}) | found["rows"]
-            known[name] = found | {"rows": rows}
-            path.write_text(json.dumps(known, indent=1) + "\n")
+            measure(name, given.folder, given.rivals, given.only)
 
 
 if __name__ == "__main__":
