@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
-from burnish.passes import integer_layers, ranges
+from burnish.passes import integer_clips, integer_layers, ranges
 from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context
 from burnish.passes.measure_choice import measure
+from burnish.passes.measures import spread
 from burnish.passes.ranges import Method
 from burnish.passes.reducers import Moments, Reducer
 from burnish.passes.reservoirs import Several
@@ -77,13 +79,13 @@ def observed(
     centres = {name: one.mean for name in means if isinstance(one := seen[name], Moments) and one.mean is not None}
     found = Observed({method: dict(centres) for method in methods}, {})
     for name, value in named.items():
-        one = seen[name]
+        one, within = seen[name], integer_clips.told_apart(value)
         assert isinstance(one, Several)
         parts = {part.options: part for part in one.parts}
         for method in methods:
             try:
                 part = parts[ranges.reducer(method).options]
-                found.known[method][name] = np.array(ranges.limits(part, method, grid, percentile))
+                found.known[method][name] = np.array(ranges.limits(part, method, grid, percentile, within))
             except InputError as error:
                 found.wrong[value] = f"`{name}` cannot be rounded: {error.cause}"
     return found
@@ -99,6 +101,9 @@ def best(
 ) -> Method:
     """The method by which all layers together change the outputs least, by the divergence that edits are scored by.
 
+    Few samples tell methods apart badly where most outputs are certain. So `mse`, whose errors are the least at each
+    value, is left for another only where that one is better by more than the standard error of the difference.
+
     Args:
         model: the original.
         known: by method.
@@ -110,15 +115,19 @@ def best(
     samples = context.samples[:TRIED]
     divergence = measure("divergence", model, keeps=context.keeps).measure
     reference = list(_outputs(model, samples, context))
-    errors: dict[Method, float] = {}
+    partials: dict[Method, list[Any]] = {}
     for method, one in known.items():
-        found = _outputs(make(one), samples, context)
-        pairs = zip(found, reference, samples, strict=True)
+        pairs = zip(_outputs(make(one), samples, context), reference, samples, strict=True)
         try:
-            errors[method] = divergence.value([divergence.partial(*pair) for pair in pairs])
+            partials[method] = [divergence.partial(*pair) for pair in pairs]
         except InputError:
-            errors[method] = np.inf
-    return min(errors, key=lambda method: errors[method])
+            return "mse"
+    first = divergence.value(partials["mse"])
+    gains = {
+        method: first - divergence.value(one) - spread(divergence, partials["mse"], one)
+        for method, one in partials.items()
+    }
+    return max(gains, key=lambda method: gains[method] if method != "mse" else 0.0)
 
 
 def _outputs(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterator[Mapping[str, np.ndarray]]:

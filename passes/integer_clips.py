@@ -10,6 +10,7 @@ from burnish.ir.views.parameter import same_shape
 from burnish.ir.walk import is_op
 from burnish.passes import qdq
 from burnish.passes.grids import Grid, Scales
+from burnish.passes.ranges import EVERYTHING
 
 _LEVELS = Grid(8, signed=False, symmetric=False)
 _ENDS = (("low", 0.0), ("high", 1.0))
@@ -54,6 +55,29 @@ def spell_out(model: oir.Model, node: oir.Node) -> None:
     same_shape(product, node.outputs[0])
     edit.replace_node(node, [clipped, product])
     qdq.put_pair(model, clipped.outputs[0], _UNIT)
+
+
+def told_apart(value: oir.Value) -> tuple[float, float]:
+    """Between which ends its readers tell the numbers of a value apart; what is beyond an end is to them like the end.
+
+    A HardSwish makes 0 of everything below -3; a HardSigmoid and a Clip are constant on both sides.
+    """
+    readers = match.consumers(value)
+    if value.is_graph_output() or not readers:
+        return EVERYTHING
+    ends = [_told_apart(node, value) for node in readers]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _told_apart(node: oir.Node, value: oir.Value) -> tuple[float, float]:
+    if node.inputs[0] is not value:
+        return EVERYTHING
+    if is_op(node, "HardSwish"):
+        return -3.0, np.inf
+    if is_op(node, "HardSigmoid"):
+        alpha, beta = (float(match.attribute(node, name, usual)) for name, usual in (("alpha", 0.2), ("beta", 0.5)))
+        return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else EVERYTHING
+    return EVERYTHING
 
 
 def round_number(model: oir.Model, node: oir.Node) -> None:

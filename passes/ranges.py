@@ -31,7 +31,16 @@ def reducer(method: Method) -> Reducer:
     return Range() if method == "minmax" else Histogram(bins=BINS)
 
 
-def limits(seen: Reducer, method: Method, grid: Grid, percentile: float = 99.99) -> tuple[float, float]:
+EVERYTHING = (-np.inf, np.inf)
+
+
+def limits(
+    seen: Reducer,
+    method: Method,
+    grid: Grid,
+    percentile: float = 99.99,
+    within: tuple[float, float] = EVERYTHING,
+) -> tuple[float, float]:
     """The range of a value: at most 0, and at least 0.
 
     Args:
@@ -39,6 +48,7 @@ def limits(seen: Reducer, method: Method, grid: Grid, percentile: float = 99.99)
         method: see `Method`.
         grid: the integers that the range is for; `mse` and `entropy` look at how many there are.
         percentile: for `percentile`: the percent of the numbers that are not above the range; as many are not below.
+        within: what is beyond these ends makes no difference; the range does not reach over them, but over 0.
 
     Raises:
         InputError: nothing was seen, or it is not finite.
@@ -48,7 +58,7 @@ def limits(seen: Reducer, method: Method, grid: Grid, percentile: float = 99.99)
     if isinstance(seen, Range):
         if seen.low is None or seen.high is None or not (seen.low <= seen.high).all():
             raise InputError("no number was seen: all are padding, or the samples have none")
-        return _finite(float(seen.low.min()), float(seen.high.max()))
+        return _inside(*_finite(float(seen.low.min()), float(seen.high.max())), within)
     if not isinstance(seen, Histogram):
         raise TypeError(f"{seen.options} tells no range")
     if seen.infinite or seen.nan:
@@ -57,13 +67,13 @@ def limits(seen: Reducer, method: Method, grid: Grid, percentile: float = 99.99)
         raise InputError("no number was seen: all are padding, or the samples have none")
     used = np.flatnonzero(seen.counts)
     counts = seen.counts[used].astype(np.float64)
-    centres = (seen.edges[used] + seen.edges[used + 1]) / 2
+    centres = np.clip((seen.edges[used] + seen.edges[used + 1]) / 2, *within)
     low, high = min(float(seen.edges[used[0]]), 0.0), max(float(seen.edges[used[-1] + 1]), 0.0)
     if method == "percentile":
-        return _quantiles(seen, percentile, low, high)
+        return _inside(*_quantiles(seen, percentile, low, high), within)
     if method == "mse":
-        return _least_squares(centres, counts, grid, low, high)
-    return _least_divergence(seen, grid, low, high)
+        return _least_squares(centres, counts, grid, *_inside(low, high, within))
+    return _inside(*_least_divergence(seen, grid, low, high), within)
 
 
 def scales(low: float, high: float, grid: Grid) -> Scales:
@@ -82,6 +92,10 @@ def _finite(low: float, high: float) -> tuple[float, float]:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError("it holds NaN or infinity")
     return min(low, 0.0), max(high, 0.0)
+
+
+def _inside(low: float, high: float, within: tuple[float, float]) -> tuple[float, float]:
+    return min(max(low, within[0]), 0.0), max(min(high, within[1]), 0.0)
 
 
 def _quantiles(seen: Histogram, percentile: float, low: float, high: float) -> tuple[float, float]:

@@ -36,8 +36,8 @@ class QuantizeStatic(LossyPass):
 
     Attributes:
         calibration: how much of an activation's range is kept: `minmax` all of it, `percentile` a share, `mse` what
-            makes the squared error least, `entropy` what keeps the distribution; `best` the one of the first three by
-            which all layers together change the outputs least on the samples.
+            makes the squared error least, `entropy` what keeps the distribution; `best` is `mse`, unless `minmax` or
+            `percentile` changes the outputs less on the samples, and by more than the standard error.
         percentile: for `percentile`: the percent of the numbers that are not cut off at each end.
         symmetric: activations have their zero point in the middle, or at 0 where none is negative.
         per_channel: weights have a scale for each output, else one for all.

@@ -101,6 +101,28 @@ def test_the_calibration_is_the_best_of_three() -> None:
     assert len({tuple(ends) for ends in errors.values()}) == 3
 
 
+def test_few_samples_do_not_speak_against_the_least_squared_error() -> None:
+    model = model_of(RESIDUAL)
+    samples = samples_of(model)
+    best, squared = (proposed(model, samples[:1], text)[1][0].payload for text in ("", "{calibration=mse}"))
+    assert all(np.array_equal(best[name], squared[name]) for name in best)
+
+
+@pytest.mark.parametrize(
+    ("reader", "ends"),
+    [
+        ("u = HardSwish (c0)", (-3, None)),
+        ("u = HardSigmoid <alpha = 0.2, beta = 0.6> (c0)", (-3, 2)),
+        ("t = HardSwish (c0)  n = Neg (c0)  u = Add (t, n)", (None, None)),
+    ],
+)
+def test_what_no_reader_tells_apart_takes_up_no_range(reader: str, ends: tuple[float | None, float | None]) -> None:
+    model = model_of(HARD.replace("u = HardSwish (c0)", reader))
+    low, high = proposed(model, samples_of(model), "{calibration=minmax}")[1][0].payload["c0"]
+    assert low == pytest.approx(ends[0]) if ends[0] is not None else low < -3.5
+    assert high == pytest.approx(ends[1]) if ends[1] is not None else high > 3.5
+
+
 def test_single_layers_and_pairs_of_them_can_be_edited() -> None:
     model = model_of(RESIDUAL)
     one, edits, _ = proposed(model, samples_of(model))

@@ -68,6 +68,17 @@ def test_entropy_cuts_off_a_few_outliers_and_no_dense_end() -> None:
     assert limits(even, "entropy")[1] > 0.9
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_range_does_not_reach_over_what_makes_no_difference(method: Method) -> None:
+    seen = ranges.reducer(method)
+    values = drawn("normal")
+    seen.add(values)
+    low, high = ranges.limits(seen, method, BYTES, within=(-0.5, 9.0))
+    assert -0.5 <= low < -0.4 and high <= values.max() + 0.01
+    assert error(np.clip(values, -0.5, 9.0), (low, high), BYTES) < error(values, limits(values, method), BYTES)
+    assert ranges.limits(seen, method, BYTES, within=(0.5, 1.0))[0] == 0
+
+
 def test_symmetric_grids_without_a_sign() -> None:
     assert ranges.scales(0.0, 1.0, Grid(8, signed=False)).zero_point == 0
     assert ranges.scales(-1.0, 0.5, Grid(8, signed=False)).zero_point == 128

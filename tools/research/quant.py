@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
+import burnish
 from burnish.backends.ort import timing
 from burnish.backends.ort.session import from_path
 from burnish.tools.research import quant_static
@@ -33,6 +35,7 @@ from burnish.tools.research.quant_static import Bed, Outputs, compared
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "quant.md"
 _DATA = PAGE.with_suffix(".json")
 RIVALS = Path(__file__).with_name("quant_rivals.py")
+_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(burnish.__file__).absolute().parents[1])}
 _COMMAND = "import sys; from burnish.tools.cli import optimize_main; sys.exit(optimize_main())"
 
 OURS: dict[str, tuple[str, ...]] = {
@@ -54,6 +57,7 @@ THEIRS = (
 BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
     "a3": lambda folder: quant_static.zoo("a3-smollm2-nocache", folder, 3, 5),
     "a4": lambda folder: quant_static.zoo("a4-silero-op18-ifless", folder, 16, 40, classes=False),
+    "a4-if": lambda folder: quant_static.zoo("a4-silero", folder, 16, 40, classes=False),
 }
 
 
@@ -84,7 +88,9 @@ def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) 
         python, samples = str(Path(rivals).absolute()), data.with_suffix(".rivals.npz")
         command = [python, str(RIVALS), tool, str(source), str(target), str(samples)]
     start, minutes = time.monotonic(), MINUTES.get(tool, 60)
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=source.parent, preexec_fn=_limit(60 * minutes))
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=source.parent, env=_ENVIRONMENT, preexec_fn=_limit(60 * minutes)
+    )
     if ended.returncode == -signal.SIGXCPU:
         return {"failed": f"stopped after {minutes} minutes of a processor"}
     found: dict[str, Any] = {"seconds": time.monotonic() - start}

@@ -10,6 +10,7 @@ _NAMES = {
     "a2": "MiniLM (A2)",
     "a3": "SmolLM2 (A3)",
     "a4": "Silero VAD (A4, opset 18)",
+    "a4-if": "Silero VAD (A4, opset 16, with If)",
     "a5": "Magika (A5)",
     "a6-cls": "PP-OCR, direction (A6)",
     "a6-rec": "PP-OCR, reading (A6)",
