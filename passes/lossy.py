@@ -30,6 +30,7 @@ Gradients = Callable[[oir.Model, Sequence[Sample]], Mapping[str, np.ndarray]]
 
 
 _PORT = "burnish.port"
+_DEFAULT = "burnish.default"
 _UNIT = "burnish.unit"
 _MIXED = "burnish.mixed"
 
@@ -239,11 +240,16 @@ def mixed(value: oir.Value) -> Mixed | None:
     return found
 
 
+def set_default(value: oir.Value, array: np.ndarray) -> None:
+    """Say what an input that a pass adds is given where samples of the original are run."""
+    value.meta[_DEFAULT] = array
+
+
 def feeds(model: oir.Model, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a model made by `apply` is to be given where the original is given these arrays by name."""
     found = {}
     for value in model.graph.inputs:
-        array, unit, mix = given.get(port(value)), value.meta.get(_UNIT), mixed(value)
+        array, unit, mix = given.get(port(value), value.meta.get(_DEFAULT)), value.meta.get(_UNIT), mixed(value)
         if array is not None and mix is not None:
             array = mix.of(array)
         if array is not None and unit is not None and value.dtype is not None:

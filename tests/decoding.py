@@ -36,5 +36,5 @@ def decoded(model: oir.Model, ids: np.ndarray, mask: np.ndarray, cuts: list[int]
     """The logits of `ids` given in pieces that end at `cuts`, each with the cache of those before."""
     decoder = open_decoder(model)
     found = in_pieces(decoder, ids, cuts, mask == 1)
-    decoder.engine.close()
+    decoder.close()
     return found

@@ -194,11 +194,16 @@ class OrtRunner:
 
 
 def make_samples(model: oir.Model) -> Iterator[Sample]:
-    """Seeded inputs with every dynamic dim a different size of 1, 2, 5 in turn, then with all of them the same size."""
+    """Seeded inputs with every dynamic dim a different size of 1, 2, 5 in turn, then with all of them the same size.
+
+    A dim called `total` beside one called `new` covers the new tokens and the longest of those called `past`, `past_0`.
+    """
     names = sorted({_dim_name(value, axis) for value, axis in _dynamic(model)})
     settings = [{name: _SIZES[(turn + at) % 3] for at, name in enumerate(names)} for turn in range(3)]
     settings += [dict.fromkeys(names, size) for size in _SIZES] if len(names) > 1 else []
     for number, sizes in enumerate(settings):
+        if {"new", "total"} <= sizes.keys():
+            sizes["total"] = sizes["new"] + max(size for name, size in sizes.items() if name.startswith("past"))
         shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
         feeds = {value.name or "": _feed(value, sizes, number) for value in _fed(model)}
         yield Sample(f"sample {number}" + (f" with {shown}" if shown else ""), feeds)

@@ -21,7 +21,7 @@ from burnish.ir.walk import STANDARD_DOMAINS
 from burnish.passes import catalog, pipeline, plan, prove
 from burnish.passes.base import Pass
 from burnish.passes.protocols import Judge, Measure, Runner, Verdict
-from burnish.tools import choosing, compiled, compiled_times, crash, demands, emitted, rotations, tuned
+from burnish.tools import choosing, companions, compiled, compiled_times, crash, demands, emitted, rotations, tuned
 from burnish.tools.observe import observe
 
 if TYPE_CHECKING:
@@ -353,6 +353,7 @@ def optimize(
             result.files = stage[0].commit()
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
+            result.files += companions.write(proof.run.model, Path(path))
         if reduced is not None:
             reduced.forget()
         for one in checkpoints:

@@ -13,6 +13,8 @@ from burnish.ir.errors import InputError
 if TYPE_CHECKING:
     from burnish.backends.decoding.decoder import Decoder
     from burnish.backends.decoding.engine import Engine
+    from burnish.backends.decoding.keeping import Keeper
+    from burnish.backends.decoding.ports import Ports
 
 RUNTIMES = ("ort", "fx", "tvm")
 
@@ -35,7 +37,7 @@ def open_decoder(
         name: what errors call the model; its path by default.
 
     Returns:
-        The decoder; `decoder.engine.close()` frees it.
+        The decoder; `decoder.close()` frees it.
 
     Raises:
         InputError: the model is no decoder with caches, or the runtime cannot load it.
@@ -55,7 +57,20 @@ def open_decoder(
     except InputError as error:
         error.place = said if error.place is None else f"{said}, {error.place}"
         raise
-    return Decoder(ports, _engine(runtime, threads, path)(read), limit=limit, name=said)
+    keeper = _keeper(read, ports, runtime, threads)
+    return Decoder(ports, _engine(runtime, threads, path)(read), limit=limit, name=said, keeper=keeper)
+
+
+def _keeper(model: oir.Model, ports: Ports, runtime: str, threads: int) -> Keeper | None:
+    """What makes the caches of a decoder with budgets smaller; ONNX Runtime runs it for TVM too."""
+    from burnish.backends.decoding.keeping import Keeper
+    from burnish.passes import kv_budget, kv_compress
+
+    budget = kv_budget.read(model)
+    if budget is None:
+        return None
+    graph = kv_compress.compressor(model, budget)
+    return Keeper(budget, _engine("fx" if runtime == "fx" else "ort", threads, None)(graph), ports.caches)
 
 
 def _engine(runtime: str, threads: int, path: Path | None) -> Callable[[oir.Model], Engine]:

@@ -105,7 +105,7 @@ def generate_command(
             ask, stops = asker.ask(_line(str(prompt)), 0)
             answer, text, figures = _answer(generate, decoder, asker, ask, stops, stream=not as_json)
     finally:
-        decoder.engine.close()
+        decoder.close()
     if as_json:
         click.echo(json.dumps(_said(answer, text, ask) | {"figures": asdict(figures)}, ensure_ascii=False))
     _report(figures)
@@ -131,7 +131,7 @@ def _loop(
         made = partial(speculating.generate, draft=small, tokens=tokens, calibrate=calibrate)
         yield made, not (decoder.mixes and small.mixes)
     finally:
-        small.engine.close()
+        small.close()
 
 
 def _line(prompt: str) -> Line:
@@ -322,7 +322,8 @@ def _report(figures: Figures) -> None:
             f"draft   {figures.accepted} of {terminal.count(figures.drafted, 'token')} taken, {share:.0f} %; "
             f"{each:.2f} tokens a step of the model"
         )
-    talk.print(f"caches  {figures.cache_bytes / 1e6:.2f} MB")
+    whole = f", of {figures.prompt_bytes / 1e6:.2f} MB for the prompt" if figures.prompt_bytes else ""
+    talk.print(f"caches  {figures.cache_bytes / 1e6:.2f} MB{whole}")
 
 
 def _checked(decoder: Decoder, ask: Ask | None) -> int:

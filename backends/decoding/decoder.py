@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from burnish.backends.decoding.engine import Engine
+from burnish.backends.decoding.keeping import Keeper
 from burnish.backends.decoding.ports import Ports
 from burnish.backends.decoding.state import State
 from burnish.ir.errors import InputError
@@ -24,15 +25,31 @@ class Decoder:
         engine: what runs it.
         limit: positions that there are; None when nothing bounds them.
         name: of the model, for errors.
+        keeper: lets go of tokens behind a prompt; None where caches keep every token.
     """
 
-    def __init__(self, ports: Ports, engine: Engine, *, limit: int | None = None, name: str = "the model") -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        engine: Engine,
+        *,
+        limit: int | None = None,
+        name: str = "the model",
+        keeper: Keeper | None = None,
+    ) -> None:
         self.ports = ports
         self.engine = engine
         known = [one for one in (ports.limit, limit) if one is not None]
         self.limit = min(known, default=None)
         self.name = name
+        self.keeper = keeper
         self._mixes: bool | None = None
+
+    def close(self) -> None:
+        """Free the model."""
+        self.engine.close()
+        if self.keeper is not None:
+            self.keeper.close()
 
     def start(self, rows: int = 1) -> State:
         """A state of empty rows.

@@ -62,7 +62,9 @@ class Figures:
         steps: rows of all steps behind the prompts; a plain step chooses one token for each of its rows.
         drafted, accepted: tokens that a draft said, and those of them that were taken.
         fed: tokens that the model computed, padding included.
-        cache_bytes: of the arrays that held the caches, those of a draft included, the most at any time.
+        cache_bytes: of the arrays that held the caches, those of a draft included, the most at any time behind the
+            prompts.
+        prompt_bytes: of the caches of the longest prompt, where then only a part of it is kept; 0 elsewhere.
     """
 
     prompt_tokens: int = 0
@@ -75,6 +77,7 @@ class Figures:
     accepted: int = 0
     fed: int = 0
     cache_bytes: int = 0
+    prompt_bytes: int = 0
 
     def add(self, other: Figures) -> None:
         """Count another batch."""
@@ -88,6 +91,7 @@ class Figures:
         self.accepted += other.accepted
         self.fed += other.fed
         self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
+        self.prompt_bytes = max(self.prompt_bytes, other.prompt_bytes)
 
 
 Hear = Callable[[int, int], bool]
@@ -163,6 +167,7 @@ def generate(
     randoms = [np.random.default_rng(ask.sampling.seed) for ask in asks]
     begun = time.perf_counter()
     state, scores = (begin or prefill)(decoder, [ask.ids for ask in asks])
+    figures.prompt_bytes = state.prompt_bytes
     alive = list(range(len(asks)))
     prompts = True
     while True:
@@ -216,23 +221,36 @@ def tell(
 
 
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, NDArray[np.float32]]:
-    """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary]."""
-    state = decoder.start(len(prompts))
-    return state, fed(state, prompts)
+    """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary].
+
+    Where caches have a budget, one prompt is computed after the other, and only what is kept of it is held meanwhile.
+    """
+    if decoder.keeper is None:
+        state = decoder.start(len(prompts))
+        return state, fed(state, prompts)
+    states, scores = [], []
+    for prompt in prompts:
+        state = decoder.start()
+        scores.append(fed(state, [prompt], decoder.keeper.budget.window))
+        state.release()
+        states.append(state)
+    return State.joined(states) if len(states) > 1 else states[0], np.concatenate(scores)
 
 
-def fed(state: State, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+def fed(state: State, texts: Sequence[Sequence[int]], least: int = 1) -> NDArray[np.float32]:
     """Add a text to each row of a state: the scores of the token after each, float32 [rows, vocabulary].
 
-    Long texts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory.
+    Long texts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory. The
+    last piece of several has at least so many tokens.
     """
     ids, keep = padded(texts)
     rows, longest = ids.shape
     piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (state.decoder.ports.vocabulary or 1 << 16))))
     last = np.zeros((rows, 0), np.float32)
-    for start in range(0, longest, piece):
-        part = keep[:, start : start + piece]
-        scores = state.feed(ids[:, start : start + piece], part)
+    starts = [start for start in range(0, longest, piece) if start == 0 or longest - start >= least]
+    for start, end in zip(starts, [*starts[1:], longest], strict=True):
+        part = keep[:, start:end]
+        scores = state.feed(ids[:, start:end], part)
         if not last.shape[1]:
             last = np.zeros((rows, scores.shape[2]), np.float32)
         ends = keep.sum(1) - 1 - start

@@ -17,6 +17,7 @@ from burnish.ir.views.cache import Port
 from burnish.ir.views.state import states
 from burnish.ir.walk import is_op, walk
 from burnish.ir.weights import tensor_of
+from burnish.passes import kv_budget
 
 _GROUPED = "GroupQueryAttention"
 _MICROSOFT = "com.microsoft"
@@ -127,7 +128,8 @@ def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
     caches = tuple(_caches(model, meanings, layers, facts))
     if not caches:
         raise InputError("the model has no caches: it takes no past keys and values", hint=NO_CACHE)
-    taken = {one.past for one in caches}
+    budget = kv_budget.read(model)
+    taken = {one.past for one in caches} | ({budget.hidden} if budget is not None else set())
     given = [value for value in model.graph.inputs if value.const_value is None and value.name not in taken]
     inputs = tuple(_input(value, meanings[str(value.name)]) for value in given)
     ids = [one for one in inputs if one.kind == "ids"]
@@ -141,6 +143,8 @@ def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
     known = [limit for limit in limits if limit is not None]
     limit = min(known, default=None)
     packing = _packing({layer.spelling for layer in layers}, bool(_grouped(model)), {one.kind for one in inputs})
+    if budget is not None and packing != "end":
+        raise InputError("its caches have budgets, which needs an input with a mask and attention that reads it")
     last_only = scored == 1 and ids[0].shape[1] != 1
     return Ports(inputs, caches, logits, meanings[ids[0].name].rows, limit, rows, last_only, packing)
 

@@ -30,8 +30,15 @@ class Caches:
     def __init__(self, decoder: Decoder) -> None:
         """
         Raises:
-            InputError: the model is made for several rows, so that no beginning can be computed alone.
+            InputError: the model is made for several rows, so that no beginning can be computed alone, or its caches
+                have budgets, so that they do not hold every token.
         """
+        if decoder.keeper is not None:
+            raise InputError(
+                "the caches of the model have budgets, and beginnings of prompts are whole",
+                place=decoder.name,
+                hint="leave out `--prefix-memory`",
+            )
         if decoder.ports.rows not in (None, 1):
             raise InputError(
                 f"the model takes batches of {decoder.ports.rows}, and a beginning of prompts is one row",

@@ -64,6 +64,8 @@ def _check_caches(decoder: Decoder, draft: Decoder) -> None:
     cause = ""
     if layouts[0] != layouts[1] or decoder.ports.packing != draft.ports.packing:
         cause = f"its {len(layouts[1])} caches are not laid out as the {len(layouts[0])} of the model"
+    elif decoder.keeper is not None or draft.keeper is not None:
+        cause = "the caches of one of them have budgets"
     elif draft.limit is not None and (decoder.limit is None or decoder.limit > draft.limit):
         cause = f"it has positions for {draft.limit} tokens only"
     if cause:
@@ -130,6 +132,7 @@ def _together(
     answers, figures = [row.answer for row in rows], Figures(prompt_tokens=sum(len(ask.ids) for ask in asks))
     begun = time.perf_counter()
     state, scores = begin(decoder, [ask.ids for ask in asks])
+    figures.prompt_bytes = state.prompt_bytes
     drafting = state.lent(draft) if calibrate else prefill(draft, [ask.ids[: draft.limit] for ask in asks])[0]
     for row, last in zip(rows, scores, strict=True):
         row.add([choose(last, row.ask.sampling, row.random)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,13 +30,24 @@ class State:
         decoder: what computes.
         lengths: tokens that each row remembers, int64 [rows]; not to be written.
         fed: tokens computed so far for this state, padding included; `fork` and `select` hand the count on.
+        prompt_bytes: of the caches of the longest row before `release` let go of some; 0 where it did not.
     """
 
-    def __init__(self, decoder: Decoder, lengths: NDArray[np.int64], caches: list[Array], fed: int = 0) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        lengths: NDArray[np.int64],
+        caches: list[Array],
+        fed: int = 0,
+        lost: NDArray[np.int64] | None = None,
+    ) -> None:
         self.decoder = decoder
         self.lengths = lengths
         self.fed = fed
+        self.prompt_bytes = 0
         self._caches = caches
+        self._lost = np.zeros((len(caches), len(lengths)), np.int64) if lost is None else lost
+        self._seen: dict[str, Array] = {}
         self._spare: list[Array | None] = [None] * len(caches)
         self._shared = False
 
@@ -106,23 +117,25 @@ class State:
         wanted = np.broadcast_to(np.asarray(lengths, np.int64), self.lengths.shape).copy()
         if np.any(wanted < 0) or np.any(wanted > self.lengths):
             raise InputError(f"rows of {self.lengths.tolist()} tokens cannot be cut to {wanted.tolist()}")
+        if np.any(self._lost > wanted):
+            raise InputError("the caches do not hold every token of the prompt, so it cannot be cut")
         self._distinguish(wanted)
         if np.any(wanted != self.lengths):
             self._drop(wanted)
 
     def select(self, rows: Sequence[int]) -> State:
         """A new state of some rows, in this order; a row may be taken several times or not at all."""
-        spans = [self._span(row, self.length(row)) for row in rows]
-        made = self._moved(spans)
-        return State(self.decoder, self.lengths[list(rows)].copy(), made, self.fed)
+        chosen = list(rows)
+        made = self._moved(chosen, self.lengths[chosen])
+        return State(self.decoder, self.lengths[chosen].copy(), made, self.fed, self._lost[:, chosen].copy())
 
     def fork(self) -> State:
         """A new state with the same rows, at no cost until one of the two is fed."""
         if any(self._in_place):
             return self.select(range(self.rows))
         self._shared = True
-        made = State(self.decoder, self.lengths.copy(), list(self._caches), self.fed)
-        made._shared = True
+        made = State(self.decoder, self.lengths.copy(), list(self._caches), self.fed, self._lost.copy())
+        made._shared, made._seen = True, self._seen
         return made
 
     def lent(self, decoder: Decoder) -> State:
@@ -140,17 +153,37 @@ class State:
         """
         decoder = states[0].decoder
         lengths = np.concatenate([state.lengths for state in states])
+        lost = np.concatenate([state._lost for state in states], 1)
         states[0]._distinguish(lengths)
-        longest = int(lengths.max(initial=0))
-        parts = [
-            state._moved([state._span(row, state.length(row)) for row in range(state.rows)], longest)
-            for state in states
-        ]
+        slots = (lengths - lost).max(1, initial=0).tolist()
+        parts = [state._moved(range(state.rows), state.lengths, slots) for state in states]
         caches = [
             np.concatenate(each, port.batch)
             for each, port in zip(zip(*parts, strict=True), decoder.ports.caches, strict=True)
         ]
-        return State(decoder, lengths, caches, sum(state.fed for state in states))
+        made = State(decoder, lengths, caches, sum(state.fed for state in states), lost)
+        made.prompt_bytes = max(state.prompt_bytes for state in states)
+        return made
+
+    def release(self) -> None:
+        """Let go of what the caches have no room for; to be called behind a prompt, for rows of one length.
+
+        Nothing happens where the decoder has no budget, or the caches hold less than it. The last tokens that were fed
+        at once, as many as the budget's window, say what is kept.
+        """
+        keeper = self.decoder.keeper
+        if keeper is None or not self._seen:
+            return
+        length = self.length()
+        assert not self._lost.any() and np.all(self.lengths == length)
+        if np.all(keeper.budget.counts(length) >= length):
+            return
+        self.prompt_bytes = self.cache_bytes
+        self._caches = keeper.kept(self._caches, self._seen)
+        self._spare = [None] * len(self._caches)
+        for index, port in enumerate(self.decoder.ports.caches):
+            self._lost[index] = length - self._caches[index].shape[port.time]
+        self._seen = {}
 
     @staticmethod
     def laid(decoder: Decoder, rows: Sequence[Sequence[tuple[list[Array], int]]]) -> State:
@@ -178,9 +211,13 @@ class State:
 
     def kept(self, row: int, start: int, end: int) -> list[Array]:
         """The caches of some tokens of a row, each with one row and a slot for each token, in memory of their own."""
-        span = self._span(row, self.length(row))
-        part = [Span(row, span.start + start, end - start)]
-        return self._moved(part, end - start)
+        assert not self._lost.any()
+        first = self._slots - self.length(row) if self._at_end else 0
+        part = [Span(row, first + start, end - start)]
+        return [
+            moved(cache, port.batch, port.time, part, end - start, self._at_end)
+            for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True)
+        ]
 
     @property
     def _at_end(self) -> bool:
@@ -188,10 +225,19 @@ class State:
 
     @property
     def _slots(self) -> int:
-        """Slots of the caches; with buffers that are written in place, those in use."""
-        if self._at_end:
-            return int(self._caches[0].shape[self.decoder.ports.caches[0].time])
+        """Slots of caches that keep every token; with buffers that are written in place, those in use."""
         return int(self.lengths.max(initial=0))
+
+    def _slots_of(self, index: int) -> int:
+        """Slots of one cache."""
+        return int((self.lengths - self._lost[index]).max(initial=0))
+
+    def _hidden(self) -> NDArray[np.int64]:
+        """How many slots at the start of each cache with a budget hold nothing, [caches, rows]."""
+        keeper = self.decoder.keeper
+        places = [] if keeper is None else [keys for keys, _ in keeper.places]
+        own = np.array([self._slots_of(index) for index in places], np.int64)
+        return own[:, None] - (self.lengths - self._lost[places])
 
     @property
     def _in_place(self) -> list[bool]:
@@ -204,16 +250,18 @@ class State:
         if len(set(lengths.tolist())) > 1:
             self.decoder.need_mixing()
 
-    def _span(self, row: int, length: int) -> Span:
-        """The first `length` tokens of a row."""
-        return Span(row, self._slots - self.length(row) if self._at_end else 0, length)
-
-    def _moved(self, spans: list[Span], slots: int | None = None) -> list[Array]:
-        longest = max((span.length for span in spans), default=0) if slots is None else slots
-        return [
-            moved(cache, port.batch, port.time, spans, longest, self._at_end)
-            for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True)
-        ]
+    def _moved(self, rows: Iterable[int], lengths: Iterable[int], slots: Sequence[int] | None = None) -> list[Array]:
+        """The caches with the first tokens of some rows, so many of each; with so many slots, or the fewest."""
+        wanted, made = list(zip(rows, map(int, lengths), strict=True)), []
+        for index, (cache, port) in enumerate(zip(self._caches, self.decoder.ports.caches, strict=True)):
+            lost, own = self._lost[index], self._slots_of(index)
+            spans = [
+                Span(row, own - int(self.lengths[row] - lost[row]) if self._at_end else 0, length - int(lost[row]))
+                for row, length in wanted
+            ]
+            most = max((span.length for span in spans), default=0) if slots is None else slots[index]
+            made.append(moved(cache, port.batch, port.time, spans, most, self._at_end))
+        return made
 
     def _computed(self, tokens: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the model on the first tokens of every row; the scores of all, [rows, n, vocabulary].
@@ -269,21 +317,24 @@ class State:
         decoder, new = self.decoder, tokens.shape[1]
         feeds = feeding.inputs(decoder.ports, tokens, self.lengths, self._slots)
         into: dict[str, Array] = {}
-        total = self._slots + new
+        totals = [self._slots_of(index) + new for index in range(len(self._caches))]
         in_place = self._in_place
         for index, port in enumerate(decoder.ports.caches):
             if in_place[index]:
-                self._grow(index, total)
+                self._grow(index, totals[index])
                 into[port.present] = self._caches[index]
             elif decoder.engine.writes:
-                into[port.present] = self._room(index, port.sizes(self.rows, total), port.dtype)
+                into[port.present] = self._room(index, port.sizes(self.rows, totals[index]), port.dtype)
             feeds[port.past] = self._caches[index]
+        if decoder.keeper is not None:
+            feeds[decoder.keeper.budget.hidden] = self._hidden()
         found = decoder.engine.call(feeds, into)
+        self._seen = {} if decoder.keeper is None else decoder.keeper.seen(found)
         for index, port in enumerate(decoder.ports.caches):
             made = found[port.present]
-            if not in_place[index] and made.shape != port.sizes(self.rows, total):
+            if not in_place[index] and made.shape != port.sizes(self.rows, totals[index]):
                 raise InputError(
-                    f"`{port.present}` has shape {list(made.shape)} after {total} tokens",
+                    f"`{port.present}` has shape {list(made.shape)} after {totals[index]} tokens",
                     hint="the model does not keep every token, which only whole caches can be run with",
                 )
         for index, port in enumerate(decoder.ports.caches):
@@ -308,7 +359,7 @@ class State:
     def _drop(self, lengths: NDArray[np.int64]) -> None:
         """Keep the first tokens of each row; where tokens lie at the start, they stay and only the count changes."""
         if not all(self._in_place):
-            self._caches = self._moved([self._span(row, int(length)) for row, length in enumerate(lengths)])
+            self._caches = self._moved(range(self.rows), lengths)
             self._shared = False
         self.lengths = lengths
 

@@ -251,3 +251,42 @@ def test_drafts_that_are_refused(generate: Run, decoder: Path, tmp_path: Path) -
     ]:
         code, out, err = generate(decoder, *words)
         assert (code, out) == (2, "") and cause in err and "hint: " in err
+
+
+def test_a_model_with_a_budget_says_what_it_kept_of_the_prompt(
+    generate: Run, decoder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The folder of the graph for other runtimes does not make it unclear which model is meant."""
+    optimize, out = runner(monkeypatch, capfd, tmp_path, "burnish", "optimize"), tmp_path / "kept"
+    out.mkdir()
+    asked = "budget-kv{keep=50%,by=uniform,window=4}"
+    code, _, err = optimize(decoder / "decoder.onnx", "-o", out / "decoder.onnx", "-p", asked)
+    assert code == 0, err
+    assert sorted(str(one.relative_to(out)) for one in out.rglob("*.onnx")) == ["compress/decoder.onnx", "decoder.onnx"]
+    given = ("--tokenizer", decoder, "--prompt", "Once upon a time there was", "--max-tokens", 2)
+    code, found, err = generate(out, *given, "--json")
+    figures = json.loads(found)["figures"]
+    assert code == 0 and figures["prompt_bytes"] == 2 * figures["cache_bytes"] - 2 * 2 * 4 * 2 * 8 * 4, figures
+    assert err.splitlines()[-1] == "caches  0.01 MB, of 0.01 MB for the prompt"
+    assert json.loads(generate(out, *given, "--json", "--runtime", "fx")[1])["ids"] == json.loads(found)["ids"]
+    code, _, err = generate(out, *given, "--draft", out, "--calibrate")
+    assert code == 2 and "budgets" in err
+    assert generate(out, "--check")[0] == 0
+
+
+def test_budgets_that_are_measured_need_texts(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import numpy as np
+
+    optimize, ids = runner(monkeypatch, capfd, tmp_path, "burnish", "optimize"), np.arange(320).reshape(8, 40) % 90 + 1
+    code, _, err = optimize(decoder / "decoder.onnx", "-o", tmp_path / "out.onnx", "-p", "budget-kv")
+    assert code == 2 and "--data" in err
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.tile(np.arange(40), (8, 1))}
+    empty = np.zeros((8, 2, 0, 8), np.float32)
+    feeds |= {f"past_key_values.{layer}.{kind}": empty for layer in range(4) for kind in ("key", "value")}
+    np.savez(tmp_path / "texts.npz", **feeds)  # type: ignore[arg-type]
+    given = ("-p", "budget-kv{window=8}", "--data", tmp_path / "texts.npz")
+    code, out, err = optimize(decoder / "decoder.onnx", "-o", tmp_path / "out.onnx", *given)
+    assert code == 0, err
+    assert (tmp_path / "compress" / "out.onnx").is_file()

@@ -107,7 +107,7 @@ def _all_parity(zoo: Path) -> None:
         worst = max(one.relative for one in found)
         rows[name] = {"packing": decoder.ports.packing, "mixes": decoder.mixes, "relative": worst}
         print(name, worst, flush=True)
-        decoder.engine.close()
+        decoder.close()
     _keep("parity", {"rows": rows, "refused": refused})
 
 
@@ -151,7 +151,7 @@ def _speed(zoo: Path) -> None:
                     rows.append({"model": name} | _step(decoder, engines, batch, context))
                     print(rows[-1], flush=True)
                     _keep("speed", rows)
-            decoder.engine.close()
+            decoder.close()
             runner.close()
     _keep("batches", _batches(zoo))
 

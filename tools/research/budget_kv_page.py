@@ -1,0 +1,93 @@
+"""The page `docs/results/budget-kv.md`: what is lost with a part of the prompt, by which part that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+HEAD = """# Caches that keep a part of the prompt, measured
+
+`python -m burnish.tools.research.budget_kv` makes this page, numbers in [budget-kv.json](budget-kv.json).
+[The idea](../ideas/kv.md#a-part-of-the-prompt) says what is done.
+
+"""
+
+NAMES = {
+    "uniform": "`by=uniform`: every layer keeps as much (SnapKV)",
+    "mass": "`by=mass` (ZigZagKV)",
+    "cosine": "`by=cosine`",
+    "first and last": "the first 4 and the last tokens, whatever is looked at",
+    "last": "the last tokens",
+}
+
+
+def page(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[str]) -> str:
+    """The page of what is known."""
+    found = {
+        kind: [numbers[f"{kind} {n}"] for n in range(1000) if f"{kind} {n}" in numbers] for kind in ("text", "copy")
+    }
+    text = HEAD + _task(found)
+    text += "| keeps | chosen by | caches, MB | text: loss | perplexity | over everything | copy: loss | right |\n"
+    text += "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    text += _row(found, "everything", "all", "")
+    for keep in keeps:
+        for name in NAMES:
+            text += _row(found, f"{name} {keep}", keep, NAMES[name])
+    return text + _verdict(found, keeps) + _layers(numbers, keeps, rules)
+
+
+def _task(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    count = len(found["text"])
+    return f"""## SmolLM2-135M (A3), prompts of 1,024 tokens
+
+{count} prompts from the Python manual. *Text*: loss of the 127 tokens behind the first one after the prompt, as the
+manual goes on, fed at once behind the caches that were kept ({127 * count:,} predictions). *Copy*: the last 64 tokens
+of the prompt begin a passage of it again, from a random place; loss of the next 127 tokens, which can be looked up
+there, and how many of them are the likeliest. Budgets are fitted to 8 prompts of other topics. Caches are measured
+behind the prompt. The last column but two is the mean difference of the loss to that with all caches, with its
+standard error over prompts.
+
+"""
+
+
+def _row(found: Mapping[str, Sequence[Mapping[str, Any]]], name: str, keep: str, rule: str) -> str:
+    text, copy = (np.array([one[name]["loss"] for one in found[kind]]) for kind in ("text", "copy"))
+    right = np.mean([one[name]["right"] for one in found["copy"]])
+    size = np.mean([one[name]["bytes"] for one in found["text"]]) / 1e6
+    cells = [keep, rule, f"{size:.2f}", f"{text.mean():.3f}", f"{np.exp(text.mean()):.2f}", _over(found, name)]
+    return f"| {' | '.join([*cells, f'{copy.mean():.3f}', f'{100 * right:.1f} %'])} |\n"
+
+
+def _over(found: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> str:
+    apart = _apart(found["text"], name, "everything")
+    return "" if name == "everything" else f"{apart[0]:+.3f} ± {apart[1]:.3f}"
+
+
+def _apart(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> tuple[float, float]:
+    """The mean difference of the loss of two ways, and its standard error."""
+    found = np.array([row[one]["loss"] - row[other]["loss"] for row in rows])
+    return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
+
+
+def _verdict(found: Mapping[str, Sequence[Mapping[str, Any]]], keeps: Sequence[str]) -> str:
+    text = "\nAgainst the uniform budget, prompt by prompt (negative is better; mean and standard error):\n\n"
+    text += "| keeps | chosen by | text | copy |\n| --- | --- | --- | --- |\n"
+    for keep in keeps:
+        for name in ("mass", "cosine", "first and last", "last"):
+            cells = (_apart(found[kind], f"{name} {keep}", f"uniform {keep}") for kind in ("text", "copy"))
+            shown = " | ".join(f"{mean:+.3f} ± {error:.3f}" for mean, error in cells)
+            text += f"| {keep} | {NAMES[name]} | {shown} |\n"
+    return text
+
+
+def _layers(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[str]) -> str:
+    text = "\n## What each layer keeps\n\nPercent of the prompt, layers 0 to 29:\n\n| keeps | chosen by | layers |\n"
+    text += "| --- | --- | --- |\n"
+    for keep in keeps:
+        for rule in rules:
+            shares = numbers.get(f"{rule} {keep} shares")
+            if shares is not None and rule != "uniform":
+                text += f"| {keep} | {rule} | {' '.join(f'{one / 1e4:.0f}' for one in shares)} |\n"
+    return text
