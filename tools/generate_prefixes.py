@@ -55,13 +55,18 @@ def planner(
     from burnish.backends.decoding import sharing
     from burnish.backends.decoding.radix import Work
 
+    def in_order(prompts: Sequence[Tokens]) -> Schedule:
+        alphas = sharing.ALPHAS[1:] if eviction == "flops" else sharing.ALPHAS
+        found = sharing.in_order(decoder, prompts, size, memory, alphas[:1], Work())
+        if eviction == "lru" or not found.predicted.evicted:
+            return found
+        return sharing.in_order(decoder, prompts, size, memory, alphas, model_work(decoder, model))
+
     if not memory:
         return None
     if eviction is None:
         return lambda prompts: sharing.grouped(decoder, prompts, size, memory)
-    alphas = {"lru": (0.0,), "flops": sharing.ALPHAS[1:], "auto": sharing.ALPHAS}[eviction]
-    work = Work() if eviction == "lru" else model_work(decoder, model)
-    return lambda prompts: sharing.in_order(decoder, prompts, size, memory, alphas, work)
+    return in_order
 
 
 def model_work(decoder: Decoder, model: Path) -> Work:

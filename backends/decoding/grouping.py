@@ -24,7 +24,8 @@ class Plan:
     Attributes:
         prefixes: the chosen beginnings, each behind those that are its own beginning.
         uses: for each prompt, the numbers of those that it begins with, the shortest first.
-        order: all prompts, such that those of one beginning are neighbours; of these, the shorter ones first.
+        order: all prompts, such that those of one beginning are neighbours; of these, the shorter ones first. Those of
+            none come last.
         tokens: that are computed, where there is room for the beginnings.
     """
 
@@ -157,8 +158,8 @@ def _order(prompts: Sequence[Tokens], uses: Sequence[tuple[int, ...]]) -> tuple[
         if each:
             longest[each[0]] = max(longest.get(each[0], 0), len(prompt))
 
-    def key(index: int) -> tuple[int, tuple[int, ...], int, int]:
+    def key(index: int) -> tuple[bool, int, tuple[int, ...], int, int]:
         each, length = uses[index], len(prompts[index])
-        return longest[each[0]] if each else length, each, length, index
+        return not each, longest[each[0]] if each else length, each, length, index
 
     return tuple(sorted(range(len(prompts)), key=key))

@@ -19,7 +19,7 @@ from burnish.ir.errors import InputError
 
 Scores = NDArray[np.float32]
 PRICE = 16
-"""Tokens that a run of the model of its own is worth, for a beginning that several prompts have."""
+"""Tokens that a run of the model costs beside its own: about 11 for SmolLM2 on one thread, and copies of caches."""
 ALPHAS = tuple(step / 10 for step in range(21))
 """Weights of the work that are tried out (Marconi, arXiv:2411.19379, section 4.2)."""
 
@@ -115,6 +115,7 @@ class Sharing:
         self._uses: dict[Tokens, list[Tokens]] = {}
         self._left: Counter[Tokens] = Counter()
         self._pins: dict[Tokens, Node] = {}
+        self._fed = 0
         for prompt, numbers in zip(prompts, plan.uses, strict=True) if plan is not None else ():
             assert plan is not None
             self._uses[prompt] = [plan.prefixes[number] for number in numbers]
@@ -133,14 +134,23 @@ class Sharing:
         try:
             for prefix in sorted({one for each in uses for one in each}, key=len):
                 self._hold(prefix)
-            state, starts = self._begin(prompts)
+            starts = self._starts(prompts)
+            parts = parted([len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)])
+            begun = [self._begin([prompts[row][: starts[row]] for row in rows]) for rows in parts]
         finally:
             self._done(uses)
-        scores = self._feed(state, prompts, starts, [len(one) for one in prompts])
+        found = []
+        for rows, state in zip(parts, begun, strict=True):
+            ends = [len(prompts[row]) for row in rows]
+            found.append(self._feed(state, [prompts[row] for row in rows], [starts[row] for row in rows], ends))
+        state, scores = self._joined(begun, found, parts)
         for row, prompt in enumerate(() if self._planned else prompts):
             self._add(prompt, state, row)
         self.counts.most, self.counts.evicted = self.tree.most, self.tree.evicted
-        return None if state is None or scores is None else (state, scores)
+        if state is None or scores is None:
+            return None
+        state.fed, self._fed = state.fed + self._fed, 0
+        return state, scores
 
     def _own(self, prompts: Sequence[Tokens]) -> list[list[Tokens]]:
         """What the prompts of a batch have in common that is not held."""
@@ -155,23 +165,43 @@ class Sharing:
         """Have a beginning in the tree that stays, as much of it as there is room for."""
         start, end = self.tree.match(prefix).length, self.tree.reserve(prefix)
         if end > start:
-            pieces = list(self.tree.match(prefix[:start]).pieces())
-            state = State.laid(self._decoder, [pieces]) if self._decoder is not None else None
+            state = self._begin([prefix[:start]])
             self._feed(state, [prefix], [start], [end])
             self._add(prefix[:end], state, 0)
+            self._fed += 0 if state is None else state.fed
         before, self._pins[prefix] = self._pins.get(prefix), self.tree.pin(prefix)
         if before is not None:
             self.tree.unpin(before)
 
-    def _begin(self, prompts: Sequence[Tokens]) -> tuple[State | None, list[int]]:
-        """The rows of a batch with all that is held of them but their last tokens, which are computed in any case."""
+    def _starts(self, prompts: Sequence[Tokens]) -> list[int]:
+        """How many tokens of each prompt are held; the last one is computed in any case."""
         starts = [self.tree.match(prompt[:-1]).length for prompt in prompts]
-        if not self._mixes:
-            starts = [min(starts)] * len(starts)
+        return starts if self._mixes else [min(starts)] * len(starts)
+
+    def _begin(self, texts: Sequence[Tokens]) -> State | None:
+        """Rows of what is held of texts that are held as a whole."""
         if self._decoder is None:
-            return None, starts
-        found = [self.tree.match(prompt[:start]) for prompt, start in zip(prompts, starts, strict=True)]
-        return State.laid(self._decoder, [list(one.pieces()) for one in found]), starts
+            return None
+        return State.laid(self._decoder, [list(self.tree.match(text).pieces()) for text in texts])
+
+    def _joined(
+        self, states: Sequence[State | None], scores: Sequence[Scores | None], parts: Sequence[Sequence[int]]
+    ) -> tuple[State | None, Scores | None]:
+        """The rows of a batch that was computed in parts, in order."""
+        if len(parts) == 1 or self._decoder is None:
+            return states[0], scores[0]
+        rows: list[list[tuple[list[Array], int]]] = [[] for _ in range(sum(map(len, parts)))]
+        last = np.zeros((len(rows), scores[0].shape[1] if scores[0] is not None else 0), np.float32)
+        fed = 0
+        for part, state, found in zip(parts, states, scores, strict=True):
+            assert state is not None and found is not None
+            last[part] = found
+            fed += state.fed
+            for place, row in enumerate(part):
+                rows[row] = [(state.viewed(place, 0, state.length(place)), state.length(place))]
+        joined = State.laid(self._decoder, rows)
+        joined.fed = fed
+        return joined, last
 
     def _feed(self, state: State | None, texts: Sequence[Tokens], starts: list[int], ends: list[int]) -> Scores | None:
         """Compute the tokens of each text from `start` to `end`, and count them."""
@@ -195,6 +225,24 @@ class Sharing:
                 del self._left[prefix]
                 if prefix in self._pins:
                     self.tree.unpin(self._pins.pop(prefix), drop=self._planned)
+
+
+def parted(counts: Sequence[int]) -> list[list[int]]:
+    """Which rows with so many tokens each are computed together, so that the least is paid.
+
+    A run of the model costs `PRICE` and as many tokens for each of its rows as its longest row has.
+    """
+    order = sorted(range(len(counts)), key=lambda row: counts[row])
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(order) + 1):
+        longest = counts[order[end - 1]]
+        best.append(min((best[start][0] + PRICE + longest * (end - start), start) for start in range(end)))
+    parts, end = [], len(order)
+    while end:
+        start = best[end][1]
+        parts.append(sorted(order[start:end]))
+        end = start
+    return parts[::-1]
 
 
 @dataclass(frozen=True)

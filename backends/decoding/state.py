@@ -145,8 +145,8 @@ class State:
         return made
 
     @staticmethod
-    def joined(states: Sequence[State]) -> State:
-        """A new state of all rows of several states of one decoder, in order.
+    def joined(states: Sequence[State], order: Sequence[int] | None = None) -> State:
+        """A new state of all rows of several states of one decoder, in order, or in that of `order`.
 
         Raises:
             InputError: the rows have different lengths and the model cannot tell them apart.
@@ -211,13 +211,18 @@ class State:
 
     def kept(self, row: int, start: int, end: int) -> list[Array]:
         """The caches of some tokens of a row, each with one row and a slot for each token, in memory of their own."""
+        return [one.copy() for one in self.viewed(row, start, end)]
+
+    def viewed(self, row: int, start: int, end: int) -> list[Array]:
+        """The same in the memory of this state, to be read before it is fed."""
         assert not self._lost.any()
-        first = self._slots - self.length(row) if self._at_end else 0
-        part = [Span(row, first + start, end - start)]
-        return [
-            moved(cache, port.batch, port.time, part, end - start, self._at_end)
-            for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True)
-        ]
+        first = start + (self._slots - self.length(row) if self._at_end else 0)
+        found = []
+        for cache, port in zip(self._caches, self.decoder.ports.caches, strict=True):
+            index = [slice(None)] * cache.ndim
+            index[port.batch], index[port.time] = slice(row, row + 1), slice(first, first + end - start)
+            found.append(cache[tuple(index)])
+        return found
 
     @property
     def _at_end(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -273,3 +273,27 @@ def test_models_of_several_rows_and_models_with_states_are_refused() -> None:
         sharing.grouped(fixed, [(1, 2)], 4, 1 << 20)
     with pytest.raises(InputError, match="is a state that no output is found to continue token by token"):
         opened("mamba-dynp")
+
+
+def test_rows_are_parted_so_that_the_least_is_paid() -> None:
+    def paid(counts: list[int], parts: list[list[int]]) -> int:
+        return sum(sharing.PRICE + len(rows) * max(counts[row] for row in rows) for rows in parts)
+
+    def divisions(rows: list[int]) -> Iterator[list[list[int]]]:
+        if not rows:
+            yield []
+            return
+        first, rest = rows[0], rows[1:]
+        for some in divisions(rest):
+            yield [[first], *some]
+            for at in range(len(some)):
+                yield [*some[:at], [first, *some[at]], *some[at + 1 :]]
+
+    assert sharing.parted([5, 200, 7, 190]) == [[0, 2], [1, 3]]
+    assert sharing.parted([5]) == [[0]] and sharing.parted([4, 4, 4]) == [[0, 1, 2]]
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        counts = list(map(int, random.integers(1, 60, 5)))
+        found = sharing.parted(counts)
+        assert sorted(row for rows in found for row in rows) == list(range(5))
+        assert paid(counts, found) == min(paid(counts, one) for one in divisions(list(range(5))))
