@@ -34,9 +34,7 @@ from burnish.tools.research import structures
 
 SLOW = pytest.mark.slow
 FAST = "llama-kv-dynp llama-kv-op23 genai-llama genai-window gemma-kv-ts-ort shared cached-gpt2".split()
-REST = (
-    "llama-kv-dynp-fuse llama-kv-ts gemma-kv-dynp gemma-kv-op23 qwen-op23 genai-qwen genai-mha genai-moe int8".split()
-)
+REST = "llama-kv-dynp-fuse llama-kv-ts gemma-kv-dynp gemma-kv-op23 qwen-op23 genai-qwen genai-mha genai-moe int8 fx".split()
 WAYS = ("grouped", "lru", "flops")
 
 
@@ -70,6 +68,8 @@ def opened(name: str) -> Decoder:
         sample = Sample("text", {str(value.name): given[str(value.name)] for value in model.graph.inputs})
         edits = one.propose(model, context_for(model, [sample]), Outcome(""))
         return open_decoder(lossy.apply(model, edits, [one])[0])
+    if name == "fx":  # a runner that writes into no array of ours
+        return open_decoder(oir.from_proto(structures.load("genai-llama")), runtime="fx")
     return open_decoder(oir.from_proto(structures.load(name)))
 
 

@@ -28,10 +28,20 @@ from burnish.tools.research.zoo_real import smollm2_folder
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS = RESULTS / "prefix.json"
 NAME = "a3-smollm2-kv"
-BATCH, ANSWER = 8, 8
+BATCH, ANSWER = 8, 4
 """Rows of a batch, tokens of an answer."""
-MEGABYTES = (20, 60, 180)
-MANY_MEGABYTES = (60, 180, 540, 1080)
+RUNS = (
+    ("off", 0),
+    ("lru", 20),
+    ("groups", 20),
+    ("lru", 60),
+    ("auto", 60),
+    ("groups", 60),
+    ("lru", 120),
+    ("off, again", 0),
+)
+"""Rules, and megabytes for what is held."""
+MANY_MEGABYTES = (60, 180, 540)
 RULES = ("lru", "flops, alpha 0.5", "flops, alpha 2", "auto", "groups")
 SYSTEM = (
     "You are an assistant for readers of the Python manual. Answer from the text that is given and from nothing else. "
@@ -112,15 +122,18 @@ def _run(decoder: Decoder, given: Sequence[Tokens], schedule: Schedule | None) -
 
 def _measure(decoder: Decoder, given: Sequence[Tokens], work: Work) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"runs": {}, "counted": {}}
-    runs = [("off", 0), *((rule, size) for size in MEGABYTES for rule in ("lru", "auto", "groups")), ("off, again", 0)]
-    for rule, size in runs:
+    for rule, size in RUNS:
         name = f"{rule} {size}"
         if name in found["runs"]:
             continue
         schedule = _schedule(decoder, given, rule, size * 10**6, work) if size else None
-        found["runs"][name] = {"rule": rule, "megabytes": size} | _run(decoder, given, schedule)
+        row = {"rule": rule, "megabytes": size} | _run(decoder, given, schedule)
+        answers = row.pop("answers")
+        expected = found.setdefault("answers", answers)
+        row["same"] = sum(one == other for one, other in zip(answers, expected, strict=True))
+        found["runs"][name] = row
         NUMBERS.write_text(json.dumps(found) + "\n")
-        print(name, {key: one for key, one in found["runs"][name].items() if key != "answers"}, flush=True)
+        print(name, row, flush=True)
     return found
 
 
@@ -197,11 +210,10 @@ def _page(found: dict[str, Any], given: Sequence[Tokens], documents: tuple[int, 
     )  # fmt: skip
     for row in runs:
         memory, most = (str(row["megabytes"]), f"{row['most'] / 1e6:.1f}") if row["megabytes"] else ("", "")
-        same = sum(one == other for one, other in zip(row["answers"], runs[0]["answers"], strict=True))
         text += (
             f"| {row['rule']} | {memory} | {most} | {row['computed']} | {row.get('predicted', '')} "
             f"| {100 * (1 - row['computed'] / sum(lengths)):.0f} % | {row['seconds']['prompts']:.1f} "
-            f"| {row['seconds']['all']:.1f} | {same} of {len(given)} |\n"
+            f"| {row['seconds']['all']:.1f} | {row['same']} of {len(given)} |\n"
         )
     alphas = sorted({row["alpha"] for row in runs if row["rule"] == "auto"})
     kept = (
@@ -223,7 +235,7 @@ def _page(found: dict[str, Any], given: Sequence[Tokens], documents: tuple[int, 
     return text + _END
 
 
-def main(folder: Path, count: int = 96, documents: int = 8, many: int = 2000, texts: int = 40) -> None:
+def main(folder: Path, count: int = 48, documents: int = 5, many: int = 1000, texts: int = 40) -> None:
     """Measure what is missing, and write the page."""
     from tokenizers import Tokenizer
 
