@@ -145,8 +145,8 @@ class State:
         return made
 
     @staticmethod
-    def joined(states: Sequence[State], order: Sequence[int] | None = None) -> State:
-        """A new state of all rows of several states of one decoder, in order, or in that of `order`.
+    def joined(states: Sequence[State]) -> State:
+        """A new state of all rows of several states of one decoder, in order.
 
         Raises:
             InputError: the rows have different lengths and the model cannot tell them apart.

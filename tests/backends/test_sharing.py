@@ -34,7 +34,9 @@ from burnish.tools.research import structures
 
 SLOW = pytest.mark.slow
 FAST = "llama-kv-dynp llama-kv-op23 genai-llama genai-window gemma-kv-ts-ort shared cached-gpt2".split()
-REST = "llama-kv-dynp-fuse llama-kv-ts gemma-kv-dynp gemma-kv-op23 qwen-op23 genai-qwen genai-mha genai-moe int8 fx".split()
+REST = """
+    llama-kv-dynp-fuse llama-kv-ts gemma-kv-dynp gemma-kv-op23 qwen-op23 genai-qwen genai-mha genai-moe int8 fx
+""".split()
 WAYS = ("grouped", "lru", "flops")
 
 

@@ -127,7 +127,7 @@ def _measure(decoder: Decoder, given: Sequence[Tokens], work: Work) -> dict[str,
         if name in found["runs"]:
             continue
         schedule = _schedule(decoder, given, rule, size * 10**6, work) if size else None
-        row = {"rule": rule, "megabytes": size} | _run(decoder, given, schedule)
+        row: dict[str, Any] = {"rule": rule, "megabytes": size} | _run(decoder, given, schedule)
         answers = row.pop("answers")
         expected = found.setdefault("answers", answers)
         row["same"] = sum(one == other for one, other in zip(answers, expected, strict=True))
