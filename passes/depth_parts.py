@@ -46,7 +46,7 @@ class DropBranches(LossyPass):
                 outcome.skip(block.nodes[-1], f"block {block.index}: {one}")
         if not found and not outcome.skipped:
             raise InputError(f"no block of the model has {self.what}", hint="see `burnish inspect --blocks`")
-        return self._edits(model, structure, found, context.dims)
+        return self.edits_of(model, structure, found, context.dims)
 
     def asked(self, model: oir.Model, outcome: Outcome) -> list[Edit]:
         if not self.blocks:
@@ -61,15 +61,16 @@ class DropBranches(LossyPass):
         reason = depth_branches.obstacle(structure, found)
         if reason is not None:
             raise InputError(reason, place=place)
-        return self._edits(model, structure, found, {})
+        return self.edits_of(model, structure, found, {})
 
     def _possible(self, structure: Structure, block: Block) -> Branch | str | None:
         one = self.branch(block)
         return (depth_branches.obstacle(structure, [one]) or one) if isinstance(one, Branch) else one
 
-    def _edits(
+    def edits_of(
         self, model: oir.Model, structure: Structure, branches: Sequence[Branch], dims: Mapping[str, int]
     ) -> list[Edit]:
+        """The edits that take out these branches of a model, one for each; `dims` are its symbolic sizes."""
         ledger, spec = Ledger(model, dims), catalog.spec(self)
         return [
             Edit(

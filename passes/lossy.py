@@ -20,6 +20,7 @@ from burnish.ir.samples import Sample
 from burnish.passes import catalog
 from burnish.passes.base import Outcome, Pass
 from burnish.passes.protocols import Executor, Observer
+from burnish.passes.routers import Routes
 from burnish.passes.sites import Keep
 
 Keeps = Callable[[oir.Model, Mapping[str, tuple[oir.Value, int | None]]], Mapping[str, Keep | str | None]]
@@ -93,6 +94,7 @@ class Context:
         observe: makes an observer for a model.
         keeps: says which rows of a value are no padding.
         gradients: of the task's loss; None where torch is missing.
+        routes: learns routers of gates; None where torch is missing.
         dims: the sizes that the largest sample gives to symbolic dimensions, for multiply-adds.
     """
 
@@ -101,6 +103,7 @@ class Context:
     observe: Callable[[oir.Model], Observer]
     keeps: Keeps
     gradients: Gradients | None = None
+    routes: Routes | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -119,6 +122,8 @@ class LossyPass(Pass):
         prepare: exact passes, as a recipe names them, that are to run before the normal form is closed: what an edit
             would otherwise have to leave alone.
         saves: its edits are to save bytes or time; one that only shows what others would lose saves nothing.
+        by_row: what its edits save differs from row to row: the result is timed on rows one by one, and is not written
+            where it is slower.
         ports: whether it adds inputs and outputs, which samples of the original lack; it is made without samples then.
     """
 
@@ -126,6 +131,7 @@ class LossyPass(Pass):
     prepare: ClassVar[tuple[str, ...]] = ()
     ports: ClassVar[bool] = False
     saves: ClassVar[bool] = True
+    by_row: ClassVar[bool] = False
 
     @property
     def decided(self) -> bool:

@@ -342,7 +342,7 @@ def optimize(
             judge = ort_judge(todo.target)
             written = _open(stage[0].path, todo.target, False) if stage else judge.execute(proof.run.model)
             run = judge.execute
-            reduced.measure_written(written, proof.run.model, judge.clock, lambda one: closing(run(one)))
+            reduced.measure_written(written, proof.run.model, judge.clock, lambda one: closing(run(one)), todo.guard)
             written.close()
             reduced.look_up_kernels(proof.run.model, todo.target)
         config = file.parent / genai_config.NAME if file is not None else None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as oir
 
+from burnish.backends.fx.healing_rows import rows
 from burnish.ir import weights
 from burnish.ir.edit import name_nodes, sources
 from burnish.ir.errors import BudgetError
@@ -34,8 +36,26 @@ ROUNDING = 1e-6
 """The part of the metric by which the exact passes behind the edits may change it by rounding."""
 
 
+ROWS = 16
+"""Rows that a model is timed on whose time depends on the row."""
+
 QUANTIZED = 40
 """The order of passes that put numbers of fewer bits."""
+
+
+@dataclass(frozen=True)
+class _Each:
+    """A runner that runs several samples in turn, whatever it is given."""
+
+    runner: Runner
+    samples: Sequence[Mapping[str, np.ndarray]]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of the last one."""
+        return [self.runner.run(one) for one in self.samples][-1]
+
+    def close(self) -> None:
+        """Nothing: the runner is not its own."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,7 @@ class Lossy:
         model: oir.Model,
         clock: Clock,
         original: Callable[[oir.Model], AbstractContextManager[Runner]] | None,
+        guard: Collection[str] = (),
     ) -> None:
         """Measure what is written: its loss on the held-out samples, and its time beside the original's.
 
@@ -221,6 +242,7 @@ class Lossy:
             model: what is written.
             clock: times the two.
             original: gives a runner of the model without edits, to be timed beside it; None to time nothing.
+            guard: what no pass may make worse.
 
         Raises:
             BudgetError: it loses more than is allowed, although its plan did not before the exact passes behind it, or
@@ -241,8 +263,20 @@ class Lossy:
         same = all(given.get(name) is array for name, array in sample.feeds.items())
         if original is None or not same or len(given) > len(sample.feeds):
             return
+        by_row = any(one.by_row for one in self.judged.passes)
+        parts = rows(self.judged.samples, self.judged.model)[0][:ROWS] if by_row else []
         with original(self.judged.model) as rival:
-            self.latency, self.timed = clock(rival, runner, sample.feeds), sample.name
+            if len(parts) > 1:
+                one, other = (_Each(each, [part.feeds for part in parts]) for each in (rival, runner))
+                self.latency, self.timed = clock(one, other, {}), f"{len(parts)} rows, one after the other"
+            else:
+                self.latency, self.timed = clock(rival, runner, sample.feeds), sample.name
+        if self.edits and by_row and "latency" in guard and self.latency.slower:
+            raise BudgetError(
+                f"what would be written takes {self.latency.ratio:.3g} times as long as the model without edits"
+                f" ({self.latency.low:.3g} to {self.latency.high:.3g}) on {self.timed}: it costs more than it saves",
+                hint="skip more, drop what is nearly always skipped with `form=static`, or write it with `--guard off`",
+            )
         if self.edits and self.budget.objective == "latency" and self.latency.slower:
             raise BudgetError(
                 f"what would be written takes {self.latency.ratio:.3g} times as long as the model without edits"

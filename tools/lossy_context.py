@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from burnish.passes.book import Book
     from burnish.passes.latency import Timed, Timer
     from burnish.passes.lossy import Context, Edit, LossyPass
+    from burnish.passes.routers import Routed, Routing
     from burnish.passes.score_store import Store
     from burnish.tools.compiled_times import KernelTiming
 
@@ -40,6 +41,7 @@ def context_for(
         observe=lambda one: OrtObserver(one, threads=threads, target=target, book=book),
         keeps=keeps_of,
         gradients=_gradients if find_spec("torch") is not None else None,
+        routes=_routes if find_spec("torch") is not None else None,
         dims=cost.dims_of(model, largest(samples).feeds),
     )
 
@@ -119,3 +121,11 @@ def _gradients(model: oir.Model, samples: Sequence[Sample]) -> Mapping[str, np.n
     from burnish.tools.observe import keeps_of
 
     return gradients(model, samples, keeps_of)
+
+
+def _routes(model: oir.Model, wanted: Routing, samples: Sequence[Sample]) -> Routed:
+    """Routers that were learned in torch, which is imported when they are asked for."""
+    from burnish.backends.fx.routing import route
+    from burnish.tools.observe import keeps_of
+
+    return route(model, wanted, samples, keeps_of)
