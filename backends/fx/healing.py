@@ -17,6 +17,7 @@ from burnish.backends.fx import bridge
 from burnish.backends.fx import healing_factors as factors
 from burnish.backends.fx import healing_weights as weights
 from burnish.backends.fx.bridge import bridge_of
+from burnish.backends.fx.healing_codes import Codebooks
 from burnish.backends.fx.healing_fading import FadingParts
 from burnish.backends.fx.healing_features import counterparts, ports
 from burnish.backends.fx.healing_integers import Integers
@@ -91,7 +92,8 @@ def heal(
         loop = run.loop(file, started)
         loop.run(on_step)
         state, ended = loop.state, loop.ended
-        model, written, before, after = student, list[str](), state.first, state.best
+        model, written, after = student, list[str](), state.best
+        before = state.first if run.first is None else run.first
         if after < before:
             model = patient.clone()
             written = run.write(model)
@@ -144,8 +146,9 @@ class _Run:
         self._goal = Goal(options, Task(teacher, self._teacher, keeps), teacher, student, keeps)
         self._fading = FadingParts(student, self.module, options.momentum, keeps)
         self._values = self._fading.without_statistics(weights.trainable(student, self.module))
+        self.codebooks = Codebooks(student, self.module, options.codebooks, options.commitment)
         self.integers = Integers(student, self.module, teacher)
-        held = self.integers.scales
+        held = self.integers.scales | self.codebooks.held
         self._values = {path: value for path, value in self._values.items() if value not in held}
         self._values |= self.integers.values
         self._pairs = factors.pairs(student, self._values)
@@ -166,15 +169,26 @@ class _Run:
         self.parameters = self._chosen(student, blocks)
         self.trained = sum(parameter.numel() for parameter in self.parameters.values())
         self.parameters |= self._fading.statistics()
-        self._own = Trained(
-            self.module, self._wanted[0] | self._streams.student, set(self.parameters), limit, self._ports
-        )
+        self._own = self._trained(limit)
+        self.first: float | None = None
+        if self.codebooks:
+            if options.revive:
+                with torch.no_grad():
+                    self.first = mean(map(partial(self.losses, False), range(len(self._batches.held_out))), self._ranks)
+            seed = options.seed if options.revive else None
+            self.codebooks.measure((self._own(sample, key) for key, sample in self._first()), self._ranks, seed)
+            self._own = self._trained(limit)
         self.integers.check([*self._wanted[0].values(), *self._streams.student.values()], set(self.parameters))
         self._measure_streams(end)
         if options.memory is not None:
             marks = {node.name for node in self._ends if node is not None}
             largest = max(self._first(None), key=lambda one: sum(array.size for array in one[1].feeds.values()))
             self._own.limit(marks, options.memory, largest[1], largest[0])
+
+    def _trained(self, limit: int) -> Trained:
+        """The student as a function, which keeps nothing yet."""
+        wanted = self._wanted[0] | self._streams.student
+        return Trained(self.module, wanted, set(self.parameters), limit, self._ports)
 
     def _first(self, count: int | None = _MEASURED) -> list[tuple[Any, Sample]]:
         """Some samples of training with their keys, all of them for None."""
@@ -210,15 +224,16 @@ class _Run:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Why integers were not trained, each with the node that reads them."""
-        return tuple(f"{match.describe(node)}: {reason}" for node, reason in self.integers.refused.items())
+        """Why integers and codebooks were not trained, each with the node that reads them."""
+        refused = self.integers.refused | self.codebooks.refused
+        return tuple(f"{match.describe(node)}: {reason}" for node, reason in refused.items())
 
     def write(self, model: oir.Model) -> list[str]:
         """Put what was trained into a copy of the student; the module is not to be run afterwards."""
         if self._changed:
             merge_changes(self.module, self._changed)
         self.integers.finish()
-        return [*write_back(self.module.cpu(), model), *self.integers.write(model)]
+        return [*write_back(self.module.cpu(), model), *self.integers.write(model), *self.codebooks.write(model)]
 
     def measured(self, model: oir.Model) -> float:
         """The loss of a student on the held-out rows, as ONNX Runtime computes it."""
@@ -245,6 +260,9 @@ class _Run:
         total = [Term(torch.zeros(()), 0.0) for _ in range(self._goal.parts)]
         if features:
             total.append(Term(torch.zeros(()), 0.0, features))
+        searches = training and bool(self.codebooks)
+        if searches:
+            total.append(Term(torch.zeros(()), 0.0))
         for k, sample in enumerate(batch):
             key = (training, number, k)
             theirs = self._theirs(sample, key) if self._goal.distils or features else {}
@@ -252,6 +270,8 @@ class _Run:
             terms = self._goal.terms(own, theirs, sample)
             if features:
                 terms.append(self._streams.term(own, theirs, sample))
+            if searches:
+                terms.append(self.codebooks.term())
             total = [mine + term for mine, term in zip(total, terms, strict=True)]
         if training:
             self._fading.average(self._ranks.total)
@@ -276,7 +296,7 @@ class _Run:
                 f"there is nothing to train: it has no {missing.get(options.train, 'weights of its own there')}",
                 place=f"heal, `train={options.train}`",
             )
-        paths = list(dict.fromkeys([*paths, *self._fading.paths]))
+        paths = list(dict.fromkeys([*paths, *self._fading.paths, *self.codebooks.paths]))
         left = self.integers.close({*paths, *self._changed})
         paths = [path for path in paths if path not in left]
         self._prepare_factors(set(paths))

@@ -38,6 +38,11 @@ class HealOptions:
         fade: share of the budget in which norms that `replace-norm` has replaced fade out, along a line, so that the
             student begins as the original (arXiv:2405.11582); 0 for at once.
         momentum: share of a step's statistics in those that replaced norms keep; 0 keeps the ones that they begin with.
+        codebooks: how the codes of codebooks are trained: `direct` each by itself; `linear` all through one matrix and
+            one vector, which are folded into them in the end (SimVQ, arXiv:2411.02038); `frozen` not at all. Gradients
+            pass the search for the nearest straight through (arXiv:1711.00937).
+        revive: first let queries be the codes that no row of the first batches chooses (arXiv:2005.00341).
+        commitment: how much queries are drawn to their codes, relative to codes to queries.
         memory: bytes of activations that may be held for the gradients of one step; blocks are computed twice where
             they would take more. None for no limit.
         cache: bytes of values of frozen layers and of the original that may be kept from step to step.
@@ -67,6 +72,9 @@ class HealOptions:
     noise: float = 0.0
     fade: float = 0.5
     momentum: float = 0.1
+    codebooks: Literal["direct", "linear", "frozen"] = "direct"
+    revive: bool = False
+    commitment: float = 0.25
     memory: int | None = None
     cache: int = 2 << 30
     batch: int = 8
@@ -87,13 +95,16 @@ class HealOptions:
         Raises:
             InputError: one of them does not.
         """
-        choices = {"loss": ("distil", "task", "both"), "train": ("all", "factors", "last", "blocks", "lora")}
+        choices = {
+            "loss": ("distil", "task", "both"), "train": ("all", "factors", "last", "blocks", "lora"),
+            "codebooks": ("linear", "direct", "frozen"),
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"`{name}` is `{getattr(self, name)}`", place="heal", hint=f"give {_or(allowed)}")
         least = {
             "temperature": 1e-3, "features": 0, "filters": 0, "blocks": 1, "rank": 1, "alpha": 0, "frobenius": 0,
-            "fade": 0, "momentum": 0,
+            "fade": 0, "momentum": 0, "commitment": 0,
             "noise": 0, "memory": 1, "cache": 0, "batch": 1, "rate": 0, "warm_up": 0, "clip": 0, "held_out": 0,
             "evaluations": 1, "patience": 1, "steps": 1, "minutes": 0, "seed": 0,
         }  # fmt: skip
@@ -169,7 +180,7 @@ class Healed:
         history: after each evaluation the step, the mean loss of the steps since the one before, and that on held-out
             rows.
         checkpoint: the file from which the same call has the result at once; None where none was asked for.
-        frozen: integers that cannot be trained, by the nodes that read them, each with the reason.
+        frozen: integers and codebooks that cannot be trained, by the nodes that read them, each with the reason.
     """
 
     model: oir.Model
