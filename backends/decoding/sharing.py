@@ -131,6 +131,24 @@ class Sharing:
         """Compute a batch: its state and scores; None where it is only counted."""
         self.counts.prompts += sum(map(len, prompts))
         uses = [self._uses[prompt] for prompt in prompts] if self._planned else self._own(prompts)
+        # What a row goes on from stays until the row is held itself.
+        pins = [] if self._planned else [self.tree.pin(prompt[:-1]) for prompt in prompts]
+        try:
+            state, scores = self._computed(prompts, uses)
+            for row, prompt in enumerate(() if self._planned else prompts):
+                self.tree.unpin(pins.pop(0))
+                self._add(prompt, state, row)
+        finally:
+            for node in pins:
+                self.tree.unpin(node)
+        self.counts.most, self.counts.evicted = self.tree.most, self.tree.evicted
+        if state is None or scores is None:
+            return None
+        state.fed, self._fed = state.fed + self._fed, 0
+        return state, scores
+
+    def _computed(self, prompts: Sequence[Tokens], uses: list[list[Tokens]]) -> tuple[State | None, Scores | None]:
+        """The beginnings of a batch first, then its rows: those with few and those with many tokens left apart."""
         try:
             for prefix in sorted({one for each in uses for one in each}, key=len):
                 self._hold(prefix)
@@ -143,14 +161,7 @@ class Sharing:
         for rows, state in zip(parts, begun, strict=True):
             ends = [len(prompts[row]) for row in rows]
             found.append(self._feed(state, [prompts[row] for row in rows], [starts[row] for row in rows], ends))
-        state, scores = self._joined(begun, found, parts)
-        for row, prompt in enumerate(() if self._planned else prompts):
-            self._add(prompt, state, row)
-        self.counts.most, self.counts.evicted = self.tree.most, self.tree.evicted
-        if state is None or scores is None:
-            return None
-        state.fed, self._fed = state.fed + self._fed, 0
-        return state, scores
+        return self._joined(begun, found, parts)
 
     def _own(self, prompts: Sequence[Tokens]) -> list[list[Tokens]]:
         """What the prompts of a batch have in common that is not held."""
