@@ -267,6 +267,27 @@ def _skips(made: _Maker, model: oir.Model, place: Place, router: Router, padding
     return made("Or", [made("And", [fresh, skip]), made("And", [made("Not", [fresh]), held])])
 
 
+def decides(model: oir.Model) -> bool:
+    """Whether the first tokens of a row decide what a decoder computes: an If gives a cache, and past keys choose."""
+    pasts = set(model.graph.inputs)
+    for value in model.graph.outputs:
+        node = value.producer()
+        if node is None or not is_op(node, "If") or match.rank(value) in (None, 0, 1):
+            continue
+        pending, seen = [node.inputs[0]], set[oir.Value]()
+        while pending:
+            one = pending.pop()
+            if one is None or one in seen:
+                continue
+            seen.add(one)
+            if one in pasts and (match.rank(one) or 0) >= 3:
+                return True
+            above = one.producer()
+            if above is not None and not is_op(above, "Shape", "Size"):
+                pending += above.inputs
+    return False
+
+
 class _Maker:
     """Writes nodes before the join of a branch or, where a graph is given, at its end."""
 

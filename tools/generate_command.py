@@ -343,7 +343,10 @@ def _checked(decoder: Decoder, ask: Ask | None) -> int:
     out.print(f"difference  {found.difference:.2g} of scores up to {found.scale:.3g} ({found.worst})")
     out.print(f"allowed     {allowed:.0e} of the largest score")
     out.print(f"batches     {'rows of any lengths' if decoder.mixes else 'rows of one length'}")
+    if decoder.ports.decides:
+        out.print("decisions   by the first tokens of a row, which are given at once")
     if ids is not None:
-        at_once, stepwise = perplexity(decoder, [ids[0]]), perplexity(decoder, [ids[0]], piece=1)
+        first = ids.shape[1] // 2 if decoder.ports.decides else 0
+        at_once, stepwise = (perplexity(decoder, [ids[0]], piece=piece, first=first) for piece in (None, 1))
         out.print(f"perplexity  {at_once:.5g} at once, {stepwise:.5g} token by token")
     return int(not found.relative <= allowed)

@@ -223,15 +223,16 @@ def tell(
 def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> tuple[State, NDArray[np.float32]]:
     """A state that remembers the prompts, and the scores of the token after each, float32 [rows, vocabulary].
 
-    Where caches have a budget, one prompt is computed after the other, and only what is kept of it is held meanwhile.
+    Where caches have a budget, one prompt is computed after the other, and only what is kept of it is held meanwhile;
+    likewise where each prompt decides what is computed, since what all prompts of a batch can do without is little.
     """
-    if decoder.keeper is None:
+    if decoder.keeper is None and (decoder.ports.rows not in (None, 1) or not decoder.ports.decides):
         state = decoder.start(len(prompts))
         return state, fed(state, prompts)
     states, scores = [], []
     for prompt in prompts:
         state = decoder.start()
-        scores.append(fed(state, [prompt], decoder.keeper.budget.window))
+        scores.append(fed(state, [prompt], 1 if decoder.keeper is None else decoder.keeper.budget.window))
         state.release()
         states.append(state)
     return State.joined(states) if len(states) > 1 else states[0], np.concatenate(scores)
@@ -241,11 +242,12 @@ def fed(state: State, texts: Sequence[Sequence[int]], least: int = 1) -> NDArray
     """Add a text to each row of a state: the scores of the token after each, float32 [rows, vocabulary].
 
     Long texts are computed in pieces, so that the scores of their tokens, which nobody reads, take little memory. The
-    last piece of several has at least so many tokens.
+    last piece of several has at least so many tokens. What decides for all later tokens is computed at once.
     """
     ids, keep = padded(texts)
     rows, longest = ids.shape
     piece = max(16, min(512, _PIECE_BYTES // (4 * rows * (state.decoder.ports.vocabulary or 1 << 16))))
+    piece = longest if state.decoder.ports.decides else piece
     last = np.zeros((rows, 0), np.float32)
     starts = [start for start in range(0, longest, piece) if start == 0 or longest - start >= least]
     for start, end in zip(starts, [*starts[1:], longest], strict=True):

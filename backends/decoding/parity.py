@@ -67,6 +67,8 @@ def parity(decoder: Decoder, *, length: int = 12, pads: int = 3, seed: int = 0, 
     Single rows, in two pieces at several places and token by token, so that several past lengths occur; and, where the
     model can tell rows of different lengths apart, two rows of which one has padding before it, likewise.
 
+    A model that decides by the first tokens of a row is given some of them at once in all ways, more than are padding.
+
     Args:
         decoder: what computes.
         length: tokens of the text, at least 4.
@@ -78,11 +80,30 @@ def parity(decoder: Decoder, *, length: int = 12, pads: int = 3, seed: int = 0, 
         random = np.random.default_rng(seed)
         ids = random.integers(1, decoder.ports.vocabulary or 100, (2, length))
     length = ids.shape[1]
+    found = Parity(-1.0, 0.0, "")
+    if not decoder.ports.decides:
+        return _parity(decoder, ids, pads, 0, found)
+    pads = min(pads, length // 2 - 1)
+    for first in dict.fromkeys((pads + 1, (pads + length) // 2)):
+        found = _parity(decoder, ids, pads, first, found)
+    return found
+
+
+def _parity(decoder: Decoder, ids: Tokens, pads: int, first: int, known: Parity) -> Parity:
+    """The worse of what is known and of all ways whose first piece has so many tokens, or more where that is 0."""
+    length = ids.shape[1]
     texts = [ids[:1], ids[1:, pads:]]
-    whole = [in_pieces(decoder, text, []) for text in texts]
-    scale = max(float(np.abs(one).max()) for one in whole)
-    worst, largest = "", -1.0
-    ways = {"token by token": list(range(1, length)), **{f"cut at {c}": [c] for c in (1, length // 2, length - 1)}}
+    whole = [
+        in_pieces(decoder, text, [first - skipped] if first else [])
+        for text, skipped in zip(texts, (0, pads), strict=True)
+    ]
+    scale = max(known.scale, *(float(np.abs(one).max()) for one in whole))
+    worst, largest = known.worst, known.difference
+    places = [place for place in (1, length // 2, length - 1) if place > first]
+    ways = {
+        "token by token": list(range(max(first, 1), length)),
+        **{f"cut at {place}": [place] if not first else [first, place] for place in places},
+    }
 
     def compare(found: np.ndarray, row: int, way: str) -> None:
         nonlocal worst, largest
@@ -96,7 +117,7 @@ def parity(decoder: Decoder, *, length: int = 12, pads: int = 3, seed: int = 0, 
     if decoder.mixes:
         keep = np.ones(ids.shape, bool)
         keep[1, :pads] = False
-        for way, cuts in {"at once": [], **ways}.items():
+        for way, cuts in {"at once": [first] if first else [], **ways}.items():
             found = in_pieces(decoder, ids, cuts, keep)
             compare(found[0], 0, f"batch 2, {way}")
             compare(found[1, pads:], 1, f"batch 2, padded row, {way}")
@@ -116,7 +137,8 @@ def ensure(decoder: Decoder) -> None:
     ids = (np.arange(1, 7) % (decoder.ports.vocabulary or 7))[None]
     if decoder.ports.rows not in (None, 1) or (decoder.limit or 6) < 6:
         return
-    whole, pieces = (in_pieces(decoder, ids, cuts)[:, -1] for cuts in ([], [3, 4, 5]))
+    at_once = [3] if decoder.ports.decides else []
+    whole, pieces = (in_pieces(decoder, ids, cuts)[:, -1] for cuts in (at_once, [3, 4, 5]))
     apart, scale = float(np.abs(whole - pieces).max()), float(np.abs(whole).max())
     if not apart <= _NOTHING * scale:
         raise InputError(
@@ -126,17 +148,18 @@ def ensure(decoder: Decoder) -> None:
         )
 
 
-def perplexity(decoder: Decoder, texts: Sequence[Tokens], *, piece: int | None = None) -> float:
+def perplexity(decoder: Decoder, texts: Sequence[Tokens], *, piece: int | None = None, first: int = 0) -> float:
     """Exponential of the mean negative log likelihood of each next token of all texts; lower is better.
 
     Args:
         decoder: what computes.
         texts: token ids [n], n at least 2.
         piece: tokens fed at once, with the caches of those before; None feeds a text at once.
+        first: tokens that are fed at once before these; 0 for none.
     """
     losses = []
     for text in texts:
         step = len(text) if piece is None else piece
-        scores = in_pieces(decoder, text[None], list(range(step, len(text), step)))
+        scores = in_pieces(decoder, text[None], list(range(first or step, len(text), step)))
         losses.append(negative_log_likelihoods(scores[0, :-1], text[1:]))
     return float(np.exp(np.concatenate(losses).mean()))

@@ -17,7 +17,7 @@ from burnish.ir.views.cache import Port
 from burnish.ir.views.state import states
 from burnish.ir.walk import is_op, walk
 from burnish.ir.weights import tensor_of
-from burnish.passes import kv_budget
+from burnish.passes import gates, kv_budget
 
 _GROUPED = "GroupQueryAttention"
 _MICROSOFT = "com.microsoft"
@@ -101,6 +101,7 @@ class Ports:
         packing: where the tokens of a row lie in a cache that is longer than the row: at its "end", or at its "start"
             (com.microsoft GroupQueryAttention, which is silently wrong for rows with padding before them), or
             "" where rows of different lengths cannot be mixed.
+        decides: the first tokens of a row decide what is computed of all, so that they have to be given at once.
     """
 
     inputs: tuple[InputPort, ...]
@@ -111,6 +112,7 @@ class Ports:
     rows: int | None
     last_only: bool
     packing: Literal["end", "start", ""]
+    decides: bool = False
 
 
 def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
@@ -146,7 +148,8 @@ def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
     if budget is not None and packing != "end":
         raise InputError("its caches have budgets, which needs an input with a mask and attention that reads it")
     last_only = scored == 1 and ids[0].shape[1] != 1
-    return Ports(inputs, caches, logits, meanings[ids[0].name].rows, limit, rows, last_only, packing)
+    words = meanings[ids[0].name].rows
+    return Ports(inputs, caches, logits, words, limit, rows, last_only, packing, gates.decides(model))
 
 
 def _caches(

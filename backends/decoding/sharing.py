@@ -31,11 +31,17 @@ class Caches:
         """
         Raises:
             InputError: the model is made for several rows, so that no beginning can be computed alone, or its caches
-                have budgets, so that they do not hold every token.
+                have budgets, so that they do not hold every token, or prompts decide as a whole what is computed.
         """
         if decoder.keeper is not None:
             raise InputError(
                 "the caches of the model have budgets, and beginnings of prompts are whole",
+                place=decoder.name,
+                hint="leave out `--prefix-memory`",
+            )
+        if decoder.ports.decides:
+            raise InputError(
+                "a prompt decides as a whole what the model computes, so nothing is computed of its beginning alone",
                 place=decoder.name,
                 hint="leave out `--prefix-memory`",
             )

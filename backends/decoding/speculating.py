@@ -66,6 +66,8 @@ def _check_caches(decoder: Decoder, draft: Decoder) -> None:
         cause = f"its {len(layouts[1])} caches are not laid out as the {len(layouts[0])} of the model"
     elif decoder.keeper is not None or draft.keeper is not None:
         cause = "the caches of one of them have budgets"
+    elif decoder.ports.decides or draft.ports.decides:
+        cause = "one of them decides by the prompt which of its caches it computes"
     elif draft.limit is not None and (decoder.limit is None or decoder.limit > draft.limit):
         cause = f"it has positions for {draft.limit} tokens only"
     if cause:

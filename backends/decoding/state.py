@@ -273,13 +273,15 @@ class State:
 
         Rows with fewer tokens than the longest are computed with more, behind them, which no earlier token sees, and
         which are dropped. Rows go one by one where that cannot be: there is no place for more, the model scores the
-        last token only, or com.microsoft GroupQueryAttention has several tokens behind a cache.
+        last token only, or decides by the first tokens of a row, or com.microsoft GroupQueryAttention has several
+        tokens behind a cache.
         """
         decoder, new = self.decoder, tokens.shape[1]
         ragged = bool(np.any(counts != new))
         full = decoder.limit is not None and int(self.lengths.max()) + new > decoder.limit
         behind = not self._at_end and new > 1 and bool(self.lengths.any())
-        if self.rows > 1 and (behind or (ragged and (full or decoder.ports.last_only))):
+        decides = decoder.ports.decides and not self.lengths.all()
+        if self.rows > 1 and (behind or (ragged and (full or decides or decoder.ports.last_only))):
             return self._one_by_one(tokens, counts)
         after = self.lengths + counts
         scores = self._scores(self._call(tokens), new)
