@@ -56,11 +56,12 @@ class BudgetKv(LossyPass):
             raise InputError(f"`pool` is {self.pool}", place=place, hint="give an odd number, 1 for no average")
         if not 0 < self.share < 1 or not 0 <= self.floor <= 1:
             raise InputError("`share` and `floor` are parts of 1", place=place, hint="such as 0.9 and 0.2")
-        kept = self._amount()
+        kept = self.amount()
         if kept.number <= 0 or not kept.relative and kept.number != int(kept.number):
             raise InputError(f"`keep={self.keep}` keeps nothing that can be counted", place=place, hint=_KEEP)
 
-    def _amount(self) -> Amount:
+    def amount(self) -> Amount:
+        """What `keep` says."""
         try:
             found = amount(self.keep, "--max-size")
         except InputError as error:
@@ -109,7 +110,7 @@ class BudgetKv(LossyPass):
     def _edits(self, model: oir.Model, groups: Sequence[Group], weights: Sequence[float]) -> list[Edit]:
         if not groups:
             return []
-        kept = kv_budget.shares(weights, self._amount(), self.floor)
+        kept = kv_budget.shares(weights, self.amount(), self.floor)
         copy, numbers = model.clone(), [one.owner.index for one in groups]
         cuts = Cuts(KeyLayers(copy))
         cuts.apply([one for one in cuts.groups if one.owner.index in numbers], self.window)
@@ -132,7 +133,7 @@ class BudgetKv(LossyPass):
                 BudgetedCache(_names(one.past), _names(one.present), seen, int(keep))
                 for one, seen, keep in zip(groups, queries, edit.payload["keep"], strict=True)
             ]
-            kv_budget.write(model, Budget(hidden, self.window, self.pool, self._amount().relative, tuple(caches)))
+            kv_budget.write(model, Budget(hidden, self.window, self.pool, self.amount().relative, tuple(caches)))
 
 
 _KEEP = "write `keep=20%` for a part of the prompt, or `keep=256` for so many tokens"

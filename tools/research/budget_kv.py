@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import chain
 from typing import Any
@@ -23,10 +23,11 @@ from burnish.backends.decoding.state import State
 from burnish.backends.ort.session import executor
 from burnish.backends.ort.writing import OrtEngine
 from burnish.ir.samples import Sample
-from burnish.passes import catalog, kv_budget, kv_compress
+from burnish.passes import catalog, kv_budget, kv_compress, kv_needs
 from burnish.passes.base import Outcome
+from burnish.passes.kv.budget_kv import BudgetKv
 from burnish.passes.kv_budget import Budget
-from burnish.passes.lossy import LossyPass
+from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.metrics import negative_log_likelihoods
 from burnish.tools.decoders import open_decoder
 from burnish.tools.lossy_context import context_for
@@ -35,14 +36,15 @@ from burnish.tools.research.depth import FOLDER, Numbers, normal
 
 NUMBERS, PAGE = FOLDER / "budget-kv.json", FOLDER / "budget-kv.md"
 MODEL = "a3-smollm2-kv"
-PROMPT, MORE, ASKED = 1024, 128, 64
+PROMPT, MORE, ASKED = 1024, 65, 64
 """Tokens of a prompt, of the text behind it, and of the passage of the prompt that is begun again at its end."""
 
-TEXTS, FITTED, EACH = 48, 8, 16
+TEXTS, FITTED, EACH = 48, 4, 16
 """Prompts that judge, prompts that budgets are fitted to, and prompts of one topic of the manual at most."""
 
 KEEPS = ("20%", "50%")
 RULES = ("uniform", "mass", "cosine")
+MEASURED: tuple[kv_needs.By, ...] = ("mass", "cosine")
 SINKS = 4
 
 
@@ -83,19 +85,20 @@ def sample(ids: np.ndarray) -> Sample:
     return Sample("text", feeds | {"input_ids": ids[None]})
 
 
-def parsed(keep: str, by: str) -> LossyPass:
+def parsed(keep: str, by: str) -> BudgetKv:
     """The pass."""
     (one,) = catalog.parse(f"budget-kv{{keep={keep};by={by}}}")
-    assert isinstance(one, LossyPass)
+    assert isinstance(one, BudgetKv)
     return one
 
 
-def fitted(keep: str, by: str) -> list[int]:
-    """What each cache keeps, in millionths of the prompt."""
-    model = normal(MODEL)
+def needed(by: kv_needs.By) -> list[float]:
+    """What each layer needs, as a part of the prompt."""
+    model, one = normal(MODEL), parsed("20%", by)
     context = context_for(model, [sample(ids[:PROMPT]) for ids in texts()[1]])
-    (edit,) = parsed(keep, by).propose(model, context, Outcome("budget-kv"))
-    return [int(one) for one in edit.payload["keep"]]
+    layers = range(len(KeyLayers(model).layers))
+    found = kv_needs.needs(model, layers, context, by=by, share=one.share, window=one.window, pool=one.pool)
+    return [float(each) for each in found]
 
 
 class Last(Keeper):
@@ -119,9 +122,11 @@ def keepers(numbers: Numbers, decoder: Decoder, model: oir.Model) -> dict[str, K
     known = decoder.keeper
     assert known is not None
     found: dict[str, Keeper] = {}
+    needs: dict[str, list[float]] = {by: numbers.get(f"{by} needs", partial(needed, by)) for by in MEASURED}
     for keep in KEEPS:
+        one = parsed(keep, "uniform")
         for by in RULES:
-            shares = numbers.get(f"{by} {keep} shares", partial(fitted, keep, by))
+            shares = kv_budget.shares(needs.get(by, [1.0] * len(known.budget.caches)), one.amount(), one.floor).tolist()
             caches = [
                 msgspec.structs.replace(one, keep=share) for one, share in zip(known.budget.caches, shares, strict=True)
             ]
@@ -134,16 +139,24 @@ def keepers(numbers: Numbers, decoder: Decoder, model: oir.Model) -> dict[str, K
 
 
 def told(decoder: Decoder, prompt: np.ndarray) -> State:
-    """What a decoder remembers of a prompt, before anything goes."""
+    """What a decoder remembers of a prompt but its last tokens."""
     state = decoder.start(1)
-    for at in range(0, len(prompt), 256):
-        state.feed(prompt[None, at : at + 256])
+    for part in np.array_split(prompt[: PROMPT - ASKED], 4):
+        state.feed(part[None])
     return state
 
 
-def judged(decoder: Decoder, ways: Mapping[str, Keeper], text: np.ndarray) -> dict[str, Any]:
-    """For each way: mean loss of what follows, the part of it that is the likeliest, bytes, seconds."""
-    whole, behind, found = told(decoder, text[:PROMPT]), text[PROMPT:], {}
+def judged(begun: State, ways: Mapping[str, Keeper], text: np.ndarray) -> dict[str, Any]:
+    """For each way: mean loss of what follows, the part of it that is the likeliest, bytes, seconds.
+
+    Args:
+        begun: remembers the prompt but its last tokens.
+        ways: what lets go of a part of the caches.
+        text: the prompt and what follows.
+    """
+    whole, decoder = begun.fork(), begun.decoder
+    whole.feed(text[None, PROMPT - ASKED : PROMPT])
+    behind, found = text[PROMPT:], {}
     for name, keeper in {"everything": None, **ways}.items():
         state, began = whole.fork(), time.perf_counter()
         if keeper is not None:
@@ -168,15 +181,11 @@ def measure(numbers: Numbers) -> None:
     assert kv_budget.read(model) is not None
     decoder = open_decoder(model)
     ways = keepers(numbers, decoder, model)
-    for kind, number, text in prompts():
-        numbers.get(f"{kind} {number}", partial(judged, decoder, ways, text))
-
-
-def prompts() -> Iterator[tuple[str, int, np.ndarray]]:
-    """What follows a prompt, by turns: how the text goes on, and a passage that is begun again."""
     for number, text in enumerate(texts()[0]):
-        yield "text", number, text
-        yield "copy", number, copied(text, number)
+        if f"copy {number}" not in numbers.known:
+            begun = told(decoder, text)
+            numbers.get(f"text {number}", partial(judged, begun, ways, text))
+            numbers.get(f"copy {number}", partial(judged, begun, ways, copied(text, number)))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -184,7 +193,7 @@ def main(arguments: Sequence[str]) -> int:
     numbers = Numbers(NUMBERS)
     if arguments != ["page"]:
         measure(numbers)
-    PAGE.write_text(budget_kv_page.page(numbers.known, KEEPS, RULES), encoding="utf-8")
+    PAGE.write_text(budget_kv_page.page(numbers.known, KEEPS, MEASURED), encoding="utf-8")
     return 0
 
 

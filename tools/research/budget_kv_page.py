@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from burnish.passes import budget, kv_budget
+
 HEAD = """# Caches that keep a part of the prompt, measured
 
 `python -m burnish.tools.research.budget_kv` makes this page, numbers in [budget-kv.json](budget-kv.json).
@@ -42,12 +44,12 @@ def _task(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     count = len(found["text"])
     return f"""## SmolLM2-135M (A3), prompts of 1,024 tokens
 
-{count} prompts from the Python manual. *Text*: loss of the 127 tokens behind the first one after the prompt, as the
-manual goes on, fed at once behind the caches that were kept ({127 * count:,} predictions). *Copy*: the last 64 tokens
-of the prompt begin a passage of it again, from a random place; loss of the next 127 tokens, which can be looked up
-there, and how many of them are the likeliest. Budgets are fitted to 8 prompts of other topics. Caches are measured
-behind the prompt. The last column but two is the mean difference of the loss to that with all caches, with its
-standard error over prompts.
+{count} prompts from the Python manual. *Text*: loss of the 64 tokens behind the first one after the prompt, as the
+manual goes on, fed at once behind the caches that were kept ({64 * count:,} predictions). *Copy*: the last 64 tokens
+of the prompt begin a passage of it again, from a random place; loss of the next 64 tokens behind the first, which can
+be looked up there, and how many of them are the likeliest. Budgets are fitted to 4 prompts of other topics. Caches are
+measured behind the prompt. The last column but two is the mean difference of the loss to that with all caches, with
+its standard error over prompts.
 
 """
 
@@ -87,7 +89,8 @@ def _layers(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[st
     text += "| --- | --- | --- |\n"
     for keep in keeps:
         for rule in rules:
-            shares = numbers.get(f"{rule} {keep} shares")
-            if shares is not None and rule != "uniform":
-                text += f"| {keep} | {rule} | {' '.join(f'{one / 1e4:.0f}' for one in shares)} |\n"
+            amount = budget.amount(keep, "--max-size")
+            assert amount is not None
+            shares = kv_budget.shares(numbers[f"{rule} needs"], amount, 0.2)
+            text += f"| {keep} | {rule} | {' '.join(f'{one / 1e4:.0f}' for one in shares)} |\n"
     return text
