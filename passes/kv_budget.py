@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from burnish.ir.errors import InputError
 from burnish.passes.budget import Amount
+from burnish.passes.depth_blocks import BLOCKS, STATES
+from burnish.passes.kv_sharing import SHARED
 
 BUDGET = "burnish.budget"
 """Key of the model's metadata: a `Budget` as JSON."""
@@ -56,6 +58,7 @@ class Budget(msgspec.Struct, frozen=True):
         pool: weights of so many neighbouring keys are averaged.
         relative: `keep` of the caches is in millionths of the tokens.
         caches: in the order of the rows of `hidden`; caches that are not listed keep every token.
+        layers: what the metadata said then of blocks that went and caches that were renamed.
     """
 
     hidden: str
@@ -63,6 +66,7 @@ class Budget(msgspec.Struct, frozen=True):
     pool: int
     relative: bool
     caches: tuple[BudgetedCache, ...]
+    layers: str = ""
 
     def counts(self, length: int) -> NDArray[np.int64]:
         """How many tokens each cache keeps of a prompt of so many, int64 [caches]; the window is kept in any case.
@@ -97,12 +101,19 @@ def read(model: oir.Model) -> Budget | None:
     missing = next((name for name in names if name not in given), None)
     if missing is not None:
         raise InputError(f"it names `{missing}`, which the model lacks", place=f"the model's `{BUDGET}`", hint=hint)
+    if budget.layers != _layers(model):
+        raise InputError("its layers were renamed since", place=f"the model's `{BUDGET}`", hint=hint)
     return budget
 
 
 def write(model: oir.Model, budget: Budget) -> None:
-    """Note a budget in the metadata."""
-    model.metadata_props[BUDGET] = msgspec.json.encode(budget).decode()
+    """Note a budget in the metadata, beside what is said there of the layers."""
+    noted = msgspec.structs.replace(budget, layers=_layers(model))
+    model.metadata_props[BUDGET] = msgspec.json.encode(noted).decode()
+
+
+def _layers(model: oir.Model) -> str:
+    return " ".join(model.metadata_props.get(key, "-") for key in (BLOCKS, STATES, SHARED))
 
 
 def shares(weights: Sequence[float], amount: Amount, floor: float) -> NDArray[np.int64]:

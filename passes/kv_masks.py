@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from burnish.passes.kv_cuts import Cuts, Group
 
 
+_LOW = {oir.DataType.FLOAT16: -6e4}
+"""Added to the scores of slots that hold nothing, where it is another number than -1e30."""
+
+
 class Writer:
     """Adds what computes lengths at the start of the graph, and what cuts masks behind these."""
 
@@ -75,8 +79,8 @@ class Writer:
             first = self._add("Unsqueeze", [first, self._number([1, 2, 3])])
             empty = self._add("Less", [slots, first])
             if kind == "added":
-                low = np.array(np.finfo(dtype.numpy()).min, dtype.numpy())
-                found = self._add("Where", [empty, edit.add_constant(self._model, "hidden", low), found])
+                low = edit.add_rounded(self._model, "hidden", np.array(_LOW.get(dtype, -1e30)), dtype)
+                found = self._add("Where", [empty, low, found])
             elif kind == "kept":
                 found = self._add("And", [found, self._add("Not", [empty])])
             else:

@@ -349,11 +349,13 @@ def optimize(
         layers = None
         if path is not None and reduced is not None and config is not None and config.is_file():
             layers = genai_config.updated(config, model, proof.run.model)
+        compressor = companions.compressor(proof.run.model)
         if path is not None:
             result.files = stage[0].commit()
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
-            result.files += companions.write(proof.run.model, Path(path))
+            if compressor is not None:
+                result.files += companions.write(compressor, Path(path))
         if reduced is not None:
             reduced.forget()
         for one in checkpoints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
+import msgspec
 import numpy as np
 import onnx_ir as oir
 import pytest
@@ -455,6 +456,23 @@ def test_without_a_mask_nothing_tells_how_many_tokens_there_are() -> None:
     catalog.parse("add-kv-cache")[0].rewrite(model, Outcome("add-kv-cache"))
     with pytest.raises(InputError, match="no input with a mask"):
         budgeted(Pipeline(NORMAL_FORM).rewrite(model).model, "keep=40%")
+
+
+@pytest.mark.parametrize("later", ["remove-blocks{blocks=1}", "share-kv{map=1:0}"])
+def test_caches_that_were_renamed_since_are_refused(later: str) -> None:
+    """The names that are left may be those of other layers."""
+    model = normal("llama-kv-dynp").clone()
+    budget = kv_budget.read(budgeted(model, "keep=40%"))
+    assert budget is not None
+    catalog.parse(later)[0].rewrite(model, Outcome("later"))
+    after = budgeted(model, "keep=40%")
+    again = kv_budget.read(after)
+    assert again is not None and len(again.caches) == len(budget.caches) - 1
+    kept = tuple(one for one in budget.caches if one.past in {other.past for other in again.caches})
+    stale = msgspec.structs.replace(budget, caches=(kept[0],))
+    after.metadata_props[kv_budget.BUDGET] = msgspec.json.encode(stale).decode()
+    with pytest.raises(InputError, match="renamed"):
+        kv_budget.read(after)
 
 
 def test_budgets_that_the_model_outgrew_are_refused() -> None:
