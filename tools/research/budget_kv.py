@@ -46,6 +46,7 @@ KEEPS = ("20%", "50%")
 RULES = ("uniform", "mass", "cosine")
 MEASURED: tuple[kv_needs.By, ...] = ("mass", "cosine")
 SINKS = 4
+ROWS, TURNS = (1, 4), 15
 
 
 @cache
@@ -174,6 +175,35 @@ def judged(begun: State, ways: Mapping[str, Keeper], text: np.ndarray) -> dict[s
     return found
 
 
+def steps(begun: State, ways: Mapping[str, Keeper]) -> dict[str, list[float]]:
+    """Milliseconds of a step by the clock of the only thread, medians of turns: with all of a prompt, and with parts.
+
+    Each list is for the numbers of `ROWS`.
+    """
+    begun.feed(np.ones((1, ASKED), np.int64))
+    found: dict[str, list[float]] = {}
+    for rows in ROWS:
+        states = {}
+        for name, keeper in {
+            "everything": None,
+            **{f"uniform {keep}": ways[f"uniform {keep}"] for keep in KEEPS},
+        }.items():
+            state = begun.fork()
+            if keeper is not None:
+                begun.decoder.keeper = keeper
+                state.release()
+            states[name] = state.select([0] * rows)
+        took: dict[str, list[float]] = {name: [] for name in states}
+        for _ in range(TURNS):
+            for name, state in states.items():
+                start = time.thread_time()
+                state.feed(np.full((rows, 1), 5))
+                took[name].append(1e3 * (time.thread_time() - start))
+        for name, each in took.items():
+            found.setdefault(name, []).append(float(np.median(each)))
+    return found
+
+
 def measure(numbers: Numbers) -> None:
     """Every prompt, one after the other."""
     model = normal(MODEL).clone()
@@ -181,6 +211,7 @@ def measure(numbers: Numbers) -> None:
     assert kv_budget.read(model) is not None
     decoder = open_decoder(model)
     ways = keepers(numbers, decoder, model)
+    numbers.get("steps", lambda: steps(told(decoder, texts()[0][0]), ways))
     for number, text in enumerate(texts()[0]):
         if f"copy {number}" not in numbers.known:
             begun = told(decoder, text)
@@ -193,7 +224,7 @@ def main(arguments: Sequence[str]) -> int:
     numbers = Numbers(NUMBERS)
     if arguments != ["page"]:
         measure(numbers)
-    PAGE.write_text(budget_kv_page.page(numbers.known, KEEPS, MEASURED), encoding="utf-8")
+    PAGE.write_text(budget_kv_page.page(numbers.known, KEEPS, MEASURED, ROWS), encoding="utf-8")
     return 0
 
 

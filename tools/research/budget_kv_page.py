@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-def page(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[str]) -> str:
+def page(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[str], rows: Sequence[int]) -> str:
     """The page of what is known."""
     found = {
         kind: [numbers[f"{kind} {n}"] for n in range(1000) if f"{kind} {n}" in numbers] for kind in ("text", "copy")
@@ -37,7 +37,7 @@ def page(numbers: Mapping[str, Any], keeps: Sequence[str], rules: Sequence[str])
     for keep in keeps:
         for name in NAMES:
             text += _row(found, f"{name} {keep}", keep, NAMES[name])
-    return text + _verdict(found, keeps) + _layers(numbers, keeps, rules)
+    return text + _verdict(found, keeps) + _steps(numbers["steps"], keeps, rows) + _layers(numbers, keeps, rules)
 
 
 def _task(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -81,6 +81,21 @@ def _verdict(found: Mapping[str, Sequence[Mapping[str, Any]]], keeps: Sequence[s
             cells = (_apart(found[kind], f"{name} {keep}", f"uniform {keep}") for kind in ("text", "copy"))
             shown = " | ".join(f"{mean:+.3f} ± {error:.3f}" for mean, error in cells)
             text += f"| {keep} | {NAMES[name]} | {shown} |\n"
+    return text
+
+
+def _steps(took: Mapping[str, Sequence[float]], keeps: Sequence[str], rows: Sequence[int]) -> str:
+    text = """
+## What a step takes
+
+One token for each row behind the prompt, milliseconds of the only thread by its own clock, medians of 15 steps in turns
+on a machine with much other work:
+
+| rows | all of the prompt |"""
+    text += "".join(f" {keep} |" for keep in keeps) + f"\n|{' --- |' * (2 + len(keeps))}\n"
+    for place, count in enumerate(rows):
+        cells = [took[name][place] for name in ("everything", *(f"uniform {keep}" for keep in keeps))]
+        text += f"| {count} | {' | '.join(f'{one:.0f}' for one in cells)} |\n"
     return text
 
 
