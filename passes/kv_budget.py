@@ -53,7 +53,8 @@ class Budget(msgspec.Struct, frozen=True):
     """What a decoder keeps of a prompt.
 
     Attributes:
-        hidden: name of an input, int64 [caches, batch]: so many slots at the start of each cache hold nothing.
+        hidden: name of an input, int64 [caches, batch]: so many slots at the start of each cache hold nothing; of
+            com.microsoft GroupQueryAttention, where tokens lie at the start, so many tokens of each row are lost.
         window: the last tokens, whose queries say what is kept; they are kept themselves.
         pool: weights of so many neighbouring keys are averaged.
         relative: `keep` of the caches is in millionths of the tokens.

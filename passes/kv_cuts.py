@@ -21,13 +21,13 @@ from burnish.ir.views.bands import HIDDEN, Bands
 from burnish.ir.views.embedding import token_embedding
 from burnish.ir.views.scores import Mask
 from burnish.ir.walk import bodies, is_op, walk
-from burnish.passes import lossy
+from burnish.passes import kv_counted, lossy
 from burnish.passes.kv_budget import Queries
 from burnish.passes.kv_layers import KeyLayer, KeyLayers
 from burnish.passes.kv_lengths import sizes_of
 from burnish.passes.kv_masks import Writer
 
-_SPELLED = ("arithmetic", "Attention", "com.microsoft:MultiHeadAttention")
+_SPELLED = ("arithmetic", "Attention", "com.microsoft:MultiHeadAttention", kv_counted.SPELLING)
 _PAST, _TOTAL = ("batch", "heads", "past", "size"), ("batch", "heads", "total", "size")
 
 
@@ -94,8 +94,14 @@ class Cuts:
                     if size is None or isinstance(size, int):
                         raise InputError(f"layer {one.index}: the length of its cache is not open")
                     self._dims[size] = past
-        self.mask = self._covering(found.layers)
+        spelled = {one.layer.spelling for one in found.layers}
+        if kv_counted.SPELLING in spelled and len(spelled) > 1:
+            raise InputError("only some of its layers are GroupQueryAttention, which counts keys from the other end")
+        self.grouped = kv_counted.SPELLING in spelled
+        self.mask = self.tokens if self.grouped else self._covering(found.layers)
         self._sized = [node for node in self.model.graph if is_op(node, "Shape") and self._asks(node)]
+        if self.grouped and self._sized:
+            raise InputError(f"{match.describe(self._sized[0])} reads the length of a cache")
         counted = self._counted()
         self.groups = [
             Group(one, readers, next((why for why in (self._kept(r, one, counted) for r in readers) if why), None))
@@ -111,8 +117,8 @@ class Cuts:
             window: how many of the last queries are given at most.
 
         Returns:
-            The name of the input that tells how many slots of each cache hold nothing, [groups, batch], and the outputs
-            with the last queries of each.
+            The name of the input that tells how many slots of each cache hold nothing, or with GroupQueryAttention how
+            many tokens it has lost, [groups, batch], and the outputs with the last queries of each.
         """
         model = self.model
         hidden = oir.Value(
@@ -122,13 +128,18 @@ class Cuts:
         )
         lossy.set_default(hidden, np.zeros((len(groups), 1), np.int64))
         model.graph.inputs.append(hidden)
-        writer = Writer(self, hidden)
-        writer.anchor(self._sized)
-        rows = {group.owner.index: row for row, group in enumerate(groups)}
-        for group in self.groups:
-            writer.cut(group, rows.get(group.owner.index))
-        writer.end()
-        queries = [tuple(self._queries(one, window) for one in group.readers) for group in groups]
+        if self.grouped:
+            counts = kv_counted.Writer(self, hidden)
+            for row, group in enumerate(groups):
+                counts.cut(group, row)
+            last = counts.queries
+        else:
+            self._cut(groups, hidden)
+            last = self._last
+        queries = [
+            tuple(self._queries(one.layer, one.index, last(one.layer, window)) for one in group.readers)
+            for group in groups
+        ]
         for row, group in enumerate(groups):
             self._declare(group, row)
         outputs = set(model.graph.outputs)
@@ -137,6 +148,14 @@ class Cuts:
                 out.shape = out.shape if out in outputs else None
         model.graph.sort()
         return str(hidden.name), queries
+
+    def _cut(self, groups: Sequence[Group], hidden: oir.Value) -> None:
+        writer = Writer(self, hidden)
+        writer.anchor(self._sized)
+        rows = {group.owner.index: row for row, group in enumerate(groups)}
+        for group in self.groups:
+            writer.cut(group, rows.get(group.owner.index))
+        writer.end()
 
     def dims(self, node: oir.Node) -> list[Dim]:
         """The sizes that a Shape node gives."""
@@ -156,7 +175,7 @@ class Cuts:
         """Why a layer has no cache of its own whose length can be told, in plain words; None when it has."""
         layer, ports = one.layer, [port for _, port in one.ports]
         if layer.spelling not in _SPELLED:
-            return f"its attention is a {layer.spelling}, which counts one length for all layers"
+            return f"its attention is a {layer.spelling}"
         if layer.cache.kind != "kv" or layer.cache.form != "append" or len(ports) != 2:
             return f"its cache is of the kind `{layer.cache.kind}`"
         if any(port.index or (port.past_axes, port.present_axes) != (_PAST, _TOTAL) for port in ports):
@@ -219,6 +238,8 @@ class Cuts:
             return f"it is not proven that no token of layer {one.index} sees a later one"
         if any(port.past is None or not _is_float(port.past) for _, port in owner.ports):
             return "its cache is not of floating-point numbers"
+        if self.grouped:
+            return kv_counted.obstacle(self, layer)
         if _place(self, layer) is None:
             return f"the queries of layer {one.index} are laid out in an unknown way"
         masks = {value for value, _ in self.masks(layer)}
@@ -259,8 +280,9 @@ class Cuts:
         shapes = [(self.facts.shape(value), value, kind) for value, kind in found]
         return [(v, kind) for shape, v, kind in shapes if shape is not None and 2 <= len(shape) <= 4 and shape[-1] != 1]
 
-    def _queries(self, one: KeyLayer, window: int) -> Queries:
-        model, layer = self.model, one.layer
+    def _last(self, layer: AttentionLayer, window: int) -> oir.Value:
+        """The last queries of a layer, [batch, heads, queries, size]."""
+        model = self.model
         query, place = layer.product.inputs[0], _place(self, layer)
         assert query is not None and place is not None
         spans = [edit.add_constant(model, f"queries_{n}", np.array([n], np.int64)) for n in (-window, _FAR, place)]
@@ -270,12 +292,16 @@ class Cuts:
             nodes.append(edit.make("Reshape", [nodes[-1].outputs[0], sizes], like=layer.product))
             nodes.append(edit.make("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 2, 1, 3]}, like=layer.product))
         edit.insert_behind(query, nodes)
-        out, dtype = nodes[-1].outputs[0], self.facts.dtype(query)
-        assert dtype is not None
-        out.name = edit.unique_name(model, f"queries.{one.index}")
+        return nodes[-1].outputs[0]
+
+    def _queries(self, layer: AttentionLayer, index: int, out: oir.Value) -> Queries:
+        query = layer.product.inputs[0]
+        dtype = self.facts.dtype(query)
+        assert query is not None and dtype is not None
+        out.name = edit.unique_name(self.model, f"queries.{index}")
         out.type = oir.TensorType(dtype)
         out.shape = oir.Shape([_symbol(self.batch), layer.heads, "window", layer.head_size])
-        model.graph.outputs.append(out)
+        self.model.graph.outputs.append(out)
         scale = layer.scale / layer.kept[1].scale
         for factor in layer.scales:
             scale /= factor.number if factor.node in _above(query, layer) else 1.0

@@ -145,7 +145,7 @@ def read_ports(model: oir.Model, meanings: Mapping[str, Meaning]) -> Ports:
     known = [limit for limit in limits if limit is not None]
     limit = min(known, default=None)
     packing = _packing({layer.spelling for layer in layers}, bool(_grouped(model)), {one.kind for one in inputs})
-    if budget is not None and packing != "end":
+    if budget is not None and not packing:
         raise InputError("its caches have budgets, which needs an input with a mask and attention that reads it")
     last_only = scored == 1 and ids[0].shape[1] != 1
     words = meanings[ids[0].name].rows

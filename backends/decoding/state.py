@@ -178,8 +178,9 @@ class State:
         assert not self._lost.any() and np.all(self.lengths == length)
         if np.all(keeper.budget.counts(length) >= length):
             return
-        self.prompt_bytes = self.cache_bytes
-        self._caches = keeper.kept(self._caches, self._seen)
+        whole = self._moved(range(self.rows), self.lengths) if any(self._in_place) else self._caches
+        self.prompt_bytes = sum(cache.nbytes for cache in whole)
+        self._caches = keeper.kept(whole, self._seen)
         self._spare = [None] * len(self._caches)
         for index, port in enumerate(self.decoder.ports.caches):
             self._lost[index] = length - self._caches[index].shape[port.time]
@@ -238,9 +239,11 @@ class State:
         return int((self.lengths - self._lost[index]).max(initial=0))
 
     def _hidden(self) -> NDArray[np.int64]:
-        """How many slots at the start of each cache with a budget hold nothing, [caches, rows]."""
+        """How many slots at the start of each cache with a budget hold nothing, [caches, rows], or tokens are lost."""
         keeper = self.decoder.keeper
         places = [] if keeper is None else [keys for keys, _ in keeper.places]
+        if not self._at_end:
+            return self._lost[places]
         own = np.array([self._slots_of(index) for index in places], np.int64)
         return own[:, None] - (self.lengths - self._lost[places])
 
@@ -293,7 +296,7 @@ class State:
         """Run the model on each row alone, without a token more than it has."""
         in_place, after = all(self._in_place), self.lengths + counts
         for index in range(len(self._caches)) if in_place else ():
-            self._grow(index, int(after.max()))
+            self._grow(index, int((after - self._lost[index]).max()))
         alone = [self._view(row) if in_place else self.select([row]) for row in range(self.rows)]
         scores: NDArray[np.float32] | None = None
         for row, one in enumerate(alone):
@@ -317,7 +320,7 @@ class State:
             cache[(slice(None),) * port.batch + (slice(row, row + 1),)]
             for cache, port in zip(self._caches, ports, strict=True)
         ]
-        return State(self.decoder, self.lengths[row : row + 1], caches)
+        return State(self.decoder, self.lengths[row : row + 1], caches, lost=self._lost[:, row : row + 1])
 
     def _call(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Run the model once."""

@@ -35,8 +35,18 @@ from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.decoders import open_decoder
 from burnish.tools.lossy_context import context_for
 
-SPELLINGS = ("llama-kv-dynp", "llama-kv-op23", "llama-kv-dynp-fuse", "genai-mha")
-MORE = ("llama-kv-ts", "llama-kv-eager", "llama-kv-dyn", "qwen-ts", "qwen-op23", "gemma-kv-dynp", "gemma-kv-op23")
+SPELLINGS = ("llama-kv-dynp", "llama-kv-op23", "llama-kv-dynp-fuse", "genai-mha", "genai-llama", "genai-window")
+MORE = (
+    "genai-qwen",
+    "genai-moe",
+    "llama-kv-ts",
+    "llama-kv-eager",
+    "llama-kv-dyn",
+    "qwen-ts",
+    "qwen-op23",
+    "gemma-kv-dynp",
+    "gemma-kv-op23",
+)
 WINDOW, POOL = 3, 3
 
 
@@ -207,11 +217,11 @@ def test_caches_are_as_large_as_the_budget_and_rows_go_on_as_alone(name: str, ke
     assert decoder.keeper is not None
     texts, budget = prompts(40, 23, 6), decoder.keeper.budget
     state, _ = loop.prefill(decoder, texts[:1])
-    layers = len(budget.caches)
+    layers, whole = len(budget.caches), len(decoder.ports.caches) // 2
     assert budget.counts(40).sum() == (layers * 12 if keep == "30%" else layers * 8)
     one = next(port for port in decoder.ports.caches)
     token = int(np.prod([size or 1 for size in one.sizes(1, 1)])) * one.dtype.itemsize
-    assert state.cache_bytes == 2 * int(budget.counts(40).sum()) * token
+    assert state.cache_bytes == 2 * (int(budget.counts(40).sum()) + 40 * (whole - layers)) * token
     asks = [Ask(tuple(text), 7) for text in texts]
     together, figures = loop.generate(decoder, asks)
     assert [one.ids for one in together] == [loop.generate(decoder, [ask])[0][0].ids for ask in asks]
@@ -239,7 +249,7 @@ def cached(name: str) -> oir.Model:
     return Pipeline(NORMAL_FORM).rewrite(model).model
 
 
-@pytest.mark.parametrize("name", [*SPELLINGS, "gpt2-dynp", "causal"])
+@pytest.mark.parametrize("name", [*SPELLINGS[:4], "gpt2-dynp", "causal"])
 def test_keeping_the_last_tokens_is_masking_the_others(name: str) -> None:
     """With explicit positions and with those that the model counts itself, which are those of the whole text."""
     model, window, length, steps = cached(name), 5, 20, 4
@@ -292,12 +302,13 @@ def test_the_last_piece_of_a_long_prompt_has_the_whole_window(monkeypatch: pytes
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_layers_that_share_keys_are_all_asked_what_they_look_at() -> None:
-    model = normal("llama-kv-dynp").clone()
-    catalog.parse("share-kv{map=1:0+3:2}")[0].rewrite(model, Outcome("share-kv"))
+@pytest.mark.parametrize(("name", "pairs"), [("llama-kv-dynp", "1:0+3:2"), ("genai-llama", "2:1")])
+def test_layers_that_share_keys_are_all_asked_what_they_look_at(name: str, pairs: str) -> None:
+    model = normal(name).clone()
+    catalog.parse(f"share-kv{{map={pairs}}}")[0].rewrite(model, Outcome("share-kv"))
     after = budgeted(model, "keep=40%")
     budget = kv_budget.read(after)
-    assert budget is not None and [len(one.queries) for one in budget.caches] == [2, 2]
+    assert budget is not None and [len(one.queries) for one in budget.caches][-1] == 2
     whole = budgeted(model, "keep=100%")
     asks = [Ask(tuple(text), 6) for text in prompts(21, 13)]
     both = [loop.generate(opened(one), asks)[0] for one in (model, whole)]
@@ -307,9 +318,10 @@ def test_layers_that_share_keys_are_all_asked_what_they_look_at() -> None:
     assert [one.ids for one in together] == [loop.generate(decoder, [ask])[0][0].ids for ask in asks]
 
 
-def test_drafts_verify_tokens_behind_what_is_kept() -> None:
+@pytest.mark.parametrize("name", ["llama-kv-dynp", "genai-llama"])
+def test_drafts_verify_tokens_behind_what_is_kept(name: str) -> None:
     """Whether a draft is always right or hardly ever: rows grow by different numbers of tokens, or by one."""
-    decoder, whole = opened(budgeted(normal("llama-kv-dynp"), "keep=30%")), opened(normal("llama-kv-dynp"))
+    decoder, whole = opened(budgeted(normal(name), "keep=30%")), opened(normal(name))
     asks = [Ask(tuple(text), most) for text, most in zip(prompts(31, 18), (9, 12), strict=True)]
     plain, _ = loop.generate(decoder, asks)
     for draft, right in ((decoder, True), (whole, False)):
@@ -320,8 +332,9 @@ def test_drafts_verify_tokens_behind_what_is_kept() -> None:
         speculating.check(decoder, whole, calibrate=True)
 
 
-def test_a_prompt_that_is_not_there_any_more_cannot_be_cut() -> None:
-    state, _ = loop.prefill(opened(budgeted(normal("llama-kv-dynp"), "keep=30%")), prompts(20))
+@pytest.mark.parametrize("name", ["llama-kv-dynp", "genai-llama"])
+def test_a_prompt_that_is_not_there_any_more_cannot_be_cut(name: str) -> None:
+    state, _ = loop.prefill(opened(budgeted(normal(name), "keep=30%")), prompts(20))
     state.feed(np.array([[1, 2, 3]]))
     state.truncate(20)
     with pytest.raises(InputError, match="every token"):
@@ -442,13 +455,61 @@ def test_twice_is_once() -> None:
     assert not outcome.rewritten and outcome.skipped[0].reason == "its caches have budgets already"
 
 
-@pytest.mark.parametrize(
-    ("name", "cause"),
-    [("genai-llama", "counts one length for all layers"), ("llama-nocache-dynp", "its cache is of the kind `none`")],
-)
-def test_what_cannot_be_cut_is_refused(name: str, cause: str) -> None:
-    with pytest.raises(InputError, match=cause):
-        budgeted(normal(name), "keep=40%")
+GROUPED = """<opset_import: ["": 20, "com.microsoft": 1]>
+g (int64[N, S] ids, int64[N, T] seen, float[N, 2, P, 16] past_key, float[N, 2, P, 16] past_value)
+  => (float[N, S, 60] y, float[N, 2, L, 16] key, float[N, 2, L, 16] value)
+<float[60, 8] table, float[8, 64] q, float[8, 32] k, float[8, 32] v, float[64, 8] o, float[8, 60] head,
+ float[64, 8] cos, float[64, 8] sin, int64[1] ends = {1}, int64[1] one = {1}> {
+  x = Gather (table, ids)  a = MatMul (x, q)  b = MatMul (x, k)  c = MatMul (x, v)
+  sums = ReduceSum <keepdims = 0> (seen, ends)  last = Sub (sums, one)  counts = Cast <to = 6> (last)
+  size = Shape <start = 1, end = 2> (seen)  all = Squeeze (size)  total = Cast <to = 6> (all)
+  w, key, value = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, do_rotary = 1, scale = 0.4>
+    (a, b, c, past_key, past_value, counts, total, cos, sin)
+  n = MatMul (w, o)  r = Add (x, n)  y = MatMul (r, head)
+}"""
+
+
+def test_grouped_attention_goes_on_as_computed_by_hand() -> None:
+    """Rows of different lengths in buffers that are written in place, keys turned by positions of the whole text."""
+    model = prepare(parse_graph(GROUPED), parsed("by=uniform"))
+    read = {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
+    decoder = opened(budgeted(model, "keep=40%"))
+    assert decoder.keeper is not None and decoder.ports.packing == "start" and decoder.ports.caches[0].in_place
+    texts, after = prompts(25, 11), prompts(5, 5, seed=1)
+    state, _ = loop.prefill(decoder, texts)
+    found = np.concatenate([state.feed(np.array([row[at : at + 1] for row in after])) for at in range(3)], 1)
+    found = np.concatenate([found, state.feed(np.array([row[3:] for row in after]))], 1)
+
+    def placed(x: np.ndarray, place: int) -> np.ndarray:
+        one, two, cos, sin = x[..., :8], x[..., 8:], read["cos"][place], read["sin"][place]
+        return np.concatenate([one * cos - two * sin, one * sin + two * cos], -1)
+
+    for row, (text, more) in enumerate(zip(texts, after, strict=True)):
+        length = len(text)
+        x = read["table"][[*text, *more]]
+        q, k, v = ((x @ read[name]).reshape(len(x), -1, 16) for name in "qkv")
+        q, k = (np.stack([placed(one, place) for place, one in enumerate(each)]) for each in (q, k))
+        (count,) = decoder.keeper.budget.counts(length).tolist()
+        kept = []
+        for head in range(2):
+            sums = np.zeros(length)
+            for place in range(length - WINDOW, length):
+                odds = np.exp(0.4 * q[place, 2 * head : 2 * head + 2] @ k[: place + 1, head].T)
+                sums[: place + 1] += (odds / odds.sum(1, keepdims=True)).sum(0)
+            kept.append(chosen(sums, count, WINDOW, POOL))
+        for step in range(length, length + len(more)):
+            heads = []
+            for head in range(4):
+                places = [*kept[head // 2], *range(length, step + 1)]
+                odds = np.exp(0.4 * k[places, head // 2] @ q[step, head])
+                heads.append(odds / odds.sum() @ v[places, head // 2])
+            wanted = (x[step] + np.concatenate(heads) @ read["o"]) @ read["head"]
+            np.testing.assert_allclose(found[row, step - length], wanted, atol=1e-4 * float(np.abs(wanted).max()))
+
+
+def test_without_caches_nothing_can_be_cut() -> None:
+    with pytest.raises(InputError, match="its cache is of the kind `none`"):
+        budgeted(normal("llama-nocache-dynp"), "keep=40%")
 
 
 def test_without_a_mask_nothing_tells_how_many_tokens_there_are() -> None:
