@@ -95,7 +95,8 @@ class OrtRunner:
                 binding.bind_ortvalue_output(name, value)
         except Exception as error:
             raise refusal(error, "ONNX Runtime refuses the inputs") from error
-        return lambda: session.run_with_iobinding(binding)
+        lent = tuple(self._lent)  # the session reads them as long as it runs, also when the runner is gone or closed
+        return lambda kept=lent: session.run_with_iobinding(binding)
 
     def keep(self, things: Sequence[Any]) -> None:
         """Hold things as long as the session: what it borrows from."""

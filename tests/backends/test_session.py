@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -59,6 +61,21 @@ def test_weights_are_borrowed_wherever_they_stand(level: Level, lean: bool) -> N
     assert np.allclose(runner.run({"x0": x, "p": np.array(True)})["y"], (x @ W + ELSE) @ THEN, atol=1e-4)
     assert np.array_equal(runner.run({"x0": x, "p": np.array(False)})["y"], ELSE)
     assert fingerprint(model) == before
+
+
+def test_a_bound_call_keeps_what_it_borrows_when_the_runner_is_gone() -> None:
+    model = oir.serde.deserialize_model(nested())
+    runner = executor()(model)
+    call = runner.bound({"x0": random(64, 64, seed=7), "p": np.array(True)})
+    lent = [weakref.ref(one) for one in runner._lent]
+    runner.close()
+    del runner, model
+    gc.collect()
+    assert len(lent) > 2 and all(one() is not None for one in lent)
+    call()
+    del call
+    gc.collect()
+    assert all(one() is None for one in lent)
 
 
 def test_external_files_are_read_through_the_model(tmp_path: Path) -> None:
