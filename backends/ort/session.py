@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,8 +96,7 @@ class OrtRunner:
                 binding.bind_ortvalue_output(name, value)
         except Exception as error:
             raise refusal(error, "ONNX Runtime refuses the inputs") from error
-        lent = tuple(self._lent)  # the session reads them as long as it runs, also when the runner is gone or closed
-        return lambda kept=lent: session.run_with_iobinding(binding)
+        return partial(_run_bound, session, binding, tuple(self._lent))
 
     def keep(self, things: Sequence[Any]) -> None:
         """Hold things as long as the session: what it borrows from."""
@@ -115,6 +115,11 @@ _NOT_NUMPY = {
     "tensor(float8e5m2)": oir.DataType.FLOAT8E5M2,
     "tensor(float8e5m2fnuz)": oir.DataType.FLOAT8E5M2FNUZ,
 }
+
+
+def _run_bound(session: onnxruntime.InferenceSession, binding: Any, lent: tuple[Any, ...]) -> None:
+    """Run a session that reads `lent`, which has to be there also when the runner is gone or closed."""
+    session.run_with_iobinding(binding)
 
 
 def executor(

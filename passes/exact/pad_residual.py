@@ -8,25 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match, weights
+from burnish.ir import edit, match
 from burnish.ir.indices import box
 from burnish.ir.inference import Inference
 from burnish.ir.views.parameter import match_perm, same_shape
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
+from burnish.passes.value_parts import Part, added_part, part_of
 
 _FLOATS = (oir.DataType.FLOAT, oir.DataType.FLOAT16, oir.DataType.DOUBLE)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """`value` at `start` to `end` of axis `axis`; `added` is what was added to it."""
-
-    value: oir.Value
-    axis: int
-    start: int
-    end: int
-    added: oir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -91,47 +81,9 @@ def _padded(model: oir.Model, like: oir.Node, value: oir.Value, pads: np.ndarray
     return padded
 
 
-def _part(value: oir.Value | None) -> _Part | None:
-    """A Slice or an output of a Split along one axis whose size is known."""
-    node = match.producer(value, "Slice", "Split")
-    rank = match.rank(node.inputs[0]) if node is not None else None
-    if node is None or rank is None or node.inputs[0] is None or value is None:
-        return None
-    source = node.inputs[0]
-    if node.op_type == "Split":
-        axis = int(match.attribute(node, "axis", 0)) % rank
-        sizes = [match.dim(out, axis) for out in node.outputs]
-        if None in sizes:
-            return None
-        start = sum(int(size or 0) for size in sizes[: value.index()])
-        return _Part(source, axis, start, start + int(match.dim(value, axis) or 0))
-    given = [weights.integers(match.input_of(node, i)) for i in range(1, 5)]
-    if len(node.inputs) == 1:
-        given = [list(match.attribute(node, name) or ()) or None for name in ("starts", "ends", "axes")] + [None]
-    starts, ends, axes, steps = given
-    if starts is None or ends is None or len(starts) != 1 or (steps or [1]) != [1]:
-        return None
-    axis = (axes or [0])[0] % rank
-    size = match.dim(source, axis)
-    if size is None or len(node.inputs) > 3 and axes is None:
-        return None
-    start, end = (min(max(at + size if at < 0 else at, 0), size) for at in (starts[0], ends[0]))
-    return _Part(source, axis, start, end)
-
-
-def _added(value: oir.Value | None) -> _Part | None:
-    """An Add of a part and something else."""
-    node = match.producer(value, "Add")
-    for one, other in ((0, 1), (1, 0)) if node is not None else ():
-        part = _part(node.inputs[one])  # type: ignore[union-attr]
-        if part is not None:
-            return _Part(part.value, part.axis, part.start, part.end, node.inputs[other])  # type: ignore[union-attr]
-    return None
-
-
-def _concat(node: oir.Node) -> _Part | None:
+def _concat(node: oir.Node) -> Part | None:
     """The changed part, when the pieces of the Concat are all of one value in order, and one of them was added to."""
-    pieces = [_part(value) or _added(value) for value in node.inputs]
+    pieces = [part_of(value) or added_part(value) for value in node.inputs]
     parts = [part for part in pieces if part is not None]
     changed = [part for part in parts if part.added is not None]
     if len(parts) != len(pieces) or len(changed) != 1 or len({id(part.value) for part in parts}) != 1:
@@ -159,7 +111,7 @@ def _rewritten(facts: Inference, node: oir.Node) -> oir.Value | None:
     return update if all(one == (0, size) for one, size in zip(places, shape, strict=False)) else None
 
 
-def _scatter(facts: Inference, node: oir.Node) -> tuple[_Part | None, oir.Node]:
+def _scatter(facts: Inference, node: oir.Node) -> tuple[Part | None, oir.Node]:
     """The part that was read, changed or not, when a ScatterND writes it back in place; the node with the result."""
     data, update, last = node.inputs[0], node.inputs[2], node
     turned, places = match.producer(data, "Transpose"), box(facts, node.inputs[1])
@@ -174,11 +126,24 @@ def _scatter(facts: Inference, node: oir.Node) -> tuple[_Part | None, oir.Node]:
         if tuple(perm[i] for i in match_perm(back, len(perm))) != tuple(range(len(perm))):
             return None, node
         data, update, last, axis = turned.inputs[0], other.inputs[0], back, perm[0]
-    part = _added(update) or _part(update)
+    part = added_part(update) or part_of(update) or (_own(data, update) if turned is None else None)
     if part is None or part.value is not data or part.axis != axis or shape is None:
         return None, node
     whole = all(one == (0, size) for one, size in zip(places[:-1], shape, strict=False))
     return (part if whole and places[-1] == (part.start, part.end - part.start) else None), last
+
+
+def _own(data: oir.Value | None, update: oir.Value | None) -> Part | None:
+    """A part of the data that was taken from them transposed, and transposed back."""
+    moved = match.producer(update, "Transpose")
+    part = part_of(moved.inputs[0]) if moved is not None else None
+    there = match.producer(part.value, "Transpose") if part is not None else None
+    if moved is None or part is None or there is None or data is None or there.inputs[0] is not data:
+        return None
+    rank = match.rank(data) or 0
+    perm, back = match_perm(there, rank), match_perm(moved, rank)
+    same = tuple(perm[axis] for axis in back) == tuple(range(rank))
+    return Part(data, perm[part.axis], part.start, part.end) if same else None
 
 
 def _zeros_beside(facts: Inference, node: oir.Node) -> tuple[oir.Value, np.ndarray] | None:

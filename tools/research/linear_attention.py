@@ -1,7 +1,8 @@
 """Attention in linear time: `python -m burnish.tools.research.linear_attention` writes its page.
 
-Accuracy is that of the digits ViT of `burnish demo` (17 tokens), healed with three seeds on half of the training
-digits; time is that of vision transformers of the same width with random weights and more tokens.
+Accuracy is that of the digits ViT of `burnish demo` (17 tokens), and of such trained on larger images of the same
+digits (65 and 257 tokens), healed on half of the training digits; time is that of vision transformers of the same width
+with random weights and more tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 import torch
+import torch.nn.functional as F
 
 import burnish
 from burnish.backends.fx.healing import HealOptions
@@ -30,17 +32,22 @@ from burnish.passes.lossy import LossyPass
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.lossy_context import context_for
-from burnish.tools.research.norms_beds import vision
+from burnish.tools.research.norms_beds import Bed, vision
 from burnish.tools.research.norms_page import BUDGET, FOLDER, SEEDS, STEPS
-from burnish.tools.research.train_digits import DigitsVit, write_model
+from burnish.tools.research.train_digits import DigitsVit, digits, train, write_model
 from burnish.tools.research.tvm_latency import in_turns, session
 
 PAGE, NUMBERS = FOLDER / "linear-attention.md", FOLDER / "linear-attention.json"
 SIDES = (7, 14, 24, 32)
 """Patches along a side of the image."""
 
-ROWS = {"not healed": (0.0, 0), "healed, it fades out": (0.5, STEPS), "healed, softmax gone at once": (0.0, STEPS)}
+UNHEALED, HEALED = "not healed", "healed, it fades out"
+ROWS = {UNHEALED: (0.0, 0), HEALED: (0.5, STEPS), "healed, softmax gone at once": (0.0, STEPS)}
 """How long the softmax fades out, and steps of healing."""
+
+FINER = {16: 30, 32: 6}
+"""Pixels along a side of the enlarged digits, and epochs of training; the larger model goes on from the smaller one."""
+FINER_SEEDS = {16: SEEDS, 32: SEEDS[:1]}
 
 _HEAD = """# Attention in linear time
 
@@ -68,11 +75,50 @@ column is the largest difference of the scores of the two orders, over the large
 """
 
 
-def _healed(seed: int, fade: float, steps: int) -> tuple[float, float]:
-    """Accuracy of the original and of the result."""
+def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / "burnish-norms"
     folder.mkdir(exist_ok=True)
-    bed = vision(folder, seed)
+    return folder
+
+
+def _enlarged(images: np.ndarray, side: int) -> torch.Tensor:
+    return F.interpolate(torch.from_numpy(images), (side, side), mode="bilinear", align_corners=False)
+
+
+def finer(side: int) -> Bed:
+    """A vision transformer for digits of `side` pixels, of which each patch has 2 x 2."""
+    images, held_out, labels, answers = digits()
+    folder = _folder()
+    file, weights, data = (folder / f"vit-{side}px{end}" for end in (".onnx", ".pt", ".npz"))
+    if not file.exists():
+        module = train(
+            lambda: _begun(side, folder), _enlarged(images, side), torch.from_numpy(labels), FINER[side], 2e-3
+        )
+        torch.save(module.state_dict(), weights)
+        np.savez(data, image=_enlarged(images, side).numpy(), label=labels)
+        write_model(module, _enlarged(held_out[:2], side), file)
+    return Bed("digits ViT", file, data, {"image": _enlarged(held_out, side).numpy()}, answers)
+
+
+def _begun(side: int, folder: Path) -> DigitsVit:
+    """With the weights of the model of half as many pixels, if that is one of `FINER`, its positions interpolated."""
+    module = DigitsVit()
+    patches = side // 2
+    module.positions = torch.nn.Parameter(torch.randn(1, 1 + patches * patches, 48) * 0.02)
+    if side // 2 in FINER:
+        finer(side // 2)
+        state = torch.load(folder / f"vit-{side // 2}px.pt", weights_only=True)
+        first, rest = state["positions"][:, :1], state["positions"][:, 1:]
+        grid = rest.reshape(1, patches // 2, patches // 2, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, (patches, patches), mode="bilinear", align_corners=False)
+        state["positions"] = torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+        module.load_state_dict(state)
+    return module
+
+
+def _healed(make: Callable[[], Bed], seed: int, fade: float, steps: int) -> tuple[float, float]:
+    """Accuracy of the original and of the result."""
+    bed = make()
     options = HealOptions(steps=steps, seed=seed, fade=fade, **BUDGET) if steps else None
     made = burnish.optimize(bed.file, passes=["linear-attention"], data=bed.data, heal=options, verify="off", guard=[])
     found = []
@@ -141,8 +187,14 @@ def main() -> int:
             _keep(f"time {side}", partial(_timed, side, Path(folder)))
     for title, (fade, steps) in ROWS.items():
         for seed in SEEDS if steps else SEEDS[:1]:
-            _keep(f"{title} | {seed}", partial(_healed, seed, fade, steps))
+            _keep(f"{title} | {seed}", partial(_healed, lambda: vision(_folder(), 0), seed, fade, steps))
             _write()
+    for side, seeds in FINER_SEEDS.items():
+        for title in (UNHEALED, HEALED):
+            fade, steps = ROWS[title]
+            for seed in seeds if steps else seeds[:1]:
+                _keep(f"{side} pixels | {title} | {seed}", partial(_healed, partial(finer, side), seed, fade, steps))
+                _write()
     return 0
 
 
@@ -156,8 +208,35 @@ def _write() -> None:
         if pairs:
             shown = ", ".join(f"{100 * after:.1f}" for _, after in pairs)
             lines.append(f"| {title} | {shown} | {100 * sum(after for _, after in pairs) / len(pairs):.1f} |\n")
+    lines += _finer(known)
     lines += [_TIMES, *(known[f"time {side}"] for side in SIDES)]
     PAGE.write_text("".join(lines), encoding="utf-8")
+
+
+def _finer(known: dict[str, Any]) -> list[str]:
+    """The table of accuracy by tokens."""
+    lines = [
+        f"""
+The same digits, enlarged and cut into patches of 2 x 2, are more tokens. A transformer of the same width is trained for
+each size ({FINER[16]} epochs; the one of 257 tokens begins with the weights of the one of 65, {FINER[32]} epochs) and
+healed as above, its softmax fading out.
+
+| tokens | softmax | linear, not healed | linear, healed, by seed | change |
+| --- | --- | --- | --- | --- |
+"""
+    ]
+    for side in (8, *FINER):
+        start = "" if side == 8 else f"{side} pixels | "
+        unhealed, healed = (
+            [known[key] for seed in SEEDS if (key := f"{start}{title} | {seed}") in known]
+            for title in (UNHEALED, HEALED)
+        )
+        if unhealed and healed:
+            before, after = (100 * one for one in unhealed[0])
+            scores = [100 * one[1] for one in healed]
+            shown, change = ", ".join(f"{one:.1f}" for one in scores), sum(scores) / len(scores) - before
+            lines.append(f"| {1 + side * side // 4} | {before:.1f} | {after:.1f} | {shown} | {change:+.1f} |\n")
+    return lines
 
 
 if __name__ == "__main__":

@@ -103,9 +103,11 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64
     return tuple(parts)
 
 
-def train(build: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs: int, rate: float) -> nn.Module:
+def train(
+    build: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs: int, rate: float, seed: int = 0
+) -> nn.Module:
     """A module of `build` trained with AdamW on randomly turned, scaled and shifted images, in evaluation mode."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module = build()
     steps = epochs * -(-len(images) // BATCH)
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)
