@@ -11,6 +11,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match
 from burnish.ir.inference import Inference
+from burnish.ir.views.embedding_bag import Bags, find_bags
 from burnish.ir.views.parameter import find_parameter
 from burnish.ir.walk import walk
 from burnish.passes.base import ExactPass, Outcome
@@ -28,9 +29,10 @@ class _Bag:
 
 @dataclass(frozen=True)
 class FuseEmbeddingBag(ExactPass):
-    """Write the weighted sum of rows of a table (Gather, Mul, ReduceSum, or an Einsum) as one MatMul.
+    """Write the weighted sum of rows of a table (Mul and ReduceSum, Einsum, or a loop over bags) as one MatMul.
 
-    The rows times their weights, as large as all rows that are looked up, are never written to memory.
+    The rows times their weights, as large as all rows that are looked up, are never written to memory. TorchScript
+    writes an EmbeddingBag as a loop; it goes where all bags are proven to be of one size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
@@ -38,6 +40,13 @@ class FuseEmbeddingBag(ExactPass):
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
         facts = Inference(model)
+        for node in walk(model, "Loop"):
+            bags = find_bags(node, facts) if node.graph is model.graph else None
+            if bags is None:
+                continue
+            if not outcome.take(node):
+                return
+            _write_bags(model, node, bags, facts)
         for node in walk(model, "ReduceSum", "Einsum"):
             found = next(_bags(node), None) if node.graph is not None else None
             if found is None:
@@ -95,6 +104,26 @@ def _is_looked_up(value: oir.Value | None) -> bool:
         return False
     table = find_parameter(gather.inputs[0])
     return table is not None and len(table.shape) == 2
+
+
+def _write_bags(model: oir.Model, node: oir.Node, bags: Bags, facts: Inference) -> None:
+    new: list[oir.Node] = []
+
+    def reshaped(value: oir.Value, stem: str, *sizes: int) -> oir.Value:
+        target = edit.add_constant(model, stem, np.array(sizes, np.int64))
+        new.append(edit.make("Reshape", [value, target], like=node))
+        return new[-1].outputs[0]
+
+    index, by = reshaped(bags.index, "bags_shape", -1, bags.size), reshaped(bags.by, "weights_shape", -1, 1, bags.size)
+    rows = edit.make("Gather", [bags.table, index], {"axis": 0}, like=node)
+    product = edit.make("MatMul", [by, rows.outputs[0]], like=node)
+    new += [rows, product]
+    result = reshaped(product.outputs[0], "sum_shape", -1, bags.width)
+    edit.insert_before(node, new)
+    for one in new:
+        facts.follow(one)
+    edit.replace_value(node.outputs[0], result)
+    edit.remove_unused([node])
 
 
 def _write(model: oir.Model, node: oir.Node, found: _Bag, lead: int, count: int, facts: Inference) -> None:
