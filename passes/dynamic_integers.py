@@ -16,6 +16,7 @@ from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, same_shape
 from burnish.ir.walk import walk
+from burnish.passes import windows
 from burnish.passes.layers import Layer, unusable
 from burnish.passes.lossy import Savings
 
@@ -75,22 +76,24 @@ def write(model: oir.Model, layers: Sequence[Layer], payload: Mapping[str, np.nd
     """
     first = layers[0]
     stem = (first.parameter.source.name if first.parameter is not None else None) or "weight"
-    spread = _spread(first)
     stored = payload["levels"].T if isinstance(first, Linear) else payload["levels"]
+    if windows.sliding(model, first) is not None:
+        stored = windows.matrix(stored)
     weight = edit.add_constant(model, f"{stem}_levels", np.ascontiguousarray(stored))
-    factor = edit.add_constant(model, f"{stem}_scale", payload["scale"].reshape(spread))
+    factor = edit.add_constant(model, f"{stem}_scale", payload["scale"].reshape(spread(model, first)))
     zero = payload["zero"]
     offset = edit.add_constant(model, f"{stem}_zero", zero) if zero.any() else None
     for layer in layers:
-        bias = bias_of(layer)
+        bias = bias_of(layer, spread(model, layer))
         value = edit.add_constant(model, f"{stem}_bias", bias) if isinstance(bias, np.ndarray) else bias
         source = layer.input
         if "factor" in payload:
             source = multiplied(model, source, payload["factor"], layer.node)
-        _write(layer, source, weight, factor, offset, value)
+        _write(model, layer, source, weight, factor, offset, value)
 
 
 def _write(
+    model: oir.Model,
     layer: Layer,
     source: oir.Value,
     weight: oir.Value,
@@ -99,38 +102,56 @@ def _write(
     bias: oir.Value | None,
 ) -> None:
     old = layer.node
+    nodes: list[oir.Node] = []
+    along = windows.sliding(model, layer)
+    if along is not None:
+        source = windows.rows(model, along)
     rounded, scale, zero = quantized(source, old)
-    product = edit.make(
-        "MatMulInteger" if isinstance(layer, Linear) else "ConvInteger", [rounded, weight, zero, offset], like=old
-    )
-    if isinstance(layer, Convolution):
+    if along is not None:
+        nodes = windows.cut(model, along, rounded, zero)
+        rounded = nodes[-1].outputs[0]
+    whole = isinstance(layer, Convolution) and along is None
+    product = edit.make("ConvInteger" if whole else "MatMulInteger", [rounded, weight, zero, offset], like=old)
+    if whole:
         product.attributes.update(old.attributes)
     both = edit.make("Mul", [scale, factor], like=old)
     number = edit.make("Cast", [product.outputs[0]], {"to": oir.DataType.FLOAT.value}, like=old)
     result = edit.make("Mul", [number.outputs[0], both.outputs[0]], like=old)
-    same_shape(product, layer.output).type = oir.TensorType(oir.DataType.INT32)
-    same_shape(both, factor)
-    nodes = [product, number, both, result]
+    nodes += [product, number, both, result]
     if bias is not None:
         nodes.append(edit.make("Add", [result.outputs[0], bias], like=layer.nodes))
-    for one in (number, result, nodes[-1]):
+    for one in (product, number, result, nodes[-1]):
         same_shape(one, layer.output)
+        if along is not None:
+            one.outputs[0].shape = windows.result(along)
+    product.outputs[0].type = oir.TensorType(oir.DataType.INT32)
+    same_shape(both, factor)
+    if along is not None:
+        nodes += windows.back(model, along, nodes[-1].outputs[0])
+        same_shape(nodes[-1], layer.output)
     edit.replace_node(layer.nodes[-1], nodes)
 
 
-def _spread(layer: Layer) -> tuple[int, ...]:
-    """The shape in which one number for each output broadcasts to the output."""
-    return (layer.out_features,) if isinstance(layer, Linear) else (layer.out_channels,) + (1,) * len(layer.kernel)
+def spread(model: oir.Model, layer: Layer) -> tuple[int, ...]:
+    """The shape in which one number for each output broadcasts to what the node on integers computes."""
+    if isinstance(layer, Linear):
+        return (layer.out_features,)
+    return (layer.out_channels,) + (1,) * (len(layer.kernel) if windows.sliding(model, layer) is None else 0)
 
 
-def bias_of(layer: Layer) -> oir.Value | np.ndarray | None:
-    """What is added to a layer of integers: the bias that it has, or one that is new, float32; None for nothing."""
+def bias_of(layer: Layer, shape: tuple[int, ...]) -> oir.Value | np.ndarray | None:
+    """What is added to a layer of integers: the bias that it has, or one that is new, float32; None for nothing.
+
+    Args:
+        layer: the layer.
+        shape: see `spread`.
+    """
     bias, parameter = layer.bias(), layer.bias_parameter
     if bias is None or parameter is None:
         return None
-    if parameter.shape == _spread(layer) and match.attribute(layer.node, "beta", 1.0) == 1.0:
+    if parameter.shape == shape and match.attribute(layer.node, "beta", 1.0) == 1.0:
         return parameter.value
-    return bias.reshape(_spread(layer)).astype(np.float32)
+    return bias.reshape(shape).astype(np.float32)
 
 
 def multiplied(model: oir.Model, value: oir.Value, factor: np.ndarray, reader: oir.Node) -> oir.Value:

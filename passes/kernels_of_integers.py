@@ -167,7 +167,7 @@ class EachRun(Kernel):
         out = layer.out_features
         gone = [layer.parameter]
         added: list[np.ndarray] = [np.empty((out, layer.in_features), np.int8), np.empty(out, np.float32)]
-        bias = dynamic_integers.bias_of(layer)
+        bias = dynamic_integers.bias_of(layer, (out,))
         if isinstance(bias, np.ndarray) and layer.bias_parameter is not None:
             added.append(bias)
             gone += [] if layer.bias_parameter.others(layer.nodes[-1]) else [layer.bias_parameter]

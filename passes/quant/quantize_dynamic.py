@@ -13,7 +13,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
 from burnish.ir.views.linear import Linear
 from burnish.ir.walk import walk
-from burnish.passes import balance, catalog, dynamic_integers, dynamic_lstm, grids, sites
+from burnish.passes import balance, catalog, dynamic_integers, dynamic_lstm, grids, sites, windows
 from burnish.passes.base import Outcome
 from burnish.passes.factors import found
 from burnish.passes.grids import Grid
@@ -37,7 +37,8 @@ class QuantizeDynamic(LossyPass):
         clip: `mse` lets the largest weights be cut off where that makes the error smaller; `minmax` does not.
         balanced: what a layer reads is divided channel by channel, so that none is much wider than the others, and its
             weight multiplied; how far is fitted to samples. Where it gains nothing, it is left out.
-        convolutions: convolutions too, which ONNX Runtime then computes several times slower.
+        convolutions: all convolutions, which ONNX Runtime then computes several times slower; those along one axis,
+            as of text and sound, are written as products, which are quick, and always taken.
         recurrent: LSTMs too, as DynamicQuantizeLSTM, which only ONNX Runtime has.
     """
 
@@ -126,7 +127,7 @@ class QuantizeDynamic(LossyPass):
                 outcome.skip(node, one)
 
     def _layer(self, model: oir.Model, name: str, layer: Layer, factors: Mapping[oir.Value, np.ndarray]) -> Edit | str:
-        if isinstance(layer, Convolution) and not self.convolutions:
+        if isinstance(layer, Convolution) and not self.convolutions and windows.sliding(model, layer) is None:
             return "ONNX Runtime computes dynamic convolutions several times slower; static ones are quick"
         if (opset := model.opset_imports.get("", 1)) < dynamic_integers.OPSET:
             return f"opset {opset} has no {dynamic_integers.QUANTIZE}; `--opset` raises it"
@@ -143,8 +144,10 @@ class QuantizeDynamic(LossyPass):
         alone = len(group) == len(layer.shared) + 1
         added = [array for array in payload.values() if array.any()]
         gone = [layer.parameter] if alone else []
+        if (along := windows.sliding(model, layer)) is not None:
+            added.append(windows.added(along))
         for one in group:
-            bias = dynamic_integers.bias_of(one)
+            bias = dynamic_integers.bias_of(one, dynamic_integers.spread(model, one))
             if isinstance(bias, np.ndarray) and one.bias_parameter is not None:
                 added.append(bias)
                 gone += [] if one.bias_parameter.others(one.nodes[-1]) else [one.bias_parameter]

@@ -50,6 +50,15 @@ g (float[7, N, 12] x, float[2, N, 8] h, float[2, N, 8] c) => (float[7, 2, N, 8] 
 g (float[N, 4, 9, 9] x) => (float[N, 6, 5, 5] y) <float[6, 2, 3, 3] w, float[6] b> {
   y = Conv <pads = [1, 1, 1, 1], strides = [2, 2], group = 2> (x, w, b)
 }""",
+    "along one axis": """
+g (float[N, 20, 24] x) => (float[N, 18, 9] y)
+    <float[18, 20, 4] w, float[18] b, float[18, 18, 3, 1] v, int64[1] a = {3}> {
+  c = Conv <pads = [2, 1], strides = [2], dilations = [2]> (x, w, b)
+  r = Relu (c)
+  u = Unsqueeze (r, a)
+  d = Conv <kernel_shape = [3, 1]> (u, v)
+  y = Squeeze (d, a)
+}""",
     "branches": """
 g (bool[1] up, float[N, 16] x) => (float[N, 16] y) <float[16, 16] w, float[16, 16] v> {
   y = If (up) <
