@@ -42,7 +42,7 @@ class BudgetKv(LossyPass):
     ports: ClassVar[bool] = True
 
     keep: str = "20%"
-    by: Literal["uniform", "mass", "cosine"] = "mass"
+    by: Literal["uniform", "mass", "cosine"] = "cosine"
     window: int = 32
     pool: int = 5
     share: float = 0.9

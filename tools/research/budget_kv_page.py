@@ -44,12 +44,12 @@ def _task(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     count = len(found["text"])
     return f"""## SmolLM2-135M (A3), prompts of 1,024 tokens
 
-{count} prompts from the Python manual. *Text*: loss of the 64 tokens behind the first one after the prompt, as the
-manual goes on, fed at once behind the caches that were kept ({64 * count:,} predictions). *Copy*: the last 64 tokens
-of the prompt begin a passage of it again, from a random place; loss of the next 64 tokens behind the first, which can
-be looked up there, and how many of them are the likeliest. Budgets are fitted to 4 prompts of other topics. Caches are
-measured behind the prompt. The last column but two is the mean difference of the loss to that with all caches, with
-its standard error over prompts.
+{count} prompts from the Python manual, some of one topic. *Text*: loss of the 64 tokens behind the first one after the
+prompt, as the manual goes on, fed at once behind the caches that were kept ({64 * count:,} predictions). *Copy*: the
+last 64 tokens of the prompt begin a passage of it again, from a random place; loss of the next 64 tokens behind the
+first, which can be looked up there, and how many of them are the likeliest. Budgets are fitted to 4 prompts of other
+topics. Caches are measured behind the prompt. The column before those on copies is the mean difference of the loss to
+that with all caches, with its standard error over prompts.
 
 """
 
@@ -74,14 +74,28 @@ def _apart(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> tuple[flo
 
 
 def _verdict(found: Mapping[str, Sequence[Mapping[str, Any]]], keeps: Sequence[str]) -> str:
-    text = "\nAgainst the uniform budget, prompt by prompt (negative is better; mean and standard error):\n\n"
-    text += "| keeps | chosen by | text | copy |\n| --- | --- | --- | --- |\n"
+    text = "\nDifferences of the loss, prompt by prompt (negative is better; mean and standard error):\n\n"
+    text += "| keeps | chosen by | against | text | copy |\n| --- | --- | --- | --- | --- |\n"
+    pairs = [("cosine", "uniform"), ("mass", "uniform"), ("cosine", "first and last"), ("uniform", "first and last")]
     for keep in keeps:
-        for name in ("mass", "cosine", "first and last", "last"):
-            cells = (_apart(found[kind], f"{name} {keep}", f"uniform {keep}") for kind in ("text", "copy"))
+        for one, other in pairs:
+            cells = (_apart(found[kind], f"{one} {keep}", f"{other} {keep}") for kind in ("text", "copy"))
             shown = " | ".join(f"{mean:+.3f} ± {error:.3f}" for mean, error in cells)
-            text += f"| {keep} | {NAMES[name]} | {shown} |\n"
-    return text
+            text += f"| {keep} | {_short(one)} | {_short(other)} | {shown} |\n"
+    said = [_said(found, keeps, one, other) for one, other in pairs]
+    return text + "\n" + "\n".join(said) + "\n"
+
+
+def _short(name: str) -> str:
+    return f"`by={name}`" if name in ("uniform", "mass", "cosine") else f"the {name} tokens"
+
+
+def _said(found: Mapping[str, Sequence[Mapping[str, Any]]], keeps: Sequence[str], one: str, other: str) -> str:
+    """In how many of the measurements one is better, and worse, than the other by more than two standard errors."""
+    apart = [_apart(found[kind], f"{one} {keep}", f"{other} {keep}") for kind in found for keep in keeps]
+    better, worse = (sum(sign * mean > 2 * error for mean, error in apart) for sign in (-1, 1))
+    counts = f"{better} of {len(apart)}, and more in {worse}"
+    return f"- {_short(one)} loses less than {_short(other)}, by more than two standard errors, in {counts}."
 
 
 def _steps(took: Mapping[str, Sequence[float]], keeps: Sequence[str], rows: Sequence[int]) -> str:
