@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from burnish.backends import heap
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.objective import tensors
 from burnish.backends.fx.rotation_steps import Turns, save
-from burnish.backends.fx.rotation_student import Space, Student, make_student
+from burnish.backends.fx.rotation_student import Space, Student, held, make_student
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
@@ -55,6 +56,7 @@ class LearnOptions:
         seed: of the order of the samples, and of the random matrices to begin with.
         apart: samples that nothing is learned from: what has the least loss on them is the result. No more than half.
         every: steps between two looks at these, and between two checkpoints.
+        device: a torch device. On `cuda` products are of TF32 while gradients are made.
     """
 
     bits: Bits = field(default_factory=Bits)
@@ -69,6 +71,7 @@ class LearnOptions:
     seed: int = 0
     apart: int = 4
     every: int = 10
+    device: str = "cpu"
 
     def check(self) -> None:
         """Raise InputError for what no learning can be."""
@@ -80,6 +83,13 @@ class LearnOptions:
         for name in ("angle", "scale_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}", hint="0.005 is a good beginning")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"torch cannot use the device `{self.device}`: {str(error).splitlines()[0]}",
+                hint="a GPU needs its driver, and a build of torch for it" if self.device.startswith("cuda") else None,
+            ) from error
 
 
 def learn(
@@ -109,6 +119,13 @@ def learn(
     options.check()
     if not samples:
         raise InputError("there are no samples", hint="give samples with `--data`")
+    with torch.device(options.device):
+        return _learned(model, samples, options, on_step, folder)
+
+
+def _learned(
+    model: oir.Model, samples: Sequence[Sample], options: LearnOptions, on_step: Told | None, folder: Path | None
+) -> Learned:
     order = [int(one) for one in np.random.default_rng(options.seed).permutation(len(samples))]
     count = min(options.apart, len(samples) // 2)
     apart, order = order[:count] or order, order[count:]
@@ -148,7 +165,7 @@ def compared(scores: Tensor, largest: Tensor, where: Tensor) -> Tensor:
 
 def _wanted(model: oir.Model, samples: Mapping[int, Sample], count: int) -> dict[int, tuple[Tensor, Tensor]]:
     """The largest scores of the original for each sample, and which classes they are of."""
-    teacher, found = to_graph_module(model), {}
+    teacher, found = to_graph_module(model).to(torch.get_default_device()), {}
     with torch.no_grad():
         for index, sample in samples.items():
             scores = teacher(*tensors(teacher, sample.feeds))[0]
@@ -210,11 +227,12 @@ class _Loop:
         """Make one step; the loss before it."""
         total = 0.0
         weights = self.student.weights(self.space)
-        for index in indices:
-            loss = self._one(weights, index) / len(indices)
-            loss.backward()
-            total += float(loss.detach())
-            del loss
+        with _quick():
+            for index in indices:
+                loss = self._one(weights, index) / len(indices)
+                loss.backward()
+                total += float(loss.detach())
+                del loss
         self.student.pull_back(self.space, weights)
         del weights
         share = (1 + math.cos(math.pi * self.step / self.options.steps)) / 2
@@ -254,7 +272,7 @@ class _Loop:
         """Go on where `file` says; whether there is one."""
         if not file.exists():
             return False
-        kept = torch.load(file, weights_only=True)
+        kept = torch.load(file, weights_only=True, map_location=self.options.device)
         self.step, self.least, self.best = int(kept["step"]), float(kept["least"]), kept["best"]
         with torch.no_grad():
             for one, held in zip(_parts(self.space), kept["now"], strict=True):
@@ -283,9 +301,20 @@ class _Loop:
         )
 
 
+@contextmanager
+def _quick() -> Iterator[None]:
+    """Let GPUs multiply in TF32: what it rounds off is little beside what few bits do."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def _space(found: Learned) -> Space:
     def leaf(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.copy()).float().requires_grad_()
+        return held(array).requires_grad_()
 
     return Space(
         leaf(found.turn),
@@ -302,11 +331,11 @@ def _parts(space: Space) -> list[Tensor]:
 
 
 def _places(pairs: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.unique(pairs, return_inverse=True)[1].reshape(-1))
+    return torch.tensor(np.unique(pairs, return_inverse=True)[1].reshape(-1))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.detach().double().numpy())
+    return np.asarray(tensor.detach().double().cpu().numpy())
 
 
 def _nearest_orthogonal(matrix: np.ndarray) -> np.ndarray:

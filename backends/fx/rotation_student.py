@@ -149,8 +149,13 @@ class _Ends:
         name = str(parameter.source.name)
         if parameter.steps or name in self.turned:
             raise InputError("a constant of the residual stream is not stored as it is read", place=str(node.name))
-        own = torch.from_numpy(parameter.read().copy()).float().movedim(axis, -1)
+        own = held(parameter.read()).movedim(axis, -1)
         self.turned[name] = lambda space: (own @ space.turn).movedim(-1, axis)
+
+
+def held(array: np.ndarray) -> Tensor:
+    """A copy in float32, on torch's default device."""
+    return torch.tensor(array, dtype=torch.float32)
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
@@ -161,7 +166,7 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
 
 
 def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
-    """The student of a model in normal form, which is not changed.
+    """The student of a model in normal form, which is not changed; on torch's default device.
 
     Raises:
         InputError: the model's stream cannot be rotated, or an end of it is none that can be learned with.
@@ -185,7 +190,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     for node in module.graph.nodes:
         if node.target is torch.round:
             node.target = nearest
-    module.requires_grad_(False).recompile()
+    module.requires_grad_(False).to(torch.get_default_device()).recompile()
     paths = {origin.name: path for path, origin in bridge.bridge_of(module).weights.items()}
     pieces = []
     for node in few:
@@ -218,7 +223,7 @@ def _piece(
         raise InputError("a weight is not stored as it is read", place=str(layer.node.name))
     now, last = layer.weight(), None
     if not np.array_equal(_single(now), weight):  # its input is multiplied by a Hadamard matrix when it runs
-        first, second = (torch.from_numpy(one).float() for one in online.pair(layer.in_features))
+        first, second = (held(one) for one in online.pair(layer.in_features))
         last = first, second
     bias_path = None
     if layer.bias_parameter is not None:
@@ -230,8 +235,8 @@ def _piece(
         bias_path,
         tuple(parameter.shape),
         layer.stored_transposed,
-        torch.from_numpy(weight),
-        None if bias is None else torch.from_numpy(bias.copy()).float(),
+        held(weight),
+        None if bias is None else held(bias),
         list(steps),
         last,
     )
@@ -285,7 +290,7 @@ def _behind(graph: oir.Model, value: oir.Value, matrix: np.ndarray, dtype: oir.D
 
 def _rows(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
     """A step on the rows of one projection, as [heads, size, in], and on its bias, as [heads, size, 1]."""
-    places, heads, size = torch.from_numpy(part.places.reshape(-1).copy()), part.heads, part.size  # not the graph
+    places, heads, size = torch.tensor(part.places.reshape(-1)), part.heads, part.size  # not the graph
 
     def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
         def at(x: Tensor) -> Tensor:
@@ -299,7 +304,7 @@ def _rows(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
 
 def _columns(part: Projection, change: Callable[[Tensor, Space], Tensor]) -> Step:
     """A step on the columns of one projection, as [heads, size, out]."""
-    places, heads, size = torch.from_numpy(part.places.reshape(-1).copy()), part.heads, part.size
+    places, heads, size = torch.tensor(part.places.reshape(-1)), part.heads, part.size
 
     def step(weight: Tensor, bias: Tensor | None, space: Space) -> tuple[Tensor, Tensor | None]:
         own = change(weight.T[places].reshape(heads, size, -1), space)
@@ -348,7 +353,7 @@ def _scores(space: Space, number: int) -> Tensor:
 
 def _gates(graph: oir.Model, steps: dict[oir.Node, list[Step]]) -> None:
     for number, one in enumerate(learned.gated_of(graph)):
-        rows = torch.from_numpy(one.rows.copy())
+        rows = torch.tensor(one.rows)
 
         def up(
             w: Tensor, b: Tensor | None, s: Space, n: int = number, rows: Tensor = rows

@@ -9,13 +9,11 @@ the time: glibc then keeps the memory of the activations from step to step.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import numpy as np
 
 from burnish.ir.samples import Sample
 from burnish.tools.research import depth, zoo
+from burnish.tools.research.zoo_data import docstrings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "healing.json", FOLDER / "healing.md"
@@ -44,28 +43,12 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _docstrings() -> Iterator[str]:
-    """The longer docstrings of the standard library, in the order of its files, each once."""
-    seen = set()
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > 300 and text not in seen:
-                    seen.add(text)
-                    yield text
-
-
 def samples() -> list[Sample]:
     """Docstrings put end to end, cut into texts of 256 tokens, and some of these, spread over the whole library."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(zoo.ROOT / "smollm2" / "tokenizer.json"))
-    ids = [token for text in _docstrings() for token in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
+    ids = [token for text in docstrings() for token in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
     starts = np.linspace(0, len(ids) - LENGTH, TEXTS).astype(int)
     rows = [np.array([ids[start : start + LENGTH]], np.int64) for start in starts]
     return [

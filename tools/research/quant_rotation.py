@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as oir
 
-from burnish.backends.fx.rotation import LearnOptions, learn
 from burnish.backends.ort.session import executor
 from burnish.backends.reference.runner import ReferenceRunner
 from burnish.frontends import onnx_file
@@ -34,14 +30,14 @@ from burnish.passes.pipeline import Pipeline, constant_bytes
 from burnish.passes.recipes import NORMAL_FORM
 from burnish.passes.simulated import Bits
 from burnish.tools.lossy_context import context_for
-from burnish.tools.research import zoo, zoo_data, zoo_real, zoo_tasks
+from burnish.tools.research import quant_rotation_learn, zoo, zoo_tasks
+from burnish.tools.research.quant_rotation_learn import MODEL, SEEDS
 from burnish.tools.research.quant_weights import smollm
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 NUMBERS, PAGE = FOLDER / "quant-rotation.json", FOLDER / "quant-rotation.md"
 
-MODEL = "a3-smollm2-nocache"
-WINDOWS = 4
+WINDOWS = 8
 """Texts of the perplexity task, of 256 tokens each."""
 
 REPLAYED = 12
@@ -63,14 +59,6 @@ GPTQ = tuple(way for way in WAYS if way.startswith("QuaRot, seed"))
 
 PARTS = {"weights": (4, 0, 0), "activations": (0, 4, 0), "cache": (0, 0, 4), "activations and cache": (0, 4, 4)}
 """Bits of weights, activations and cache behind QuaRot of seed 0."""
-
-LEARNED = LearnOptions(bits=Bits(weights=0), starts=6, steps=16, texts=2, angle=0.004, every=4)
-SEEDS = (0, 100, 200)
-"""How rotations are learned, and the seeds from which on beginnings are tried."""
-
-SHORT = replace(LEARNED, starts=1, steps=8, every=2)
-
-TOKENS = 128
 
 LAYERS = ("", "rotate-residual", "rotate-residual,scale-pairs")
 BLOCKS = {32: "32", 128: "128", 2048: "all inputs"}
@@ -96,6 +84,8 @@ def original() -> oir.Model:
 
 def made(spec: str) -> oir.Model:
     """The model behind exact passes."""
+    if not spec:
+        return original().clone()
     return Pipeline(catalog.parse(spec)).rewrite(original()).model
 
 
@@ -108,11 +98,11 @@ def perplexity(model: oir.Model) -> float:
     return zoo_tasks.perplexity_of(task.labels[:WINDOWS])(outputs)
 
 
-def simulated_perplexity(spec: str, bits: Bits) -> float:
-    """With few bits behind passes, weights rounded by their own squared error."""
-    model = made(spec) if spec else original().clone()
-    simulated.simulate(model, bits, hadamard=bool(spec))
-    return perplexity(model)
+def simulated_perplexity(model: oir.Model, bits: Bits, *, hadamard: bool = True) -> float:
+    """With few bits, weights rounded by their own squared error."""
+    few = model.clone()
+    simulated.simulate(few, bits, hadamard=hadamard)
+    return perplexity(few)
 
 
 def gptq_perplexity(model: oir.Model) -> float:
@@ -158,44 +148,14 @@ def _exactness(spec: str) -> dict[str, float]:
     return difference(made(spec))
 
 
-def texts() -> list[Sample]:
-    """Beginnings of texts that the perplexity is not measured on."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(zoo_real.smollm2_folder(zoo.ROOT) / "tokenizer.json"))
-    encoded = (tokenizer.encode(text, add_special_tokens=False).ids[:TOKENS] for text in zoo_data.topics()[8:])
-    rows = [np.array([ids], np.int64) for ids in encoded if len(ids) == TOKENS]
-    return [Sample(f"text {i}", {"input_ids": one, "attention_mask": np.ones_like(one)}) for i, one in enumerate(rows)]
-
-
-def learn_rotations(seed: int) -> dict[str, Any]:
+def learned_rotations(seed: int) -> dict[str, Any]:
     """The perplexity with few bits behind learned rotations and scales, and what merging them does to the logits."""
-    least: list[float] = []
-    started = time.process_time()
-
-    def told(step: int, loss: float, so_far: float) -> None:
-        least.append(so_far)
-        print(f"step {step}: {loss:.4f}, {so_far:.4f}, {time.process_time() - started:.0f} s of CPU", flush=True)
-
-    found = learn(original(), texts(), replace(LEARNED, seed=seed), told, folder=zoo.ROOT / "rotations")
-    seconds = time.process_time() - started
+    found, record = quant_rotation_learn.load(quant_rotation_learn.file_of(seed))
     model = original().clone()
     learned.merge(model, found)
-    return {
-        "exact": difference(model),
-        "least": least,
-        "seconds": seconds,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "perplexity": gptq_perplexity(model),
-    }
-
-
-def short() -> dict[str, float]:
-    """What few steps from one beginning do to the loss on the texts that are kept apart."""
-    least: list[float] = []
-    started = time.process_time()
-    learn(original(), texts()[:24], SHORT, lambda step, loss, so_far: least.append(so_far))
-    return {"before": least[0], "after": least[-1], "seconds": time.process_time() - started}
+    few = simulated_perplexity(model, Bits(weights=0))
+    record["losses"] = record["losses"][::20]
+    return record | {"exact": difference(model), "part": few, "perplexity": gptq_perplexity(model)}
 
 
 def steps() -> dict[str, float]:
@@ -246,15 +206,17 @@ def measure(numbers: Numbers) -> None:
             for rounding in ("nearest", "gptq"):
                 numbers.get(f"weights | {spec} | {block} | {rounding}", partial(weights_only, spec, block, rounding))
     for way, spec in WAYS.items():
-        numbers.get(f"W4A4KV4 | {way}", partial(simulated_perplexity, spec, Bits()))
+        numbers.get(
+            f"W4A4KV4 | {way}",
+            lambda spec=spec: simulated_perplexity(made(spec), Bits(), hadamard=bool(spec)),  # type: ignore[misc]
+        )
     for part, bits in PARTS.items():
-        numbers.get(f"part | {part}", partial(simulated_perplexity, "rotate-residual", Bits(*bits)))
-    numbers.get("short", short)
-    numbers.get(f"learned | {SEEDS[0]}", partial(learn_rotations, SEEDS[0]))
+        numbers.get(f"part | {part}", lambda bits=bits: simulated_perplexity(made("rotate-residual"), Bits(*bits)))  # type: ignore[misc]
     for way in GPTQ:
         numbers.get(f"GPTQ | {way}", lambda way=way: gptq_perplexity(made(WAYS[way])))  # type: ignore[misc]
-    for seed in SEEDS[1:]:
-        numbers.get(f"learned | {seed}", partial(learn_rotations, seed))
+    for seed in SEEDS:
+        if quant_rotation_learn.file_of(seed).exists():
+            numbers.get(f"learned | {seed}", partial(learned_rotations, seed))
 
 
 def main() -> None:

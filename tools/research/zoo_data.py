@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sysconfig
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,22 @@ def topics() -> list[str]:
     from pydoc_data.topics import topics
 
     return [text for _, text in sorted(topics.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
+def docstrings() -> Iterator[str]:
+    """The longer docstrings of the standard library, in the order of its files, each once."""
+    seen = set()
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text) > 300 and text not in seen:
+                    seen.add(text)
+                    yield text
 
 
 def _topic_halves(folder: Path, batch: int = 8, tokens: int = 128) -> Labelled:

@@ -11,7 +11,9 @@ import pytest
 from laws import check_same_outputs
 from small_llama import WORDS, decoder
 
-from burnish.backends.fx.rotation import LearnOptions, compared, learn
+from burnish.backends.fx.objective import tensors
+from burnish.backends.fx.rotation import LearnOptions, _space, compared, learn
+from burnish.backends.fx.rotation_steps import Turns
 from burnish.backends.fx.rotation_student import make_student
 from burnish.frontends import onnx_file
 from burnish.ir import weights
@@ -52,7 +54,6 @@ def vit() -> oir.Model:
 
 @pytest.mark.parametrize(("network", "hadamard"), [(decoder, True), (decoder, False), (vit, False)])
 def test_the_student_computes_what_the_merged_model_does(network: Callable[[], oir.Model], hadamard: bool) -> None:
-    from burnish.backends.fx.rotation import _space
     from burnish.backends.ort.session import executor
 
     model, bits = network(), Bits(0, 0, 0)
@@ -130,3 +131,27 @@ def test_the_model_keeps_what_it_knows_beyond_its_dtype() -> None:
     make_student(model, Bits(4, 4, 4), hadamard=True)
     assert any(one is not None for one in before.values())
     assert all(weights.unrounded(value) is before[name] for name, value in model.graph.initializers.items())
+
+
+def test_all_that_is_learned_with_lies_on_the_device_that_is_asked_for() -> None:
+    """The device `meta` stands for a GPU: it refuses what lies elsewhere."""
+    model, (sample,) = decoder(), samples(1)
+    with torch.device("meta"):
+        student = make_student(model, Bits(4, 4, 4), hadamard=True)
+        space = _space(learned.initial(model, 0))
+        weights_now = student.weights(space)
+        inputs = tensors(student.module, sample.feeds)
+        scores = torch.func.functional_call(student.module, weights_now, tuple(inputs))[0]
+        compared(scores, *scores.detach().topk(5)).backward()
+        student.pull_back(space, weights_now)
+        turns = Turns([space.turn, *space.values], [False] * (1 + len(space.values)))
+        turns.step(0.01)
+    held = [*weights_now.values(), *space.scales(), *turns.matrices, *turns.first, scores, *student.module.parameters()]
+    assert {one.device.type for one in held} == {"meta"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_torch_lacks_is_an_error_with_a_hint() -> None:
+    with pytest.raises(InputError, match="torch cannot use the device `cuda`") as refused:
+        learn(decoder(), samples(1), LearnOptions(device="cuda"))
+    assert "driver" in str(refused.value.hint)
