@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,17 @@ def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) 
     found: dict[str, Any] = {"seconds": time.monotonic() - start}
     if ended.returncode or not target.exists():
         said = [line.strip() for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
-        found["failed"] = f"exit code {ended.returncode}: {_last(said)}"
+        places = (source.parent, Path(rivals or "").absolute().parent)
+        found["failed"] = f"exit code {ended.returncode}: {_last(said, places)}"
     return found
 
 
-def _last(said: list[str]) -> str:
-    wrong = [line for line in said if "Error" in line or line.startswith(("error", "hint"))]
-    return (wrong or said or ["it said nothing"])[-1][:160]
+def _last(said: list[str], places: Sequence[Path]) -> str:
+    """The last line that names an error, without the folders that are here only."""
+    line = ([one for one in said if "Error" in one or one.startswith("error")] or said or ["it said nothing"])[-1]
+    for place in places:
+        line = line.replace(f"{place}/", "")
+    return line[:160]
 
 
 def judged(bed: Bed, target: Path, reference: Outputs, original: Any) -> dict[str, Any]:
@@ -144,7 +148,8 @@ def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> No
                 try:
                     row |= judged(bed, target, reference, original)
                 except Exception as error:
-                    row["failed"] = f"its file does not run: {str(error).strip().splitlines()[0][:160]}"
+                    said = str(error).strip().splitlines()[0].replace(f"{place}/", "")
+                    row["failed"] = f"its file does not run: {said[:160]}"
             print(name, tool, row, flush=True)
             known = _known()
             rows = known.get(name, {}).get("rows", {}) | {tool: row}

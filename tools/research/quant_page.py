@@ -27,14 +27,18 @@ ONNX Runtime 1.32's quantizers (behind its own pre-processing, per channel), NNC
 
 *size* is the share of the bytes of the file, its data included; *error* the relative error of the first output;
 *agreement* the share of rows whose first class is that of the float32 model; *metric* that of the task, by labels;
-*time* a run in ONNX Runtime with two threads against the original, in turns, on a processor with AVX512-VNNI that
-other work shared, with its 95 % interval.
+*time* a run in ONNX Runtime against the original, in turns, on a processor with AVX512-VNNI that other work shared,
+with its 95 % interval: of one thread, by the time that it had a processor, or, where a star says so, of two threads by
+the clock on the wall, which is less certain; most rows of A2, A4 and A6 have no time, as too much else ran.
 
 Quantizers to 4 bits change products of two matrices only: where a file keeps its size they did nothing and ended
-without an error. `int8` is smaller than what ONNX Runtime's static quantizer makes of the networks of convolutions,
-with a smaller error. On Magika (A5) ONNX Runtime's dynamic one is 11 times as exact and 6 times as slow (our
-times of A5, A6 and the ResNet in 8 bits were measured later, beside more work); on PP-OCR's classifier 8 bits are
-quicker than float32 by nobody. MiniLM and SmolLM2 are on the pages above.
+without an error. None of the others finds the LSTM and the weights of Silero (A4) where they stand in its files, in
+branches and nodes of constants: what they write computes the same, and is 0.77 to 1.43 times as large. `int8` has a
+smaller error than all files of about its size but one: on the digits ResNet ONNX Runtime's dynamic quantizer loses a
+tenth less, and is nine times slower than float32. Convolutions along one axis, as Magika's (A5), are products of
+integers since their ranges differ from file to file: with fixed ones its error was 0.018. On PP-OCR's classifier 8
+bits are quicker than float32 by nobody; nearly all its lines are certain, so few make the error (of 40 lines, as NNCF
+was judged by, two).
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
@@ -56,9 +60,15 @@ def page(known: Mapping[str, Any]) -> str:
 def _row(tool: str, row: Mapping[str, Any], whole: int) -> str:
     if "failed" in row:
         return f"| {tool} | failed: {row['failed'].replace('|', '/')} | | | | |"
-    ratio, low, high = row["time"]
     cells = (f"{100 * row['bytes'] / whole:.1f} %", *(_number(row[key]) for key in ("error", "agreement", "metric")))
-    return f"| {tool} | {' | '.join(cells)} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"
+    return f"| {tool} | {' | '.join(cells)} | {_time(row)} |"
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    if "time" not in row:
+        return "not measured"
+    ratio, low, high = row["time"]
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f}){'' if row.get('threads') == 1 else ' *'}"
 
 
 def _number(value: float | None) -> str:
