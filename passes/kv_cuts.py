@@ -7,7 +7,7 @@ reads the part of the mask that belongs to its cache: the last tokens, of which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +82,9 @@ class Cuts:
             raise InputError("the number of its tokens is not open, or it has branches or loops")
         self.tokens, (self.batch, self.length) = embedding.input, shape
         owners = [one for one in found.layers if one.owner == one.index]
+        inside = {node for one in found.layers for node in (*one.layer.nodes, one.layer.anchor)}
         for one in owners:
-            reason = self._no_cache(one)
+            reason = self._no_cache(one, inside)
             if reason is not None:
                 raise InputError(f"layer {one.index}: {reason}")
         self._dims: dict[Dim, bool] = {}
@@ -160,7 +161,12 @@ class Cuts:
     def dims(self, node: oir.Node) -> list[Dim]:
         """The sizes that a Shape node gives."""
         shape = self.facts.shape(node.inputs[0]) or ()
-        return list(shape)[match.attribute(node, "start", 0) : match.attribute(node, "end", len(shape))]
+        return list(shape)[self.first(node) : match.attribute(node, "end", len(shape))]
+
+    def first(self, node: oir.Node) -> int:
+        """The axis of the first size that a Shape node gives."""
+        start: int = match.attribute(node, "start", 0)
+        return max(start + len(self.facts.shape(node.inputs[0]) or ()), 0) if start < 0 else start
 
     def is_past(self, size: Dim) -> bool | None:
         """Whether a size is the length of the caches before a call, or (False) behind it; None for another."""
@@ -171,7 +177,7 @@ class Cuts:
             raise InputError(f"the shape that {match.describe(node)} gives is not known")
         return any(size in self._dims for size in self.dims(node))
 
-    def _no_cache(self, one: KeyLayer) -> str | None:
+    def _no_cache(self, one: KeyLayer, inside: Collection[oir.Node]) -> str | None:
         """Why a layer has no cache of its own whose length can be told, in plain words; None when it has."""
         layer, ports = one.layer, [port for _, port in one.ports]
         if layer.spelling not in _SPELLED:
@@ -181,8 +187,8 @@ class Cuts:
         if any(port.index or (port.past_axes, port.present_axes) != (_PAST, _TOTAL) for port in ports):
             return "its cache is packed with others, or not laid out as [batch, heads, tokens, size]"
         own = {*layer.nodes, layer.anchor}
-        for value in layer.cache.past:
-            other = next((node for node in match.readers(value) if node not in own), None)
+        for value, readers in [(one, own) for one in layer.cache.past] + [(one, inside) for one in layer.cache.present]:
+            other = next((node for node in match.readers(value) if node not in readers), None)
             if other is not None:
                 return f"{match.describe(other)} reads its cache `{value.name}` too"
         if match.attribute(layer.anchor, "unidirectional", 0):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import edit, match
+from burnish.ir import edit
 
 if TYPE_CHECKING:
     from burnish.passes.kv_cuts import Cuts, Group
@@ -34,7 +34,7 @@ class Writer:
     def anchor(self, sized: Iterable[oir.Node]) -> None:
         """Let what reads the length of caches read that of the text."""
         for node in sized:
-            first, parts = match.attribute(node, "start", 0), list[oir.Value]()
+            first, parts = self._cuts.first(node), list[oir.Value]()
             for axis, size in enumerate(self._cuts.dims(node), first):
                 past = self._cuts.is_past(size)
                 source = node.inputs[0]

@@ -507,6 +507,40 @@ def test_grouped_attention_goes_on_as_computed_by_hand() -> None:
             np.testing.assert_allclose(found[row, step - length], wanted, atol=1e-4 * float(np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("name", ["past_key_values.0.key", "present.1.value"])
+def test_a_cache_that_something_else_reads_has_to_be_whole(name: str) -> None:
+    model = normal("llama-kv-dynp").clone()
+    (value,) = [one for one in (*model.graph.inputs, *model.graph.outputs) if one.name == name]
+    size = oir.node("ReduceMean", [value], {"keepdims": 0}, name="mean")
+    model.graph.append(size)
+    size.outputs[0].name, size.outputs[0].type, size.outputs[0].shape = "mean", value.type, oir.Shape([])
+    model.graph.outputs.append(size.outputs[0])
+    with pytest.raises(InputError, match="ReduceMean `mean` reads its cache"):
+        budgeted(model, "keep=40%")
+
+
+def test_sizes_of_caches_are_those_of_the_text_however_they_are_asked_for() -> None:
+    """A Shape that counts its axes from the end, and gives several."""
+    model = normal("llama-kv-dynp").clone()
+    for node in [one for one in model.graph if one.op_type == "Shape" and "past" in str(one.inputs[0].name)]:  # type: ignore[union-attr]
+        whole = oir.node("Shape", [node.inputs[0]], {"start": -3, "end": -1}, name=f"{node.name}_whole")
+        place = oir.Value(
+            name=f"{node.name}_place", const_value=oir.tensor([1]), type=oir.TensorType(oir.DataType.INT64)
+        )
+        place.shape = oir.Shape([1])
+        model.graph.initializers.add(place)
+        part = oir.node("Gather", [whole.outputs[0], place], {"axis": 0}, name=f"{node.name}_part")
+        whole.outputs[0].name, part.outputs[0].name = f"{node.name}_sizes", f"{node.name}_size"
+        model.graph.insert_before(node, [whole, part])
+        node.outputs[0].replace_all_uses_with(part.outputs[0])
+    ids = np.array(prompts(12))
+    expected = parity.in_pieces(opened(normal("llama-kv-dynp")), ids, [7, 8])
+    np.testing.assert_array_equal(parity.in_pieces(opened(budgeted(model, "keep=100%")), ids, [7, 8]), expected)
+    kept = [opened(budgeted(one, "keep=40%")) for one in (model, normal("llama-kv-dynp"))]
+    found = [loop.generate(one, [Ask(tuple(ids[0].tolist()), 6)])[0][0].ids for one in kept]
+    assert found[0] == found[1]
+
+
 def test_without_caches_nothing_can_be_cut() -> None:
     with pytest.raises(InputError, match="its cache is of the kind `none`"):
         budgeted(normal("llama-nocache-dynp"), "keep=40%")
