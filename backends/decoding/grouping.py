@@ -1,7 +1,7 @@
 """Which beginnings of prompts are computed once, for all prompts that have them: exact, on the tree of all prompts.
 
-BatchLLM (arXiv:2412.03594) gives each prompt one shared beginning. Its rule is greedy; the best choice is a recursion
-over the nodes of the tree and the beginnings that may lie before each: G(v, d) = max(sum of G(child, d),
+BatchLLM (arXiv:2412.03594) gives each prompt one shared beginning. The best choice is a recursion over the nodes of the
+tree and the beginnings that may lie before each: G(v, d) = max(sum of G(child, d),
 -D(v) + sum of G(child, D(v))), where D is the length of the beginning that ends at v, d that of the nearest chosen one
 before it, and G of a prompt is d, what it need not compute. Here costs are added up, and a chosen beginning may go on
 from the one before it (`nested`), so that it costs D(v) - d.

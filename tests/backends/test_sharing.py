@@ -186,7 +186,9 @@ def test_the_model_is_given_as_many_tokens_as_predicted(name: str, way: str) -> 
     asks = [Ask(ask.ids, 1) for ask in asked()]
     decoder, engine = watched(opened(name))
     schedule = scheduled(decoder, asks, way, 1, 1 << 30)  # rows of a batch would be padded
-    _, shared = answered(decoder, asks, schedule)
+    shared = schedule.start(decoder)
+    took = [loop.generate(decoder, [asks[index]], begin=shared.prefill)[1] for (index,) in schedule.batches]
+    assert engine.tokens == sum(one.fed for one in took)
     assert engine.tokens == shared.counts.computed == schedule.predicted.computed
     assert shared.counts.prompts == sum(len(ask.ids) for ask in asks)
     if way == "grouped":
@@ -270,6 +272,9 @@ def test_models_of_several_rows_and_models_with_states_are_refused() -> None:
     from dataclasses import replace
 
     decoder = opened("llama-kv-dynp")
+    single = Decoder(replace(decoder.ports, rows=1), decoder.engine)
+    answers, _ = answered(single, asked(), scheduled(single, asked(), "grouped", 8, 1 << 30))
+    assert answers == alone("llama-kv-dynp")
     fixed = Decoder(replace(decoder.ports, rows=4), decoder.engine)
     with pytest.raises(InputError, match="takes batches of 4, and a beginning of prompts is one row"):
         sharing.grouped(fixed, [(1, 2)], 4, 1 << 20)
