@@ -180,15 +180,17 @@ examples, texts that share nothing. Greedy, {answer} tokens each, batches of {ba
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 _MANY = """
-`lru` and `auto` keep the order of the requests and hold whole prompts, as a server does; `groups` computes the requests
-of one beginning together, holds nothing else, and needs a fraction of the memory. {alphas}
+`lru` and `auto` keep the order of the requests and hold whole prompts, as a server does; `auto` took the weight
+{alphas} (with 20 and 120 MB it is least recently used). `groups` computes the requests of one beginning together, holds
+nothing else and nothing in the end, and needs a fraction of the memory.
 
 ## {many} requests, counted
 
 The same kinds of requests on {documents} texts, {tokens} tokens. Nothing is run: this is what `generate` predicts, and
 what it computes is the same. Each token of the tree of all prompts once, and the last of each prompt, would be {tree}:
 {bound}. One shared beginning for each request, chosen exactly as in BatchLLM, leaves {once} tokens; beginnings that go
-on from others, at a price of {price} tokens for each, leave {chosen}. Below: the part that is not computed.
+on from others, at a price of {price} tokens for each, leave {chosen}, and a few less where a row goes on from what is
+held for others. Below: the part that is not computed.
 
 | rule | {sizes} |
 | --- | {lines} |
@@ -215,12 +217,9 @@ def _page(found: dict[str, Any], given: Sequence[Tokens], documents: tuple[int, 
             f"| {100 * (1 - row['computed'] / sum(lengths)):.0f} % | {row['seconds']['prompts']:.1f} "
             f"| {row['seconds']['all']:.1f} | {row['same']} of {len(given)} |\n"
         )
-    alphas = sorted({row["alpha"] for row in runs if row["rule"] == "auto"})
-    kept = (
-        "Least recently used was kept by `auto` each time." if alphas == [0] else f"`auto` took the weights {alphas}."
-    )
+    took = ", ".join(f"{row['alpha']:g} with {row['megabytes']} MB" for row in runs if row["rule"] == "auto")
     text += _MANY.format(
-        alphas=kept, many=found["many"], documents=documents[1], tokens=found["tokens"], tree=found["tree"],
+        alphas=took, many=found["many"], documents=documents[1], tokens=found["tokens"], tree=found["tree"],
         bound=f"{100 * (1 - found['tree'] / found['tokens']):.1f} % less", once=found["one level"],
         price=sharing.PRICE, chosen=found["chosen"], sizes=" | ".join(f"{size} MB" for size in MANY_MEGABYTES),
         lines=" | ".join("---:" for _ in MANY_MEGABYTES),
