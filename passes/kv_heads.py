@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -80,12 +81,16 @@ class _Side:
     roots: tuple[np.ndarray, ...]
     moment: np.ndarray
 
+    @cached_property
     def grams(self) -> list[np.ndarray]:
         """[heads, elements, heads, elements] for each part."""
         found = []
         for block in self.blocks:
             flat = block.reshape(-1, block.shape[-1])
-            found.append((flat @ self.moment @ flat.conj().T).reshape(block.shape[:2] * 2))
+            seen = flat.real @ self.moment
+            if np.iscomplexobj(flat):
+                seen = seen + 1j * (flat.imag @ self.moment)
+            found.append((seen @ flat.conj().T).reshape(block.shape[:2] * 2))
         return found
 
 
@@ -116,7 +121,7 @@ def pooled(
     values = _values(readers, moments[0], shifted)
     keys = None if turn.normed else _keys(readers, turn, moments)
     if 1 < groups and not turn.fixed:
-        costs = [_cost(side.grams()) for side in (keys, values) if side is not None]
+        costs = [_cost(side.grams) for side in (keys, values) if side is not None]
         alike = [_alike(own.key, own.key_bias, moments[0])] if keys is None else []
         chosen = _grouped(chosen, [*costs, *alike])
     value = _shared(values, chosen)
@@ -150,15 +155,15 @@ def _written(readers: Sequence[Heads], groups: Groups, keys: Merge, values: Merg
         found.append(
             replace(
                 one,
-                query=np.einsum("hde,hdi->hei", asked, one.query[take]),
+                query=asked.swapaxes(1, 2) @ one.query[take],
                 query_bias=None if one.query_bias is None else np.einsum("hde,hd->he", asked, one.query_bias[take]),
-                output=np.einsum("ohd,hde->ohe", one.output[:, take], seen),
+                output=(one.output[:, take].swapaxes(0, 1) @ seen).swapaxes(0, 1),
                 key=None,
                 value=None,
             )
         )
     made = [
-        None if one is None else np.einsum("gehd,hd...->ge...", merge.join, one)
+        None if one is None else np.tensordot(merge.join, one, 2)
         for merge, one in ((keys, own.key), (keys, own.key_bias), (values, own.value), (values, own.value_bias))
     ]
     found[0] = replace(found[0], key=made[0], key_bias=made[1], value=made[2], value_bias=made[3])
@@ -190,11 +195,11 @@ def _values(readers: Sequence[Heads], moment: np.ndarray, shifted: bool) -> _Sid
     own = readers[0]
     assert own.value is not None
     count = len(own.value)
-    seen = sum(
-        np.einsum("ogrd,ogre->gde", *[one.output.reshape(len(one.output), count, -1, own.value.shape[1])] * 2)
-        for one in readers
-    )
-    roots = _roots(np.asarray(seen))
+    seen = np.zeros((count, *own.value.shape[1:2] * 2))
+    for one in readers:
+        output = one.output.swapaxes(0, 1).reshape(count, -1, own.value.shape[1])
+        seen += output.swapaxes(1, 2) @ output
+    roots = _roots(seen)
     return _Side((roots @ _wide(own.value, own.value_bias),), (roots,), _centred(moment) if shifted else moment)
 
 
@@ -205,7 +210,7 @@ def _keys(readers: Sequence[Heads], turn: Turn, moments: Sequence[np.ndarray]) -
     asked = np.zeros((count, size, size))
     for one, moment in zip(readers, moments, strict=True):
         query = _wide(one.query, one.query_bias).reshape(count, -1, size, one.query.shape[-1] + 1)
-        asked += np.einsum("grdi,ij,grej->gde", query, moment, query, optimize=True)
+        asked += ((query @ moment) @ query.swapaxes(-1, -2)).sum(1)
     wide = _wide(own.key, own.key_bias)
     if not turn.pairs.size:
         # what all keys have in common changes no softmax
@@ -241,7 +246,7 @@ def _roots(squares: np.ndarray) -> np.ndarray:
 
 def _shared(side: _Side, groups: Groups, part: int = 0) -> Merge:
     """The heads that stand for the groups and lose the least; of pairs of elements as complex numbers, too."""
-    block, roots, gram = side.blocks[part], side.roots[part], side.grams()[part]
+    block, roots, gram = side.blocks[part], side.roots[part], side.grams[part]
     count, size = block.shape[:2]
     made = Merge(
         np.zeros((len(groups), size, count, size), block.dtype), np.zeros((count, size, len(groups), size), block.dtype)

@@ -59,10 +59,12 @@ def _note(model: oir.Model, counts: Mapping[int, int]) -> None:
 
 def settle(model: oir.Model) -> None:
     """Infer the shapes that are not known."""
-    facts = Inference(model)
+    facts, declared = Inference(model), [(value, value.shape) for value in model.graph.outputs]
     for node in model.graph:
         if any(out.shape is None and out.name != "" for out in node.outputs):
             facts.follow(node)
+    for value, shape in declared:
+        value.shape = shape
 
 
 class _Pooling:

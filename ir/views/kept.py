@@ -92,4 +92,8 @@ def _reached(trail: Trail, climber: Climber, stops: set[oir.Value]) -> tuple[oir
 
 
 def _named(axes: Axes) -> Axes:
-    return tuple(letters.replace("g", "h") for letters in axes)
+    """Heads as `h`, also where there is one and an axis of size 1 may be that of the heads."""
+    named = tuple(letters.replace("g", "h") for letters in axes)
+    if named.count("") == 1 and not any("h" in letters for letters in named):
+        return tuple(letters or "h" for letters in named)
+    return named

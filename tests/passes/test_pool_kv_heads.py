@@ -92,8 +92,8 @@ def test_caches_added_afterwards_have_fewer_heads(name: str) -> None:
     one.rewrite(cached, Outcome("add-kv-cache"))
     assert {value.shape[1] for value in caches(cached) if value.shape is not None} == {1}
     ids = np.random.default_rng(0).integers(1, 100, (2, 7))
-    feeds = {str(v.name): ids if v.name == "input_ids" else np.ones_like(ids) for v in model.graph.inputs}
-    whole = plain.run(feeds)["logits"]
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.tile(np.arange(7), (2, 1))}
+    whole = plain.run({str(one.name): feeds[str(one.name)] for one in model.graph.inputs})["logits"]
     plain.close()
     found = decoded(cached, ids, np.ones_like(ids), [3, 4, 5])
     np.testing.assert_allclose(found, whole, atol=1e-4 * float(np.abs(whole).max()))
