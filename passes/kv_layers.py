@@ -146,6 +146,8 @@ class KeyLayers:
             return f"it has {n} heads of {d} elements for keys and values, layer {j} has {m} of {e}"
         if a.window != b.window or a.causal != b.causal:
             return f"it sees {_reach(a)}, layer {j} {_reach(b)}"
+        if any(_biased(x) for x in (one, other)):
+            return "an operator adds a bias to keys or values behind the place where they could be read"
         if a.cache.kind != b.cache.kind or a.cache.form != b.cache.form:
             return f"its cache is of the kind `{a.cache.kind}`, that of layer {j} of the kind `{b.cache.kind}`"
         reason = self._turned(one.keys, other.keys, j)
@@ -191,6 +193,12 @@ class KeyLayers:
         if not all(same(x, y) for x, y in ((a.cos, b.cos), (a.sin, b.sin), (a.position, b.position))):
             return f"its rotary embedding is not that of layer {j}: another base, scaling or position"
         return None
+
+
+def _biased(one: KeyLayer) -> bool:
+    """Whether the operator of a layer adds a bias to keys or values, and does not give them with it."""
+    parts = [part for part in one.layer.projections[1:3] if part is not None]
+    return not one.keys.inside and any(node is one.layer.anchor for part in parts for node, _, _ in part.biases)
 
 
 def _reach(layer: AttentionLayer) -> str:

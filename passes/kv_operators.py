@@ -88,6 +88,8 @@ def narrowed(
 ) -> None:
     """Let the queries of a layer be made by a matrix of their own; `not_narrowed` has no reason.
 
+    The bias that an operator adds goes, so keys and values must be given with theirs.
+
     Args:
         model: changed in place.
         layer: the layer.
@@ -111,6 +113,9 @@ def narrowed(
         edit.remove_unused([one for one in (old.producer(),) if one is not None])
     else:
         edit.set_input(layer.anchor, 0, new)
+    for holder, index, _ in projection.biases:
+        if holder is layer.anchor:
+            edit.set_input(holder, index, None)
 
 
 def matrix(

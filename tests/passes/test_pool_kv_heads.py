@@ -12,6 +12,7 @@ import onnx_ir as oir
 import pytest
 from commands import runner
 from decoding import decoded, normal
+from golden import parse_graph, prepare
 from laws import OrtRunner, make_samples
 
 from burnish.ir.errors import InputError
@@ -172,6 +173,56 @@ def test_heads_that_are_alike_become_one_without_loss(name: str, how: str) -> No
     assert set(heads_of(after)) == {1}
     expected = outputs(model, model)
     np.testing.assert_allclose(outputs(after, model), expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
+_OWN = """
+<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+g (float[N, S, 16] x) => (float[N, S, 16] y)
+<float[16, 16] qa, float[16, 16] ka, float[16, 16] va, float[48] bias, float[16, 16] oa> {
+  q = MatMul (x, qa)  k = MatMul (x, ka)  v = MatMul (x, va)
+  w = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, bias)  m = MatMul (w, oa)  y = Add (x, m)
+}
+"""
+_PACKED = """
+<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+g (float[N, S, 16] x) => (float[N, S, 16] y) <float[16, 48] a, float[48] bias, float[16, 16] oa> {
+  f = MatMul (x, a)  q, k, v = Split <axis = 2, num_outputs = 3> (f)
+  w = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, bias)  m = MatMul (w, oa)  y = Add (x, m)
+}
+"""
+_GROUPED = """
+<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+g (float[N, S, 64] x, float[N, 4, P, 16] past_key, float[N, 4, P, 16] past_value, int32[N] lengths, int32 total)
+  => (float[N, S, 64] y, float[N, 4, T, 16] key, float[N, 4, T, 16] value)
+<float[64, 192] a, float[192] bias, float[64, 64] oa, float[32, 8] cos, float[32, 8] sin> {
+  h = MatMul (x, a)  f = Add (h, bias)
+  w, key, value = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 4, do_rotary = 1>
+    (f, , , past_key, past_value, lengths, total, cos, sin)
+  m = MatMul (w, oa)  y = Add (x, m)
+}
+"""
+
+
+@pytest.mark.parametrize("source", [_OWN, _PACKED, _GROUPED], ids=["own bias", "packed", "packed into the operator"])
+def test_operators_with_packed_matrices_and_biases_of_their_own(source: str) -> None:
+    model, random = prepare(parse_graph(source), parsed("groups=2")), np.random.default_rng(2)
+    found = KeyLayers(model)
+    (family,) = families(found)
+    family.layer.write(model, alike(family.layer, turn_of(found, family), 2, "fit", random))
+    width = 64 if source is _GROUPED else 16
+    feeds = {"x": random.standard_normal((2, 5, width)).astype(np.float32)}
+    if source is _GROUPED:
+        empty = np.zeros((2, 4, 0, 16), np.float32)
+        feeds |= {"past_key": empty, "past_value": empty, "lengths": np.full(2, 4, np.int32)}
+        feeds |= {"total": np.array(5, np.int32)}
+    edits = parsed("groups=2").asked(model, Outcome(""))
+    after, _ = lossy.apply(model, edits, [parsed("groups=2")])
+    assert heads_of(after) == [2]
+    runners = [OrtRunner(one, optimize=True) for one in (model, after)]
+    expected, got = (one.run(lossy.feeds(two, feeds))["y"] for one, two in zip(runners, (model, after), strict=True))
+    for one in runners:
+        one.close()
+    np.testing.assert_allclose(got, expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", ["genai-mha", pytest.param("bert-s-ts", marks=SLOW)])

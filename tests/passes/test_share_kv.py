@@ -260,6 +260,25 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(options: str, cause: s
     assert cause in str(caught.value)
 
 
+_OWN_BIAS = """
+<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+g (float[N, S, 4] x) => (float[N, S, 4] y)
+<float[4, 4] qa, float[4, 4] ka, float[4, 4] va, float[12] ba, float[4, 4] oa,
+ float[4, 4] qb, float[4, 4] kb, float[4, 4] vb, float[12] bb, float[4, 4] ob> {
+  q0 = MatMul (x, qa)  k0 = MatMul (x, ka)  v0 = MatMul (x, va)
+  w0 = com.microsoft.MultiHeadAttention <num_heads = 2> (q0, k0, v0, ba)  m0 = MatMul (w0, oa)  r = Add (x, m0)
+  q1 = MatMul (r, qb)  k1 = MatMul (r, kb)  v1 = MatMul (r, vb)
+  w1 = com.microsoft.MultiHeadAttention <num_heads = 2> (q1, k1, v1, bb)  m1 = MatMul (w1, ob)  y = Add (r, m1)
+}
+"""
+
+
+def test_keys_to_which_an_operator_adds_a_bias_are_not_there_to_be_read() -> None:
+    model = prepare(parse_graph(_OWN_BIAS), parsed("map=1:0"))
+    with pytest.raises(InputError, match="an operator adds a bias to keys or values"):
+        shared(model, "map=1:0")
+
+
 @pytest.mark.parametrize("options", ["layout=CLA2,map=1:0", "layers=-1", "reach=-1", "tries=0"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(InputError):
