@@ -37,7 +37,7 @@ from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
 from burnish.ir.views.block import Block
 from burnish.ir.views.blocks import stacks
-from burnish.passes.lossy import Keeps
+from burnish.passes.lossy import Keeps, mixed
 from burnish.passes.score_store import samples_fingerprint
 
 __all__ = ["HealOptions", "Healed", "Progress", "forget", "heal"]
@@ -159,6 +159,7 @@ class _Run:
         states = any(block.inputs for block in blocks)
         pairs = counterparts(student, blocks, teacher, theirs) if options.features or states else []
         self._ports = ports(blocks, theirs, pairs) if states else {}
+        self._mixed = {str(one.name): mix for one in student.graph.inputs if (mix := mixed(one)) is not None}
         self._streams = Streams(options, self.module, self._teacher, blocks, theirs, pairs, teacher, keeps)
         limit, count = options.cache // 2, len(self._batches.training) + len(self._batches.held_out)
         end = _node(self._teacher, theirs[-1].exit) if theirs else None
@@ -188,7 +189,7 @@ class _Run:
     def _trained(self, limit: int) -> Trained:
         """The student as a function, which keeps nothing yet."""
         wanted = self._wanted[0] | self._streams.student
-        return Trained(self.module, wanted, set(self.parameters), limit, self._ports)
+        return Trained(self.module, wanted, set(self.parameters), limit, self._ports, self._mixed)
 
     def _first(self, count: int | None = _MEASURED) -> list[tuple[Any, Sample]]:
         """Some samples of training with their keys, all of them for None."""
@@ -320,7 +321,7 @@ class _Run:
         """The weights of the blocks with the largest gradients, summed over some batches before they are squared."""
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in self._values)
-        own = Trained(self.module, self._wanted[0], set(self._values), 0, self._ports)
+        own = Trained(self.module, self._wanted[0], set(self._values), 0, self._ports, self._mixed)
         for key, sample in self._first():
             theirs = self._theirs(sample, key) if self._goal.distils else {}
             terms = self._goal.terms(own(sample, key), theirs, sample)

@@ -15,6 +15,7 @@ from burnish.backends.fx.healing_memory import Stretches
 from burnish.backends.fx.objective import tensors
 from burnish.ir.errors import BurnishError, InputError
 from burnish.ir.samples import Sample
+from burnish.passes.lossy import Mixed
 
 
 def outputs_of(module: fx.GraphModule, names: Sequence[str]) -> dict[str, fx.Node]:
@@ -33,6 +34,7 @@ class Trained:
         trained: the names of its parameters that change, besides those of modules in its graph.
         limit: bytes that may be kept.
         ports: the names that some of its inputs have in the samples.
+        mixed: what makes inputs of other sizes of what the samples hold, by their names in the module.
 
     Attributes:
         behind: what is computed anew in every step; takes and gives tuples.
@@ -40,12 +42,12 @@ class Trained:
 
     def __init__(
         self, module: fx.GraphModule, wanted: Mapping[str, fx.Node], trained: Set[str], limit: int,
-        ports: Mapping[str, str],
+        ports: Mapping[str, str], mixed: Mapping[str, Mixed],
     ) -> None:  # fmt: skip
         roots = [node for node in module.graph.nodes if node.op == "get_attr" and node.target in trained]
         changed = [node for node in module.graph.nodes if node.op == "call_module" and _learns(module, node)]
         moving = halves.descendants([*roots, *changed]) | set(changed)
-        self._module, self._names, self._ports = module, list(wanted), ports
+        self._module, self._names, self._ports, self._mixed = module, list(wanted), ports, mixed
         parts = halves.cut(module, list(wanted.values()), moving)
         self._before = parts.before
         self.behind: nn.Module = parts.behind
@@ -64,7 +66,8 @@ class Trained:
         """The inputs of the module."""
         given = sample.feeds
         found = {**given, **{mine: given[name] for mine, name in self._ports.items() if name in given}}
-        return {name: found[name] for name in bridge_of(self._module).inputs if name in found}
+        taken = {name: found[name] for name in bridge_of(self._module).inputs if name in found}
+        return taken | {name: mix.of(taken[name]) for name, mix in self._mixed.items() if name in taken}
 
     def _leading(self, sample: Sample, key: Any) -> tuple[Any, ...]:
         def compute() -> tuple[Any, ...]:

@@ -379,6 +379,21 @@ def test_a_past_of_the_original_is_given_to_smaller_caches() -> None:
         np.testing.assert_allclose(got[name], array, atol=2e-3 * float(np.abs(array).max()))
 
 
+def test_healing_gives_smaller_caches_what_the_samples_hold_for_the_original() -> None:
+    from burnish.backends.fx.healing import HealOptions, heal
+
+    model = normal("llama-kv-dynp")
+    student, _ = lossy.apply(model, parsed("groups=1").asked(model, Outcome("")), [parsed("groups=1")])
+    feeds = sample(model).feeds
+    random, samples = np.random.default_rng(0), []
+    for index in range(6):
+        rows = {name: np.repeat(array, 4, 0) for name, array in feeds.items()}
+        samples.append(Sample(str(index), rows | {"input_ids": random.integers(1, 100, (4, 6))}))
+    healed = heal(student, model, samples, HealOptions(steps=15, batch=8, rate=2e-3))
+    assert healed.improved and healed.after < 0.95 * healed.before
+    assert heads_of(healed.model) == [1, 1, 1, 1] and lossy.mixed(caches(healed.model)[0]) is not None
+
+
 def test_the_command_writes_a_model_and_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,8 @@ WAYS = {"fit": "fit", "weights": "fit", "mean": "mean", "first": "first", "rando
 GROUPS = {"vit": (2, 1), "a2": (6, 3, 1)}
 """Models with as many heads of keys and values as of queries, and how many they keep."""
 
-MINUTES = 12
+FITTED, JUDGED, MINUTES = 32, 8, 12
+"""Windows of 128 tokens that `fit` looks at, windows of 256 that judge, and minutes of healing."""
 
 
 def pool(way: str, groups: int) -> LossyPass:
@@ -46,17 +47,17 @@ def pool(way: str, groups: int) -> LossyPass:
 
 @cache
 def proposed(way: str) -> tuple[Edit, ...]:
-    """An edit for each layer of the language model; `fit` looks at 8,192 tokens of other topics."""
+    """An edit for each layer of the language model; `fit` looks at text of other topics."""
     model, one = normal(LANGUAGE), pool(way, 1)
     if way != "fit":
         return tuple(one.asked(model, Outcome("")))
-    return tuple(one.propose(model, context_for(model, windows("training")[:64]), Outcome("")))
+    return tuple(one.propose(model, context_for(model, windows("training")[:FITTED]), Outcome("")))
 
 
 def scored(way: str) -> list[float]:
-    """What the outputs lose with each edit alone, on two windows of 128 tokens."""
+    """What the outputs lose with each edit alone, on a window of 128 tokens."""
     model = normal(LANGUAGE)
-    context = context_for(model, windows("check")[:2])
+    context = context_for(model, windows("check")[:1])
     measure = measure_named("relative-error", model).measure
     with Scorer(model, context.samples, context.execute, [measure], [pool(way, 1)]) as scorer:
         return [one.values["relative-error"] ** 2 for one in scorer.scores(proposed(way))]
@@ -72,7 +73,7 @@ def pooled(numbers: Numbers, way: str, count: int) -> oir.Model:
 
 def judged(numbers: Numbers, way: str, count: int) -> float:
     """Its perplexity on text that nothing was chosen by."""
-    return perplexity(pooled(numbers, way, count), windows("held-out"))
+    return perplexity(pooled(numbers, way, count), windows("held-out")[:JUDGED])
 
 
 def fewer(bed: Bed, way: str, groups: int) -> oir.Model:
@@ -114,7 +115,7 @@ def beds(numbers: Numbers) -> None:
 
 def measure(numbers: Numbers) -> None:
     """The language model."""
-    numbers.get("dense", lambda: perplexity(normal(LANGUAGE), windows("held-out")))
+    numbers.get("dense", lambda: perplexity(normal(LANGUAGE), windows("held-out")[:JUDGED]))
     for ways in (("fit", "mean"), WAYS):
         for count in reversed(COUNTS):
             for way in ways:
@@ -130,7 +131,11 @@ def healed(numbers: Numbers) -> None:
         options = HealOptions(minutes=MINUTES, batch=4, rate=3e-4, train="all")
         found = heal(pooled(numbers, way, max(COUNTS)), normal(LANGUAGE), windows("training"), options)
         minutes = (time.perf_counter() - start) / 60
-        return {"perplexity": perplexity(found.model, windows("held-out")), "minutes": minutes, "ended": found.ended}
+        return {
+            "perplexity": perplexity(found.model, windows("held-out")[:JUDGED]),
+            "minutes": minutes,
+            "ended": found.ended,
+        }
 
     for way in ("fit", "mean"):
         numbers.get(f"{way} healed", partial(train, way))
@@ -147,9 +152,9 @@ def section(numbers: Mapping[str, Any]) -> str:
 training. `mean` is the mean of neighbouring heads, as in the paper on grouped queries; `first` and `random` take one.
 
 SmolLM2-135M has 9 heads of queries and 3 of keys and values, of which one is left: in so many of its 30 layers the
-cache is a third. The layers are those that lose the least alone on two windows of 128 tokens, for each way by itself.
-`fit` looks at 8,192 tokens of other topics. Perplexity is that of the same 8,415 predictions as above; the model
-itself has {numbers["dense"]:.2f}.
+cache is a third. The layers are those that lose the least alone on a window of 128 tokens, for each way by itself.
+`fit` looks at {FITTED * 128:,} tokens of other topics. Perplexity is that of the first {JUDGED * 255:,} of the
+predictions above; the model itself has {numbers["dense"]:.2f} on them.
 
 | layers {head}"""
     for count in COUNTS:
