@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, match
 from burnish.ir.errors import InputError
+from burnish.ir.views import projection
 from burnish.passes import kv_operators, lossy
 from burnish.passes.depth_blocks import BLOCKS, States
 from burnish.passes.depth_ledger import Ledger
@@ -37,6 +40,41 @@ def roots(pairs: Mapping[int, int]) -> dict[int, int]:
         if taker != donor:
             found[taker] = donor
     return found
+
+
+Average = Literal["none", "uniform", "sequential"]
+
+
+def averaged(found: KeyLayers, pairs: Mapping[int, int], how: Average) -> None:
+    """Let layers whose keys and values others will read make the averages of these and their own.
+
+    Args:
+        found: the layers of a model, whose weights are changed in place.
+        pairs: taker and donor, by number; no donor is a taker.
+        how: `uniform` is the mean, as for LCKV (arXiv:2405.10637); `sequential` the mean of each layer and what those
+            before it came to, as for MLKV (arXiv:2406.09297), so that the last counts one half.
+
+    Raises:
+        InputError: the weights of a layer cannot be changed, or only some of the layers have biases.
+    """
+    for donor in dict.fromkeys(pairs.values()) if how != "none" else ():
+        group = [found.layers[donor], *(found.layers[taker] for taker in sorted(pairs) if pairs[taker] == donor)]
+        shares = np.full(len(group), 1 / len(group))
+        if how == "sequential":
+            shares = 0.5 ** np.array([len(group) - 1, *range(len(group) - 1, 0, -1)])
+        changes = []
+        for part in (1, 2):
+            own = [one.layer.projections[part] for one in group]
+            known = [one for one in own if one is not None]
+            reason = next((one.read_only for one in known if one.read_only is not None), None)
+            biases = [bias for one in known if (bias := one.bias()) is not None]
+            if reason is None and 0 < len(biases) < len(group):
+                reason = "only some of the layers have biases"
+            if reason is not None:
+                raise InputError(f"its keys and values cannot become an average: {reason}", place=f"layer {donor}")
+            weight = np.tensordot(shares, [one.weight() for one in known], 1)
+            changes.append((known[0], weight, np.tensordot(shares, biases, 1) if biases else None))
+        projection.write(found.model, changes)
 
 
 def share(model: oir.Model, found: KeyLayers, pairs: Mapping[int, int], *, renumber: bool = True) -> None:

@@ -15,6 +15,7 @@ from burnish.passes.depth_blocks import lending
 from burnish.passes.depth_ledger import Ledger
 from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.kv_search import Order, Search
+from burnish.passes.kv_sharing import Average
 from burnish.passes.lossy import Context, Edit, LossyPass
 
 
@@ -38,6 +39,9 @@ class ShareKv(LossyPass):
         tries: how many pairs `loss` measures anew for each of `layers`, together with those chosen before.
         renumber: name the caches that stay like the first ones, without gaps.
         seed: of `random`.
+        average: a layer that is read makes the averages of its keys and values and those that go: `uniform`, or
+            `sequential`, by which the last layer counts one half, as MLKV (arXiv:2406.09297) begins its training; with
+            `layout`, `map` or `layers`.
     """
 
     order: ClassVar[int] = 22
@@ -52,6 +56,7 @@ class ShareKv(LossyPass):
     tries: int = 12
     renumber: bool = True
     seed: int = 0
+    average: Average = "none"
 
     def __post_init__(self) -> None:
         if self.layout and self.map:
@@ -59,6 +64,10 @@ class ShareKv(LossyPass):
         wrong = next((name for name in ("layers", "reach", "seed") if getattr(self, name) < 0), None)
         if wrong is not None or self.tries < 1:
             raise InputError(f"`{wrong or 'tries'}` is too small", place=self.pass_name(), hint="give a larger number")
+
+        if self.average != "none" and not (self.layout or self.map or self.layers):
+            cause = "what an average loses is not that of pairs alone"
+            raise InputError(cause, place=self.pass_name(), hint="give `layout`, `map` or `layers` beside `average`")
 
     @property
     def decided(self) -> bool:
@@ -156,4 +165,5 @@ class ShareKv(LossyPass):
             if reason is not None:
                 raise InputError(f"it cannot read the keys of layer {donor}: {reason}", place=f"layer {taker}")
         if pairs:
+            kv_sharing.averaged(found, pairs, self.average)
             kv_sharing.share(model, found, pairs, renumber=self.renumber)

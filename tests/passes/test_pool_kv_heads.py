@@ -287,7 +287,7 @@ def test_as_many_heads_as_before_change_no_byte_and_twice_is_once() -> None:
 @pytest.mark.parametrize("name", ["llama-kv-dynp", *(pytest.param(one, marks=SLOW) for one in CACHED[1:])])
 def test_layers_share_before_or_after_heads_do(name: str) -> None:
     before = normal(name)
-    (share,) = catalog.parse("share-kv{map=2:0}")
+    (share,) = catalog.parse("share-kv{map=2:0,average=uniform}")
 
     def shared(model: oir.Model) -> oir.Model:
         after = model.clone()
@@ -379,6 +379,7 @@ def test_a_past_of_the_original_is_given_to_smaller_caches() -> None:
         np.testing.assert_allclose(got[name], array, atol=2e-3 * float(np.abs(array).max()))
 
 
+@SLOW
 def test_healing_gives_smaller_caches_what_the_samples_hold_for_the_original() -> None:
     from burnish.backends.fx.healing import HealOptions, heal
 

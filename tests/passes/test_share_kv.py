@@ -279,7 +279,22 @@ def test_keys_to_which_an_operator_adds_a_bias_are_not_there_to_be_read() -> Non
         shared(model, "map=1:0")
 
 
-@pytest.mark.parametrize("options", ["layout=CLA2,map=1:0", "layers=-1", "reach=-1", "tries=0"])
+@pytest.mark.parametrize(
+    ("average", "shares"), [("uniform", (1 / 3, 1 / 3, 1 / 3)), ("sequential", (1 / 4, 1 / 4, 1 / 2))]
+)
+def test_a_layer_that_is_read_makes_averages_if_asked(average: str, shares: tuple[float, ...]) -> None:
+    before = normal("llama-kv-dynp")
+    own = [one.layer.read() for one in KeyLayers(before).layers]
+    after = shared(before, f"map=2:0+3:0,average={average}")
+    heads = KeyLayers(after).layers[0].layer.read()
+    for name in ("key", "value"):
+        wanted = sum(share * getattr(own[index], name) for share, index in zip(shares, (0, 2, 3), strict=True))
+        np.testing.assert_allclose(getattr(heads, name), wanted, atol=1e-6)
+    np.testing.assert_array_equal(heads.query, own[0].query)
+    assert np.abs(KeyLayers(before).layers[0].layer.read().key - own[0].key).max() == 0
+
+
+@pytest.mark.parametrize("options", ["average=uniform", "layout=CLA2,map=1:0", "layers=-1", "reach=-1", "tries=0"])
 def test_options_that_make_no_sense_are_refused(options: str) -> None:
     with pytest.raises(InputError):
         parsed(options)

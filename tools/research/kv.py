@@ -18,7 +18,7 @@ from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.kv_search import Order, Pairs, Search
 from burnish.passes.kv_sharing import share
 from burnish.tools.lossy_context import context_for
-from burnish.tools.research import kv_page
+from burnish.tools.research import kv_heads, kv_page
 from burnish.tools.research.depth import FOLDER, LANGUAGE, Numbers, normal, perplexity, windows
 
 NUMBERS, PAGE = FOLDER / "kv.json", FOLDER / "kv.md"
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str]) -> int:
         healed(numbers)
     elif arguments != ["page"]:
         measure(numbers)
-    PAGE.write_text(kv_page.page(numbers.known, COUNTS, HEALED, SEEDS), encoding="utf-8")
+    heads = kv_heads.section(Numbers(kv_heads.NUMBERS).known)
+    PAGE.write_text(kv_page.page(numbers.known, COUNTS, HEALED, SEEDS) + heads, encoding="utf-8")
     return 0
 
 
