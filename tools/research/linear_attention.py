@@ -1,8 +1,7 @@
 """Attention in linear time: `python -m burnish.tools.research.linear_attention` writes its page.
 
-Accuracy is that of the digits ViT of `burnish demo` (17 tokens), and of such trained on larger images of the same
-digits (65 and 257 tokens), healed on half of the training digits; time is that of vision transformers of the same width
-with random weights and more tokens.
+Accuracy is that of the digits ViT of `burnish demo` (17 tokens, and 50 where its patches overlap), healed on half of
+the training digits; time is that of vision transformers of the same width with random weights and more tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import burnish
 from burnish.backends.fx.healing import HealOptions
 from burnish.backends.ort.session import executor
 from burnish.frontends import onnx_file
+from burnish.ir import weights
 from burnish.ir.edit import name_nodes
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy, plan
@@ -34,7 +34,7 @@ from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research.norms_beds import Bed, vision
 from burnish.tools.research.norms_page import BUDGET, FOLDER, SEEDS, STEPS
-from burnish.tools.research.train_digits import DigitsVit, digits, train, write_model
+from burnish.tools.research.train_digits import DEMO, DigitsVit, digits, train, write_model
 from burnish.tools.research.tvm_latency import in_turns, session
 
 PAGE, NUMBERS = FOLDER / "linear-attention.md", FOLDER / "linear-attention.json"
@@ -45,9 +45,8 @@ UNHEALED, HEALED = "not healed", "healed, it fades out"
 ROWS = {UNHEALED: (0.0, 0), HEALED: (0.5, STEPS), "healed, softmax gone at once": (0.0, STEPS)}
 """How long the softmax fades out, and steps of healing."""
 
-FINER = {16: 30, 32: 6}
-"""Pixels along a side of the enlarged digits, and epochs of training; the larger model goes on from the smaller one."""
-FINER_SEEDS = {16: SEEDS, 32: SEEDS[:1]}
+EPOCHS = 8
+"""In which the demo's transformer learns to read overlapping patches."""
 
 _HEAD = """# Attention in linear time
 
@@ -81,38 +80,34 @@ def _folder() -> Path:
     return folder
 
 
-def _enlarged(images: np.ndarray, side: int) -> torch.Tensor:
-    return F.interpolate(torch.from_numpy(images), (side, side), mode="bilinear", align_corners=False)
-
-
-def finer(side: int) -> Bed:
-    """A vision transformer for digits of `side` pixels, of which each patch has 2 x 2."""
+def finer() -> Bed:
+    """The vision transformer of `burnish demo` with patches that overlap: 49 of them and the class token."""
     images, held_out, labels, answers = digits()
-    folder = _folder()
-    file, weights, data = (folder / f"vit-{side}px{end}" for end in (".onnx", ".pt", ".npz"))
+    file, data = _folder() / "vit-50.onnx", _folder() / "digits-train.npz"
+    np.savez(data, image=images, label=labels)
     if not file.exists():
-        module = train(
-            lambda: _begun(side, folder), _enlarged(images, side), torch.from_numpy(labels), FINER[side], 2e-3
-        )
-        torch.save(module.state_dict(), weights)
-        np.savez(data, image=_enlarged(images, side).numpy(), label=labels)
-        write_model(module, _enlarged(held_out[:2], side), file)
-    return Bed("digits ViT", file, data, {"image": _enlarged(held_out, side).numpy()}, answers)
+        module = train(_overlapping, torch.from_numpy(images), torch.from_numpy(labels), EPOCHS, 1e-3)
+        write_model(module, torch.from_numpy(held_out[:2]), file)
+    return Bed("digits ViT", file, data, {"image": held_out}, answers)
 
 
-def _begun(side: int, folder: Path) -> DigitsVit:
-    """With the weights of the model of half as many pixels, if that is one of `FINER`, its positions interpolated."""
+def _overlapping() -> DigitsVit:
+    """With the weights of the demo; patches are one pixel apart, their places between those of the demo."""
+    initializers = onnx_file.read(DEMO / "digits_vit.onnx").graph.initializers
+    module = _vit(7)
+    state = {name: torch.tensor(weights.constant(initializers[name])) for name in module.state_dict()}
+    first, grid = state["positions"][:, :1], state["positions"][:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (7, 7), mode="bilinear", align_corners=True)
+    state["positions"] = torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+    module.patches.stride = (1, 1)
+    module.load_state_dict(state)
+    return module
+
+
+def _vit(side: int) -> DigitsVit:
+    """For `side` x `side` patches, with random weights."""
     module = DigitsVit()
-    patches = side // 2
-    module.positions = torch.nn.Parameter(torch.randn(1, 1 + patches * patches, 48) * 0.02)
-    if side // 2 in FINER:
-        finer(side // 2)
-        state = torch.load(folder / f"vit-{side // 2}px.pt", weights_only=True)
-        first, rest = state["positions"][:, :1], state["positions"][:, 1:]
-        grid = rest.reshape(1, patches // 2, patches // 2, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (patches, patches), mode="bilinear", align_corners=False)
-        state["positions"] = torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
-        module.load_state_dict(state)
+    module.positions = torch.nn.Parameter(torch.randn(1, 1 + side * side, 48) * 0.02)
     return module
 
 
@@ -143,8 +138,7 @@ def _ratio(ratios: np.ndarray) -> str:
 
 def _timed(side: int, folder: Path) -> str:
     torch.manual_seed(0)
-    module = DigitsVit()
-    module.positions = torch.nn.Parameter(torch.randn(1, 1 + side * side, 48) * 0.02)
+    module = _vit(side)
     image = torch.rand(2, 1, 2 * side, 2 * side)
     file = folder / f"{side}.onnx"
     write_model(module.eval(), image, file)
@@ -189,12 +183,11 @@ def main() -> int:
         for seed in SEEDS if steps else SEEDS[:1]:
             _keep(f"{title} | {seed}", partial(_healed, lambda: vision(_folder(), 0), seed, fade, steps))
             _write()
-    for side, seeds in FINER_SEEDS.items():
-        for title in (UNHEALED, HEALED):
-            fade, steps = ROWS[title]
-            for seed in seeds if steps else seeds[:1]:
-                _keep(f"{side} pixels | {title} | {seed}", partial(_healed, partial(finer, side), seed, fade, steps))
-                _write()
+    for title in (UNHEALED, HEALED):
+        fade, steps = ROWS[title]
+        for seed in SEEDS if steps else SEEDS[:1]:
+            _keep(f"50 tokens | {title} | {seed}", partial(_healed, finer, seed, fade, steps))
+            _write()
     return 0
 
 
@@ -217,16 +210,14 @@ def _finer(known: dict[str, Any]) -> list[str]:
     """The table of accuracy by tokens."""
     lines = [
         f"""
-The same digits, enlarged and cut into patches of 2 x 2, are more tokens. A transformer of the same width is trained for
-each size ({FINER[16]} epochs; the one of 257 tokens begins with the weights of the one of 65, {FINER[32]} epochs) and
-healed as above, its softmax fading out.
+The same transformer reads more tokens when its patches overlap: 49 that are one pixel apart, to which it is trained
+for {EPOCHS} epochs. It is healed as above, the softmax fading out. Longer sequences are not measured.
 
 | tokens | softmax | linear, not healed | linear, healed, by seed | change |
 | --- | --- | --- | --- | --- |
 """
     ]
-    for side in (8, *FINER):
-        start = "" if side == 8 else f"{side} pixels | "
+    for tokens, start in ((17, ""), (50, "50 tokens | ")):
         unhealed, healed = (
             [known[key] for seed in SEEDS if (key := f"{start}{title} | {seed}") in known]
             for title in (UNHEALED, HEALED)
@@ -235,7 +226,7 @@ healed as above, its softmax fading out.
             before, after = (100 * one for one in unhealed[0])
             scores = [100 * one[1] for one in healed]
             shown, change = ", ".join(f"{one:.1f}" for one in scores), sum(scores) / len(scores) - before
-            lines.append(f"| {1 + side * side // 4} | {before:.1f} | {after:.1f} | {shown} | {change:+.1f} |\n")
+            lines.append(f"| {tokens} | {before:.1f} | {after:.1f} | {shown} | {change:+.1f} |\n")
     return lines
 
 

@@ -62,16 +62,15 @@ def vision(folder: Path, seed: int) -> Bed:
     return Bed("digits ViT (norm before each branch)", DEMO / "digits_vit.onnx", data, {"image": held_out}, answers)
 
 
-def text(folder: Path, seed: int, blocks: int = _BLOCKS) -> Bed:
+def text(folder: Path, seed: int) -> Bed:
     """A classifier trained with a seed."""
-    kind = f"{seed}.onnx" if blocks == _BLOCKS else f"{blocks}-{seed}.onnx"
-    data, held_out, file = (folder / f"text-{name}" for name in ("train.npz", "held-out.npz", kind))
+    data, held_out, file = (folder / f"text-{name}" for name in ("train.npz", "held-out.npz", f"{seed}.onnx"))
     if not held_out.exists():
         for target, (ids, mask, labels) in zip((data, held_out), _texts(), strict=True):
             np.savez(target, ids=ids, mask=mask, label=labels)
     if not file.exists():
         ids, mask, labels = (np.load(data)[name] for name in ("ids", "mask", "label"))
-        module = _trained(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), seed, blocks)
+        module = _trained(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), seed)
         example = torch.from_numpy(ids[:2]), torch.from_numpy(mask[:2])
         axes = {"ids": {0: "batch", 1: "seq"}, "mask": {0: "batch", 1: "seq"}, "logits": {0: "batch"}}
         zoo_export.torchscript(Network(module, example, ("ids", "mask"), ("logits",), axes), file, opset=17)
@@ -146,11 +145,11 @@ class _Block(nn.Module):
 class Classifier(nn.Module):
     """Tokens (int64 [batch, seq]) and their mask to the scores of the packages, read off the first token."""
 
-    def __init__(self, blocks: int = _BLOCKS) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(_WORDS, _WIDTH), nn.Embedding(_LENGTH, _WIDTH)
         self.norm = nn.LayerNorm(_WIDTH)
-        self.blocks = nn.ModuleList(_Block() for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block() for _ in range(_BLOCKS))
         self.pool, self.head = nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, len(PACKAGES))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -162,10 +161,9 @@ class Classifier(nn.Module):
         return self.head(torch.tanh(self.pool(x[:, 0])))
 
 
-def _trained(ids: Tensor, mask: Tensor, labels: Tensor, seed: int, blocks: int) -> nn.Module:
+def _trained(ids: Tensor, mask: Tensor, labels: Tensor, seed: int, epochs: int = 4, batch: int = 64) -> nn.Module:
     torch.manual_seed(seed)
-    epochs, batch = 4, 64
-    module = Classifier(blocks)
+    module = Classifier()
     steps = epochs * -(-len(ids) // batch)
     optimizer = torch.optim.AdamW(module.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
