@@ -95,15 +95,16 @@ def timed(
     """
     reasons: dict[str, str] = {}
     changes: dict[str, Change] = {}
-    for edit in edits:
+    cases = [case for edit in edits for case in _cases(edit)]
+    for case in cases:
         try:
-            changes[edit.key] = change(model, lossy.apply(model, [edit], passes)[0], fused=fused)
+            changes[case.key] = change(model, lossy.apply(model, [case], passes)[0], fused=fused)
         except InputError as error:
-            reasons[edit.key] = error.cause
+            reasons[case.key] = error.cause
     arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])
     works: dict[str, Work] = {}
     groups: dict[str, dict[str, list[str]]] = {}
-    ends = {edit.key: edit.unconverted for edit in edits}
+    ends = {case.key: case.unconverted for case in cases}
     for key, one in changes.items():
         try:
             before, after = _keyed(one.removed, arrays, works), _keyed(one.added, arrays, works, ends[key])
@@ -121,7 +122,26 @@ def timed(
                 else:
                     parts[key] = found
     on_step(len(groups), len(groups))
+    for edit in (edit for edit in edits if edit.cases):
+        keys = [case.key for case in _cases(edit)]
+        for reason in [reasons.pop(key) for key in keys if key in reasons][:1]:
+            reasons[edit.key] = reason
+        found_parts = [parts.pop(key) for key in keys if key in parts]
+        if len(found_parts) == len(keys):
+            shares = [share for share, _ in edit.cases]
+            first, second = (float(np.dot(shares, side)) for side in zip(*found_parts, strict=True))
+            parts[edit.key] = first, second
     return Timed([_filled(edit, parts.get(edit.key)) for edit in edits], parts, reasons)
+
+
+def _cases(edit: Edit) -> list[Edit]:
+    """An edit as it is in each of its cases, or itself."""
+    if not edit.cases:
+        return [edit]
+    return [
+        replace(edit, payload=payload, option=f"{edit.option}, case {number}", cases=())
+        for number, (_, payload) in enumerate(edit.cases)
+    ]
 
 
 def faster(edits: Iterable[Edit]) -> list[Edit]:

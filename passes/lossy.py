@@ -65,6 +65,8 @@ class Edit:
         savings: what it alone takes away.
         payload: arrays that `apply` needs and the model does not hold, such as a basis; edits may share them.
         anchors: names of the nodes or values by which `apply` finds its site again.
+        cases: payloads in the place of its own, each with the share of the rows for which it does what they do; it is
+            timed as these, since what a single sample decides tells little. None where it does the same for all.
         unconverted: names of values that it rounds to integers and edits beside it round as well. With them nothing
             is converted there, and so it is timed.
     """
@@ -77,6 +79,7 @@ class Edit:
     payload: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     anchors: tuple[str, ...] = ()
     unconverted: frozenset[str] = frozenset()
+    cases: tuple[tuple[float, Mapping[str, np.ndarray]], ...] = field(default=(), repr=False)
 
     @property
     def key(self) -> str:

@@ -58,12 +58,14 @@ class Routed:
         how: which routers were nearest to the original on held-out rows: `measured`, `trained`, or `the same for all
             rows`.
         distances: how far each kind was, by its name.
+        alone: for each place how far the samples' outputs move on average when it alone is closed for all rows.
     """
 
     routers: tuple[Router, ...]
     closed: tuple[float, ...]
     how: str
     distances: Mapping[str, float]
+    alone: tuple[float, ...]
 
 
 class Routes(Protocol):

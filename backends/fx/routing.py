@@ -176,10 +176,11 @@ def route(
         found["the same for all rows"] = _same(run, wanted.share, fit.distances.mean(0))
         how = min(found, key=lambda name: found[name][0])
         run.load(found[how][1])
+        alone = tuple(fit.distances.mean(0).tolist())
         closed = run.judged([*run.batches.training, *run.batches.held_out])[1]
     routers = []
     for gate in run.gates:
         weight = (gate.weight / gate.spread).detach().double().numpy()
         bias = float(gate.bias.detach()) - float(weight @ gate.centre.double().numpy())
         routers.append(Router(weight, bias))
-    return Routed(tuple(routers), tuple(float(one) for one in closed), how, {n: far for n, (far, _) in found.items()})
+    return Routed(tuple(routers), tuple(float(one) for one in closed), how, {n: far for n, (far, _) in found.items()}, alone)

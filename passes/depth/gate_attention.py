@@ -134,7 +134,9 @@ class GateAttention(LossyPass):
         claims = frozenset([*names, *(lent(structure, branch.block) if branch.inputs else ())])
         option = f"skip it for {routed.closed[number]:.0%} of the rows"
         site = f"block {branch.block.index}"
-        edit = Edit(catalog.spec(self), site, option, claims, Savings(), payload, tuple(anchors))
+        shares = ((routed.closed[number], -1.0), (1 - routed.closed[number], 1.0))
+        cases = tuple((share, {**payload, **_same(one, score)}) for share, score in shares)
+        edit = Edit(catalog.spec(self), site, option, claims, Savings(), payload, tuple(anchors), cases=cases)
         after = lossy.apply(model, [edit], [self])[0]
         return replace(edit, savings=lossy.saved(model, after, context.dims))
 
@@ -158,6 +160,11 @@ class GateAttention(LossyPass):
                 padding = Padding(edit.anchors[1], kept, bool(additive), bool(tail))
             router = Router(edit.payload["weight"], float(edit.payload["bias"]))
             gates.write(model, one, facts, router, padding)
+
+
+def _same(one: Place, score: float) -> dict[str, np.ndarray]:
+    """What decides alike for all rows."""
+    return {"weight": np.zeros(one.features), "bias": np.array(score)}
 
 
 def _dropping() -> DropBranches:

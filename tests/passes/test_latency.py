@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,23 @@ def test_equal_blocks_and_equal_layers_are_asked_for_once(vit: tuple[oir.Model, 
     assert len(blocks) == 3 and timer.asked.count(1) == 1
     assert sum(timer.asked) < len(edits)
     assert {edit.key for edit in latency.faster(found.edits)} == {edit.key for edit in blocks}
+
+
+def test_an_edit_with_cases_saves_what_its_cases_save_by_their_shares(
+    vit: tuple[oir.Model, Sample, list[Edit]],
+) -> None:
+    model, sample, edits = vit
+    wide = next(edit for edit in edits if edit.payload)
+    alone = latency.timed(model, [wide], PASSES, Counted(), OrtObserver(model), sample.feeds)
+    both = replace(wide, cases=((0.25, wide.payload), (0.75, wide.payload)))
+    found = latency.timed(model, [both], PASSES, Counted(), OrtObserver(model), sample.feeds)
+    assert list(found.parts) == [wide.key] and found.parts[wide.key] == alone.parts[wide.key]
+
+    def refuse(first: Work, others: Sequence[Work]) -> list[float | str]:
+        return ["no such kernel"] * (1 + len(others))
+
+    refusing = latency.timed(model, [both], PASSES, refuse, OrtObserver(model), sample.feeds)
+    assert refusing.reasons == {wide.key: "no such kernel"} and refusing.edits[0].savings.seconds is None
 
 
 def test_differences_within_the_noise_count_as_none() -> None:
