@@ -36,6 +36,7 @@ class Routing:
     Attributes:
         places: what is gated.
         share: of all gates of all rows that are to be closed, 0 to 1.
+        rounds: of measuring.
         steps: of training.
         rate: the learning rate.
         seed: of the split and the order of the samples.
@@ -43,6 +44,7 @@ class Routing:
 
     places: Sequence[Gated]
     share: float
+    rounds: int
     steps: int
     rate: float
     seed: int

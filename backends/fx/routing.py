@@ -59,19 +59,22 @@ def _surprise(x: torch.Tensor, far: torch.Tensor, found: torch.Tensor) -> float:
     return float((logs.exp() - far * logs).mean())
 
 
-def _starts(run: Routers, fit: Fit, held: Fit) -> None:
+def _scale(run: Routers, fit: Fit) -> None:
+    """Let gates read means that are centred and of one spread."""
+    for gate, means in zip(run.gates, fit.means, strict=True):
+        x = means.double()
+        gate.centre.copy_(x.mean(0))
+        gate.spread.copy_(x.std(0).clamp_min(1e-6) if len(x) > 1 else torch.ones(x.shape[1]))
+
+
+def _fitted(run: Routers, fit: Fit, held: Fit) -> None:
     """Let each score be the logarithm of the distance that is expected of its mean.
 
     How much a mean may say is chosen on held-out rows; where it says nothing there, the score is the same for all rows.
     """
     level = float((fit.distances.double().mean() + TINY).log())
     for number, gate in enumerate(run.gates):
-        x = fit.means[number].double()
-        centre, spread = x.mean(0), x.std(0).clamp_min(1e-6) if len(x) > 1 else torch.ones(x.shape[1])
-        with torch.no_grad():
-            gate.centre.copy_(centre)
-            gate.spread.copy_(spread)
-        x, z = ((one.double() - centre) / spread for one in (x, held.means[number]))
+        x, z = ((one.means[number].double() - gate.centre) / gate.spread for one in (fit, held))
         y, rest = (one.distances[:, number].double() + TINY for one in (fit, held))
         best = torch.cat([torch.zeros(x.shape[1]), y.mean().log()[None]]).double()
         least = _surprise(z, rest, best)
@@ -150,15 +153,16 @@ def route(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wanted.seed)
         run = Routers(model, wanted, samples, keeps)
-        count = sum(len(batch) for batch in (*run.batches.training, *run.batches.held_out)) * len(run.gates)
-        done, total = 0, count + wanted.steps
+        parts = run.batches.training, run.batches.held_out
+        count = sum(len(batch) for part in parts for batch in part) * len(run.gates)
+        done, total = 0, wanted.rounds * count + wanted.steps
 
         def tell() -> None:
             nonlocal done
             done += 1
             on_step(done, total)
 
-        fit, held = (run.measured(part, tell) for part in (run.batches.training, run.batches.held_out))
+        fit, held = (run.measured(part, tell) for part in parts)
         found: dict[str, tuple[float, list[tuple[torch.Tensor, torch.Tensor]]]] = {}
 
         def note(name: str) -> float:
@@ -168,8 +172,14 @@ def route(
                 found[name] = apart, run.read()
             return far
 
-        _starts(run, fit, held)
-        first = note("measured")
+        _scale(run, fit)
+        first, again = 0.0, (fit, held)
+        for number in range(wanted.rounds):
+            if number:
+                run.load(found["measured"][1])
+                again = tuple(run.measured(part, tell, "routed") for part in parts)  # type: ignore[assignment]
+            _fitted(run, *again)
+            first = note("measured") if not number else min(first, note("measured"))
         if wanted.steps:
             run.load(found["measured"][1])
             _trained(run, wanted, first, tell, lambda: note("trained"))
@@ -183,4 +193,5 @@ def route(
         weight = (gate.weight / gate.spread).detach().double().numpy()
         bias = float(gate.bias.detach()) - float(weight @ gate.centre.double().numpy())
         routers.append(Router(weight, bias))
-    return Routed(tuple(routers), tuple(float(one) for one in closed), how, {n: far for n, (far, _) in found.items()}, alone)
+    distances = {name: far for name, (far, _) in found.items()}
+    return Routed(tuple(routers), tuple(float(one) for one in closed), how, distances, alone)

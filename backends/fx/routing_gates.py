@@ -120,10 +120,10 @@ class Routers:
             gate.train(on)
             gate.shift = 0.0 if on else gate.shift
 
-    def set(self, state: str, only: int | None = None) -> None:
-        """Bring all gates into a state, or one of them into it and the others open."""
+    def set(self, state: str, only: int | None = None, others: str = "open") -> None:
+        """Bring all gates into a state, or one of them, and the others into another."""
         for number, gate in enumerate(self.gates):
-            gate.state = state if only in (None, number) else "open"
+            gate.state = state if only in (None, number) else others
             gate.means, gate.closed = [], []
 
     def run(self, sample: Sample) -> torch.Tensor:
@@ -159,22 +159,21 @@ class Routers:
             return (apart * mask).reshape(len(apart), -1).sum(1) / mask.reshape(len(mask), -1).sum(1).clamp_min(1)
         return apart.reshape(len(apart), -1).mean(1)
 
-    def measured(self, batches: Sequence[Sequence[Sample]], tell: Callable[[], None]) -> Fit:
-        """What each gate alone does to each row."""
+    def measured(self, batches: Sequence[Sequence[Sample]], tell: Callable[[], None], others: str = "open") -> Fit:
+        """How much further each row is when one gate is closed than when it is open, the others being in a state."""
         means: list[list[torch.Tensor]] = [[] for _ in self.gates]
         distances = []
         with torch.no_grad():
             for sample in (one for batch in batches for one in batch):
-                self.set("open")
-                whole = self.run(sample)
-                if sum(one.nbytes for one in self._open.values()) + whole.nbytes <= _KEPT:
-                    self._open[id(sample)] = whole
-                for own, gate in zip(means, self.gates, strict=True):
-                    own += gate.means
-                found = []
-                for number in range(len(self.gates)):
-                    self.set("closed", number)
-                    found.append(self.distance(self.run(sample), sample))
+                found, whole = [], None
+                for number, gate in enumerate(self.gates):
+                    if others != "open" or whole is None:
+                        self.set("open", number, others)
+                        whole = self.distance(self.run(sample), sample)
+                        seen = [one.means[0] for one in self.gates if one.means]
+                    means[number].append(seen[number] if others == "open" else gate.means[0])
+                    self.set("closed", number, others)
+                    found.append((self.distance(self.run(sample), sample) - whole).clamp_min(0))
                     tell()
                 if len({len(one) for one in (*found, means[0][-1])}) != 1:
                     raise InputError("the rows of the model's output are not those of its stream", place=sample.name)

@@ -39,7 +39,8 @@ class GateAttention(LossyPass):
             their caches, and leaves the others as they are.
         blocks: only the attention of these has a gate, as in `3+4+12`, numbered as `burnish inspect --blocks` shows
             them.
-        steps: of training; 0 keeps the routers as they were measured.
+        rounds: of measuring: at first with all other gates open, then with the routers of the round before.
+        steps: of training behind what was measured, with straight-through gradients; it seldom helps.
         rate: the learning rate of AdamW.
         seed: of the split and the order of the samples.
     """
@@ -51,7 +52,8 @@ class GateAttention(LossyPass):
     skip: float = 0.3
     form: Literal["dynamic", "static"] = "dynamic"
     blocks: str = ""
-    steps: int = 100
+    rounds: int = 3
+    steps: int = 0
     rate: float = 0.01
     seed: int = 0
 
@@ -59,8 +61,9 @@ class GateAttention(LossyPass):
         place = self.pass_name()
         if not 0 < self.skip < 1:
             raise InputError(f"`skip` is {self.skip}", place=place, hint="give a share, such as 0.3")
-        if self.steps < 0 or self.seed < 0 or not 0 < self.rate < float("inf"):
-            raise InputError("`steps` and `seed` are not negative, and `rate` is more than 0", place=place)
+        if self.steps < 0 or self.seed < 0 or self.rounds < 1 or not 0 < self.rate < float("inf"):
+            what = "`steps` and `seed` are not negative, `rounds` is at least 1, and `rate` is more than 0"
+            raise InputError(what, place=place)
 
     @property
     def decided(self) -> bool:
@@ -88,7 +91,7 @@ class GateAttention(LossyPass):
         places = [
             Gated(str(one.branch.result.name), str(one.stream.name), one.features, paddings[one]) for one in found
         ]
-        wanted = Routing(places, self.skip, self.steps, self.rate, self.seed)
+        wanted = Routing(places, self.skip, self.rounds, self.steps, self.rate, self.seed)
         routed = context.routes(model, wanted, context.samples)
         edits = []
         for number, one in enumerate(found):
