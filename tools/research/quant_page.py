@@ -37,8 +37,8 @@ branches and nodes of constants: what they write computes the same, and is 0.77 
 smaller error than all files of about its size but one: on the digits ResNet ONNX Runtime's dynamic quantizer loses a
 tenth less, and is nine times slower than float32. Convolutions along one axis, as Magika's (A5), are products of
 integers since their ranges differ from file to file: with fixed ones its error was 0.018. On PP-OCR's classifier 8
-bits are quicker than float32 by nobody; nearly all its lines are certain, so few make the error (of 40 lines, as NNCF
-was judged by, two).
+bits are quicker than float32 by nobody; nearly all its lines are certain, so that few make the error: it is judged on
+200.
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
