@@ -227,7 +227,10 @@ def _half(value: oir.Value, wanted: Shape, facts: Inference, output: int) -> Hal
         else:
             return None
     whole = facts.shape(node.inputs[0])
+    given = facts.shape(node.outputs[output])
     if place is None or whole is None or not _is_last(node, whole) or node.outputs[output] is not current:
+        return None
+    if given is None or given[-1] != wanted[-1]:  # several lists, one behind the other, are not sorted
         return None
     if not isinstance(whole[-1], int) or (pick is not None and pick[0] == len(whole) - 1):
         return None

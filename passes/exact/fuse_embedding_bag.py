@@ -31,8 +31,8 @@ class _Bag:
 class FuseEmbeddingBag(ExactPass):
     """Write the weighted sum of rows of a table (Mul and ReduceSum, Einsum, or a loop over bags) as one MatMul.
 
-    The rows times their weights, as large as all rows that are looked up, are never written to memory. TorchScript
-    writes an EmbeddingBag as a loop; it goes where all bags are proven to be of one size.
+    The rows times their weights, as large as all rows that are looked up, are never written to memory. torch writes
+    an EmbeddingBag as a loop, which goes where all bags are proven to be of one size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("inlined",)
@@ -40,7 +40,7 @@ class FuseEmbeddingBag(ExactPass):
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:
         """See the class."""
         facts = Inference(model)
-        for node in walk(model, "Loop"):
+        for node in walk(model, "Loop", "ConcatFromSequence"):
             bags = find_bags(node, facts) if node.graph is model.graph else None
             if bags is None:
                 continue

@@ -61,9 +61,18 @@ def test_the_lookup_is_found_in_every_spelling_and_rows_are_the_same_where_score
             assert np.array_equal(given[name], expected[name]), (target, name)
 
 
-@pytest.mark.parametrize("style", ["expanded", "stacked", "weighted", "bag"])
-def test_by_the_default_recipe_every_spelling_becomes_one(style: str, tmp_path: Path) -> None:
-    before = exported(style, "torchscript", tmp_path)
+@pytest.mark.parametrize(
+    ("style", "exporter"),
+    [
+        ("expanded", "torchscript"),
+        ("stacked", "torchscript"),
+        ("weighted", "torchscript"),
+        ("bag", "torchscript"),
+        ("bag", "dynamo"),
+    ],
+)
+def test_by_the_default_recipe_every_spelling_becomes_one(style: str, exporter: str, tmp_path: Path) -> None:
+    before = exported(style, exporter, tmp_path)
     run = Pipeline(recipes.named("default", "ort-cpu", None)).rewrite(before)
     used = Counter(node.op_type for node in walk(run.model))
     assert not used.keys() & {"Einsum", "ReduceSum", "Loop", "Unsqueeze", "Div", "Mod"}, used
