@@ -143,12 +143,18 @@ class Cuts:
         ]
         for row, group in enumerate(groups):
             self._declare(group, row)
-        outputs = set(model.graph.outputs)
+        outputs, own = set(model.graph.outputs), self._symbols()
         for node in model.graph:
             for out in node.outputs:
-                out.shape = out.shape if out in outputs else None
+                shape = self.facts.shape(out)
+                if out not in outputs and (shape is None or any(_named(size) & own for size in shape)):
+                    out.shape = None
         model.graph.sort()
         return str(hidden.name), queries
+
+    def _symbols(self) -> set[str]:
+        """The symbols that the lengths of the caches are made of, and nothing else."""
+        return set().union(*map(_named, self._dims)) - _named(self.length) - _named(self.batch)
 
     def _cut(self, groups: Sequence[Group], hidden: oir.Value) -> None:
         writer = Writer(self, hidden)
@@ -333,6 +339,11 @@ _FAR = np.iinfo(np.int64).max
 
 def _symbol(size: Dim) -> int | str:
     return size if isinstance(size, int) else str(size)
+
+
+def _named(size: Dim) -> set[str]:
+    """The symbols that a size is made of."""
+    return set() if isinstance(size, int) else {atom for atoms, _ in size.terms for atom in atoms}
 
 
 def _is_float(value: oir.Value) -> bool:

@@ -74,9 +74,15 @@ def read_ramp(value: oir.Value | None, facts: Inference, depth: int = 0) -> Ramp
     return Ramp(found.start, tuple(one for one in found.slopes if one[0] not in single))
 
 
+_EXACT = 2.0**53
+"""Whole numbers below it are exact in float64; such as hide scores are beyond it, and no places."""
+
+
 def _constant(tensor: oir.TensorProtocol) -> Ramp | None:
     array = tensor.numpy()
     if array.dtype.kind not in "iuf" or not np.array_equal(array, np.round(array)):
+        return None
+    if array.dtype.kind == "f" and not np.all(np.abs(array) < _EXACT):
         return None
     array = array.astype(np.int64)
     start = int(array.reshape(-1)[0])

@@ -23,8 +23,10 @@ from burnish.backends.decoding import decoder as decoding
 from burnish.backends.decoding import feeding, loop, parity, speculating
 from burnish.backends.decoding.loop import Ask
 from burnish.ir.errors import InputError
+from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
-from burnish.passes import catalog, kv_budget, kv_compress
+from burnish.ir.views.ramps import read_ramp
+from burnish.passes import catalog, kv_budget, kv_compress, recipes
 from burnish.passes.base import Outcome
 from burnish.passes.budget import Amount
 from burnish.passes.kv_budget import MILLION, Budget, BudgetedCache, Queries
@@ -447,6 +449,27 @@ def test_layers_with_a_window_keep_every_token() -> None:
     assert budget is not None and len(budget.caches) == 2
     state, _ = loop.prefill(opened(model), prompts(20))
     assert sorted({cache_.shape[2] for cache_ in state._caches}) == [8, 20]
+
+
+def test_numbers_that_hide_are_no_places() -> None:
+    facts = Inference(normal("llama-kv-dynp"))
+    found = []
+    for number in (-1e30, np.inf, 7.0):
+        tensor = oir.tensor(np.array(number, np.float32))
+        found.append(read_ramp(oir.Value(name="low", const_value=tensor), facts))
+    assert found[:2] == [None, None] and found[2] is not None
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+def test_fused_attention_reads_the_part_of_the_mask(target: str) -> None:
+    """Shapes that have nothing to do with caches stay known, so that the passes behind it find what they look for."""
+    before, after = recipes.named("normal-form", "onnx", None), recipes.named("default", target, 23)
+    model = budgeted(Pipeline(before).rewrite(normal("llama-kv-dynp")).model, "keep=40%")
+    fused = Pipeline(after).rewrite(model).model
+    assert sum(node.op_type in ("Attention", "MultiHeadAttention") for node in fused.graph) == 4
+    asks = [Ask(tuple(text), 6) for text in prompts(30, 17)]
+    found = [[one.ids for one in loop.generate(opened(one), asks)[0]] for one in (model, fused)]
+    assert found[0] == found[1]
 
 
 def test_twice_is_once() -> None:
