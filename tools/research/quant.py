@@ -187,7 +187,7 @@ def main() -> None:
         if name == "page":
             from burnish.tools.research.quant_page import page
 
-            PAGE.write_text(page(_known()))
+            PAGE.write_text(page(_known(), [*(one for one in OURS if "mixed" not in one), *THEIRS]))
         else:
             measure(name, given.folder, given.rivals, given.only)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NAMES = {
@@ -38,14 +38,14 @@ smaller error than all files of about its size but one: on the digits ResNet ONN
 tenth less, and is nine times slower than float32. Convolutions along one axis, as Magika's (A5), are products of
 integers since their ranges differ from file to file: with fixed ones its error was 0.018. On PP-OCR's classifier 8
 bits are quicker than float32 by nobody; nearly all its lines are certain, so that few make the error: it is judged on
-200.
+200. SmolLM2 (A3) was not run here: its weights in 4 bits beside ONNX Runtime's are on the page of weights.
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
 
 
-def page(known: Mapping[str, Any]) -> str:
-    """The page as Markdown."""
+def page(known: Mapping[str, Any], tools: Sequence[str]) -> str:
+    """The page as Markdown; which of the tools were not run on a model is said."""
     lines = [_TOP]
     for name in (one for one in _NAMES if one in known):
         found = known[name]
@@ -53,7 +53,8 @@ def page(known: Mapping[str, Any]) -> str:
         lines += [f"## {_NAMES[name]}", "", f"The original: {found['bytes']:,} bytes{metric}.", ""]
         lines += ["| tool | size | error | agreement | metric | time |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(tool, row, found["bytes"]) for tool, row in found["rows"].items()]
-        lines.append("")
+        missing = ", ".join(tool for tool in tools if tool not in found["rows"])
+        lines += ["", *([f"Not run: {missing}.", ""] if missing else [])]
     return "\n".join(lines)
 
 
