@@ -101,7 +101,8 @@ def place_of(model: oir.Model, block: Block, facts: Inference) -> Place | str | 
     if shape[1] == 1 or not _is_batch(model, shape, facts) or _rows_second(block, shape, facts):
         return "it is not known that the first axis of its stream is the batch"
     if not branch.outputs:
-        return Place(branch, stream, shape[2])
+        held = any(layer.cache for layer in block.attention)
+        return "it has no cache of its own to hold a decision in" if held else Place(branch, stream, shape[2])
     return _with_cache(block, branch, stream, shape[2], facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -10,23 +11,29 @@ import onnx_ir as oir
 import pytest
 from block_networks import Encoder, built, exported, torch
 from decoding import normal
+from golden import parse_graph, prepare
 from laws import OrtRunner, check_nothing_unused
 
 from burnish.backends.decoding import loop, speculating
 from burnish.backends.decoding.parity import ensure, in_pieces, parity
 from burnish.backends.decoding.sharing import Caches
 from burnish.ir.edit import name_nodes, separate_names
-from burnish.ir.errors import InputError
+from burnish.ir.errors import BudgetError, InputError
 from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
+from burnish.ir.walk import walk
 from burnish.passes import catalog, gates, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.depth_blocks import blocks_of
 from burnish.passes.gates import Padding, Place, Router
+from burnish.passes.judging import Judged
 from burnish.passes.lossy import LossyPass
+from burnish.passes.measure_choice import measure
 from burnish.passes.pipeline import Pipeline
+from burnish.passes.protocols import Runner, Verdict
 from burnish.passes.recipes import NORMAL_FORM
 from burnish.tools.decoders import open_decoder
+from burnish.tools.lossy import Lossy
 from burnish.tools.lossy_context import context_for
 from burnish.tools.observe import keeps_of
 
@@ -208,6 +215,61 @@ def test_caches_that_an_operator_keeps_are_refused() -> None:
     name_nodes(model)
     reason = gates.place_of(model, blocks_of(model).blocks[0], Inference(model))
     assert isinstance(reason, str) and "its cache is kept by GroupQueryAttention" in reason
+
+
+def test_a_decoder_whose_layers_share_keys_has_gates_at_neither_of_them() -> None:
+    model = normal("llama-kv-dynp").clone()
+    (one,) = catalog.parse("share-kv{map=2:1}")
+    one.rewrite(model, Outcome("share-kv"))
+    reasons = [gates.place_of(model, block, Inference(model)) for block in blocks_of(model).blocks]
+    assert isinstance(reasons[0], Place) and isinstance(reasons[3], Place)
+    assert "reads its cache" in str(reasons[1])
+    assert "not the cache of its attention alone" in str(reasons[2])
+
+
+def test_a_batch_of_one_is_decided_as_well() -> None:
+    source = """<opset_import: ["": 17]>
+    g (float[1, S, 4] x) => (float[1, S, 4] y) <float[4, 4] q, float[4, 4] k, float[4, 4] v, float[4, 4] o> {
+      query = MatMul (x, q)  key = MatMul (x, k)  value = MatMul (x, v)
+      turned = Transpose <perm = [0, 2, 1]> (key)  scores = MatMul (query, turned)  p = Softmax (scores)
+      w = MatMul (p, value)  m = MatMul (w, o)  y = Add (x, m)
+    }"""
+    model = prepare(parse_graph(source), catalog.make("gate-attention"))
+    feeds = {"x": np.random.default_rng(0).normal(size=(1, 5, 4)).astype(np.float32)}
+    for choose, wanted in ((always, OrtRunner(model, optimize=False).run(feeds)["y"]), (never, feeds["x"])):
+        after = gated(model, choose)
+        assert not any(node.op_type == "Where" for node in walk(after))
+        assert np.array_equal(OrtRunner(after, optimize=False).run(feeds)["y"], wanted)
+
+
+@pytest.mark.parametrize("guard", [("latency", "size"), ()])
+def test_what_is_slower_row_by_row_is_not_written_unless_asked_for(guard: tuple[str, ...]) -> None:
+    model, random = encoder("pre"), np.random.default_rng(0)
+    feeds = {"ids": random.integers(1, 11, (6, 6)), "mask": np.ones((6, 6), np.int64)}
+    samples = [Sample("s", feeds)]
+    passes = [one for one in catalog.parse("gate-attention") if isinstance(one, LossyPass)]
+    context = context_for(model, samples)
+    judged = Judged(model, samples, measure("divergence", model, keeps=context.keeps).measure, context.execute, passes)
+    edit = lossy.Edit("gate-attention", "block 0", "skip it", frozenset(), lossy.Savings())
+    found = Lossy(model, None, [], edits=[edit], judged=judged)  # type: ignore[arg-type]
+    timed: list[int] = []
+
+    class Counting:
+        def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            timed.append(len(feeds["ids"]))
+            return {"y": np.zeros((len(feeds["ids"]), 6, 16), np.float32)}
+
+        def close(self) -> None:
+            pass
+
+    def clock(first: Runner, second: Runner, feeds: dict[str, np.ndarray]) -> Verdict:
+        second.run(feeds)
+        return Verdict(1.5, 1.4, 1.6, True, False, 3)
+
+    runner = OrtRunner(model, optimize=False)
+    with pytest.raises(BudgetError, match="on 6 rows, one after the other") if guard else nullcontext():
+        found.measure_written(runner, model, clock, lambda _: nullcontext(Counting()), guard)  # type: ignore[arg-type, return-value]
+    assert found.latency is not None and found.timed == "6 rows, one after the other"
 
 
 def test_a_gate_is_not_put_around_a_gate() -> None:
