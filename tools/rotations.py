@@ -57,7 +57,8 @@ def _taught(one: LearnRotations, samples: Sequence[Sample], on_step: OnStep, fil
 
             given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
             bits = {name: given.pop(name) for name in ("weights", "activations", "cache")}
-            options = LearnOptions(bits=Bits(**bits, activation_range=given.pop("clip")), **given)
+            ranges = {"activation_range": given.pop("clip"), "cache_range": given.pop("cache_clip")}
+            options = LearnOptions(bits=Bits(**bits, **ranges), **given)
             folder = folder_in_cache(f"rotations/{__version__}")
             if folder is not None:
                 files.append(checkpoint(folder, model, samples, options))

@@ -55,7 +55,8 @@ class LearnOptions:
         top: how many scores of each row are compared.
         seed: of the order of the samples, and of the random matrices to begin with.
         apart: samples that nothing is learned from: what has the least loss on them is the result. No more than half.
-        every: steps between two looks at these, and between two checkpoints.
+        every: steps between two looks at these, and between two checkpoints. Where a look is no better than the best,
+            learning goes on from that one at half the rates.
         device: a torch device. On `cuda` products are of TF32 while gradients are made.
     """
 
@@ -189,7 +190,7 @@ class _Loop:
         self.keeps_ones = learned.stream_of(model).keeps_ones
         pairs = [scaling.score_pairs(layer) for layer in learned.attention_of(model)]
         self.tied = [None if isinstance(one, str) else _places(one) for one in pairs]
-        self.step, self.least = 0, math.inf
+        self.step, self.least, self.rate = 0, math.inf, 1.0
         self._begin(learned.initial(model, options.seed, flat=options.flat))
 
     def _begin(self, found: Learned) -> None:
@@ -235,7 +236,7 @@ class _Loop:
                 del loss
         self.student.pull_back(self.space, weights)
         del weights
-        share = (1 + math.cos(math.pi * self.step / self.options.steps)) / 2
+        share = self.rate * (1 + math.cos(math.pi * self.step / self.options.steps)) / 2
         for logs, places in zip(self.space.score_logs, self.tied, strict=True):
             if logs is not None and logs.grad is not None and places is not None:
                 sums = torch.zeros(len(logs), int(places.max()) + 1).index_add(1, places, logs.grad)
@@ -250,18 +251,25 @@ class _Loop:
         return total
 
     def judge(self, apart: Sequence[int]) -> None:
-        """Keep what is learned if it is the best so far."""
+        """Keep what is learned if it is the best so far; else go back to that, with half the rates."""
         loss = self.loss(self.space, apart)
-        if loss < self.least:
-            self.least = loss
+        better = loss < self.least
+        with torch.no_grad():
             for kept, one in zip(self.best, _parts(self.space), strict=True):
-                kept.copy_(one.detach())
+                kept.copy_(one) if better else one.copy_(kept)
+        if better:
+            self.least = loss
+        else:
+            self.rate /= 2
+            self.turns.forget()
+            self.scales.state.clear()
 
     def state(self) -> dict[str, object]:
         """All that a later process needs to go on."""
         return {
             "step": self.step,
             "least": self.least,
+            "rate": self.rate,
             "best": self.best,
             "now": [one.detach() for one in _parts(self.space)],
             "turns": (self.turns.first, self.turns.second, self.turns.count),
@@ -274,6 +282,7 @@ class _Loop:
             return False
         kept = torch.load(file, weights_only=True, map_location=self.options.device)
         self.step, self.least, self.best = int(kept["step"]), float(kept["least"]), kept["best"]
+        self.rate = float(kept["rate"])
         with torch.no_grad():
             for one, held in zip(_parts(self.space), kept["now"], strict=True):
                 one.copy_(held)

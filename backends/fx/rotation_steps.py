@@ -62,6 +62,10 @@ class Turns:
                 one.copy_(_orthogonal(one @ torch.linalg.solve(unit + along, unit - along)))
                 one.grad = None
 
+    def forget(self) -> None:
+        """Average anew from here on."""
+        self.first, self.second, self.count = [], [], 0
+
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     """A matrix that is orthogonal but for rounding, without that: one step of Newton and Schulz."""

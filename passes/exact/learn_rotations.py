@@ -36,6 +36,7 @@ class LearnRotations(ExactPass):
         activations: bits of what linear layers read.
         cache: bits of keys and values.
         clip: the share of the range of a token that its grid spans.
+        cache_clip: likewise for a head of keys and values.
         hadamard: whether Hadamard matrices will be multiplied with when the model runs, as `simulate-bits` does.
         seed: of the matrices and of the order of the samples.
         device: what learns: `cuda` is some hundred times as fast as a core.
@@ -49,7 +50,8 @@ class LearnRotations(ExactPass):
     weights: int = 0
     activations: int = 4
     cache: int = 4
-    clip: float = 1.0
+    clip: float = 0.9
+    cache_clip: float = 0.95
     hadamard: bool = True
     seed: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
@@ -62,9 +64,11 @@ class LearnRotations(ExactPass):
         for name in ("weights", "activations", "cache"):
             if getattr(self, name) != 0 and not 2 <= getattr(self, name) <= 8:
                 raise InputError(f"`{name}` is {getattr(self, name)}", place=_PLACE, hint="give 2 to 8, or 0 for all")
-        if not (self.angle > 0 and self.scale_rate > 0 and 0 < self.clip <= 1):
+        if not (self.angle > 0 and self.scale_rate > 0 and 0 < self.clip <= 1 and 0 < self.cache_clip <= 1):
             raise InputError(
-                "a rate or `clip` is not above 0, or `clip` above 1", place=_PLACE, hint="see the defaults"
+                "a rate, `clip` or `cache_clip` is not above 0, or one of the latter above 1",
+                place=_PLACE,
+                hint="see the defaults",
             )
 
     def rewrite(self, model: oir.Model, outcome: Outcome) -> None:

@@ -37,7 +37,7 @@ class SimulateBits(LossyPass):
         cache: bits of keys, behind their rotary embedding, and of values.
         rounding: of weights: `mse` makes their own squared error small, `gptq` that of what the layers compute, and
             needs samples.
-        clip: the share of the range of a token that its grid spans.
+        clip: the share of the range of a token that its grid spans; the default is that of QuaRot's paper.
         cache_clip: likewise for a head of keys and values.
         hadamard: multiply by Hadamard matrices what the last layer of each MLP reads, and queries and keys behind their
             rotary embedding, as `rotate-residual{online=true}` does.
@@ -48,8 +48,8 @@ class SimulateBits(LossyPass):
     activations: int = 4
     cache: int = 4
     rounding: Literal["mse", "gptq"] = "gptq"
-    clip: float = 1.0
-    cache_clip: float = 1.0
+    clip: float = 0.9
+    cache_clip: float = 0.95
     hadamard: bool = True
     memory: int = 1024
     order: ClassVar[int] = 40

@@ -110,10 +110,10 @@ def simulated_perplexity(model: oir.Model, bits: Bits, *, hadamard: bool = True)
 def gptq_perplexity(model: oir.Model) -> dict[str, float]:
     """With 4 bits for weights, activations and cache, and for weights alone, rounded by GPTQ on 32 texts of 256 tokens.
 
-    `clipped` has grids for activations and cache that span 0.9 and 0.95 of what they do otherwise, as QuaRot's code.
+    `clipped` has grids for activations and cache that span 0.9 and 0.95 of what they do otherwise (QuaRot's paper).
     """
     name_nodes(model)
-    one = SimulateBits()
+    one = SimulateBits(clip=1.0, cache_clip=1.0)
     (edit,) = one.propose(model, context_for(model, smollm().calibration), Outcome(one.pass_name()))
     ways = {
         "perplexity": one,

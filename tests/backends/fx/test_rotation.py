@@ -155,3 +155,10 @@ def test_a_device_that_torch_lacks_is_an_error_with_a_hint() -> None:
     with pytest.raises(InputError, match="torch cannot use the device `cuda`") as refused:
         learn(decoder(), samples(1), LearnOptions(device="cuda"))
     assert "driver" in str(refused.value.hint)
+
+
+def test_rates_that_are_too_large_are_halved_until_they_lower_the_loss() -> None:
+    least: list[float] = []
+    options = LearnOptions(bits=Bits(3, 3, 3), steps=60, angle=0.3, scale_rate=0.2, every=5)
+    learn(decoder(), samples(6), options, lambda step, loss, so_far: least.append(so_far))
+    assert least[-1] < 0.15 * least[0]
