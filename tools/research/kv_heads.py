@@ -1,7 +1,8 @@
 """What models lose with fewer heads of keys and values: the last part of `docs/results/kv.md`, its numbers in JSON.
 
 `python -m burnish.tools.research.kv_heads` measures what `docs/results/kv-heads.json` does not have yet; a run that was
-killed goes on where it was. `... beds`, `... language` and `... heal` measure a part. `kv.py` writes the page.
+killed goes on where it was. `... beds`, `... language`, `... search` and `... heal` measure a part. `kv.py` writes
+the page.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.measure_choice import measure as measure_named
 from burnish.passes.scoring import Scorer
 from burnish.tools.lossy_context import context_for
+from burnish.tools.research import zoo
 from burnish.tools.research.depth import FOLDER, LANGUAGE, Numbers, normal, perplexity, windows
 from burnish.tools.research.lowrank_beds import BEDS, Bed
 
@@ -34,8 +36,8 @@ WAYS = {"fit": "fit", "weights": "fit", "mean": "mean", "first": "first", "rando
 GROUPS = {"vit": (2, 1), "a2": (6, 3, 1)}
 """Models with as many heads of keys and values as of queries, and how many they keep."""
 
-FITTED, JUDGED, MINUTES = 32, 8, 12
-"""Windows of 128 tokens that `fit` looks at, windows of 256 that judge, and minutes of healing."""
+FITTED, JUDGED, MINUTES, BUDGET = 32, 8, 12, "20%"
+"""Windows of 128 tokens that `fit` sees, of 256 that judge, minutes of healing, and what a search may lose."""
 
 
 def pool(way: str, groups: int) -> LossyPass:
@@ -141,6 +143,22 @@ def healed(numbers: Numbers) -> None:
         numbers.get(f"{way} healed", partial(train, way))
 
 
+def searched(numbers: Numbers) -> None:
+    """How many layers of the language model get one head within a budget."""
+    import burnish
+    from burnish.tools import report
+
+    def found(way: str) -> dict[str, Any]:
+        data = windows("training")[:24]
+        options: dict[str, Any] = {"passes": [pool(way, 1)], "max_drop": BUDGET, "verify": "off"}
+        result = burnish.optimize(zoo.path(LANGUAGE), data=data, metric="perplexity", **options)
+        said = report.as_dict(result)["lossy"]
+        return {"layers": len(said["edits"]), "drop": said["result"]["drop"] / said["original"]}
+
+    for way in ("fit", "mean"):
+        numbers.get(f"{way} searched", partial(found, way))
+
+
 def section(numbers: Mapping[str, Any]) -> str:
     """The part of the page."""
     names = dict(zip(WAYS, ("fit, with samples", "fit, weights alone", "mean", "first", "random"), strict=True))
@@ -160,6 +178,13 @@ predictions above; the model itself has {numbers["dense"]:.2f} on them.
     for count in COUNTS:
         cells = [_cell(numbers, f"{way} {count}") for way in names]
         text += f"| {count} | {' | '.join(cells)} |\n"
+    chosen = [(way, numbers[f"{way} searched"]) for way in ("fit", "mean") if f"{way} searched" in numbers]
+    if chosen:
+        parts = [f"{one['layers']} layers by `{way}` ({one['drop']:.1%} worse)" for way, one in chosen]
+        text += f"""
+`optimize --max-drop {BUDGET} -p pool-kv-heads{{groups=1}}` with 24 windows of 128 tokens gives one head to
+{" and to ".join(parts)}, judged on the half that had no part in the choice.
+"""
     trained = [(way, numbers[f"{way} healed"]) for way in ("fit", "mean") if f"{way} healed" in numbers]
     if trained:
         count = max(COUNTS)
@@ -192,6 +217,8 @@ def main(arguments: Sequence[str]) -> int:
         beds(numbers)
     elif arguments == ["language"]:
         measure(numbers)
+    elif arguments == ["search"]:
+        searched(numbers)
     elif arguments == ["heal"]:
         healed(numbers)
     else:

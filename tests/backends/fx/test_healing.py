@@ -508,7 +508,7 @@ def test_what_is_frozen_before_the_weights_is_computed_once(vit: oir.Model, samp
     module = to_graph_module(vit)
     node = next(node for node in reversed(module.graph.nodes) if node.op == "get_attr")
     wanted = outputs_of(module, ["logits"])
-    last = Trained(module, wanted, {str(node.target)}, 1 << 30, {})
+    last = Trained(module, wanted, {str(node.target)}, 1 << 30, {}, {})
     assert len(list(last.behind.graph.nodes)) < 0.2 * len(list(module.graph.nodes))
     (expected,) = module(torch.from_numpy(samples[0].feeds["image"]))
     torch.testing.assert_close(last(samples[0], 0)["logits"], expected)
