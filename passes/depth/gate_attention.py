@@ -40,7 +40,7 @@ class GateAttention(LossyPass):
         blocks: only the attention of these has a gate, as in `3+4+12`, numbered as `burnish inspect --blocks` shows
             them.
         rounds: of measuring: at first with all other gates open, then with the routers of the round before.
-        steps: of training behind what was measured, with straight-through gradients; it seldom helps.
+        steps: of training behind what was measured, with straight-through gradients; it helps sometimes.
         rate: the learning rate of AdamW.
         seed: of the split and the order of the samples.
     """

@@ -1,7 +1,7 @@
 """Gates around attention against attention that is dropped: `docs/results/gates.md`, its numbers in `gates-*.json`.
 
-`python -m burnish.tools.research.gates [vision|text|language]` measures what the JSON does not have yet, and writes the
-page after each number; `... page` only writes the page.
+`python -m burnish.tools.research.gates [vision|text|unseen|language]` measures what the JSON does not have yet, and
+writes the page after each number; `... page` only writes the page.
 """
 
 from __future__ import annotations
@@ -242,6 +242,21 @@ def _classifier(name: str, make: Callable[[Path, int], Bed], numbers: Numbers) -
                 yield
 
 
+def _unseen(numbers: Numbers) -> Iterator[None]:
+    """The classifier of text, with routers learned on half of the rows that it was not trained on."""
+    folder = Path(tempfile.gettempdir()) / "burnish-norms"
+    folder.mkdir(exist_ok=True)
+    whole = _task(text(folder, SEEDS[0]))
+    order = np.random.default_rng(0).permutation(len(whole.answers))
+    fit, rest = np.split(order, [len(order) // 2])
+    feeds = [{name: array[rows] for name, array in whole.feeds.items()} for rows in (fit, rest)]
+    task = replace(whole, fit=[Sample("unseen", feeds[0])], feeds=feeds[1], answers=whole.answers[rest])
+    numbers.get(f"static | {SEEDS[0]}", partial(_static, task))
+    for share in SHARES[:2]:
+        numbers.get(f"{share} | 0 | {SEEDS[0]}", partial(_gated, task, share, SEEDS[0], 0))
+        yield
+
+
 def _language(numbers: Numbers) -> Iterator[None]:
     """SmolLM2: routers as they were measured on some short texts, judged on windows of 256 tokens."""
     model = normal(LANGUAGE)
@@ -291,6 +306,7 @@ def main(arguments: Sequence[str]) -> int:
     parts: dict[str, Callable[[Numbers], Iterator[None]]] = {
         "vision": partial(_classifier, "vision", vision),
         "text": partial(_classifier, "text", text),
+        "unseen": _unseen,
         "language": _language,
     }
     for name in arguments or parts:

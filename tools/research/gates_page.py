@@ -17,6 +17,7 @@ LANGUAGE_SHARE, TEXTS, WINDOWS = 0.2, 32, 12
 _NAMES = {
     "vision": "Digits ViT (three blocks, a norm before each branch)",
     "text": "Docstrings by package (three blocks like BERT's, a norm behind each sum; trained with each seed)",
+    "unseen": "The same classifier, routers learned on 450 rows that it was not trained on, judged on 450 others",
 }
 
 _HEAD = f"""# Gates around attention
@@ -34,6 +35,22 @@ held-out rows; *skipped* is measured there, too.
 _CLASSIFIER = """
 | wanted | seed | chosen | skipped | gates | dropped at that share | by lot (skipped) |
 | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+_FOUND = """
+## What was found
+
+- Means of three seeds, gates against what can be dropped at the same share: on the vision transformer 97.5 against 95.9
+  at 20 %, 87.4 against 87.2 at 40 %, 64.5 against 59.5 at 60 %; on the docstrings 74.6 against 74.5, 70.5 against 70.9,
+  and 68.4 against 64.5. At 40 % gates win nothing, and single seeds lose up to 4.6 points.
+- The routers of the docstrings were learned on rows that the classifier had been trained on, where its scores are surer
+  than on others. On rows that it had not seen, the seed that loses there wins at 20 %.
+- On SmolLM2 gates are hardly better than dropping: the line between 5 and 6 dropped attentions is at 22.92 for the same
+  share, the gates are at 22.75.
+- Training with straight-through gradients came out ahead on held-out rows in two of six cases, both on the docstrings,
+  where accuracy rose by 4.0 and 1.2 points; on the vision transformer never.
+- Deciding takes time: a small model is faster only where more than a third is skipped.
 """
 
 
@@ -66,11 +83,12 @@ def _lines() -> Iterator[str]:
                     if row := known.get(f"{share} | {steps} | {seed}"):
                         static = known.get(f"static | {seed}") or known["static | 0"]
                         yield _row(share, f"{seed}, {steps} steps" if steps else str(seed), row, static)
-                        if "time" in row:
+                        if "time" in row and name != "unseen":
                             times.append((title.partition(" (")[0], row))
     yield from _language(_known("language"))
     if times:
         yield from _times(times)
+    yield _FOUND
 
 
 def _row(share: float, seed: str, row: Mapping[str, Any], static: list[dict[str, Any]]) -> str:
@@ -93,7 +111,7 @@ def _language(known: Mapping[str, Any]) -> Iterator[str]:
 
 `skip={LANGUAGE_SHARE},rounds=1`, learned on {TEXTS} texts of 32 tokens of the Python manual; perplexity on {WINDOWS}
 windows of 256 tokens of other topics. Dropped for good is the attention that moves the outputs of the same texts least
-when it alone goes.
+when it alone goes. Each window is computed at once, so gates see the mean of the whole of it; the model has no caches.
 
 | | perplexity |
 | --- | --- |
