@@ -38,7 +38,8 @@ smaller error than all files of about its size but one: on the digits ResNet ONN
 tenth less, and is nine times slower than float32. Convolutions along one axis, as Magika's (A5), are products of
 integers since their ranges differ from file to file: with fixed ones its error was 0.018. On PP-OCR's classifier 8
 bits are quicker than float32 by nobody; nearly all its lines are certain, so that few make the error: it is judged on
-200. SmolLM2 (A3) was not run here: its weights in 4 bits beside ONNX Runtime's are on the page of weights.
+200. On SmolLM2 (A3; the metric is perplexity) only `int8` was run here: its weights in 4 bits beside ONNX Runtime's
+are on the page of weights.
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
