@@ -45,7 +45,7 @@ _FOUND = """
   at 20 %, 87.4 against 87.2 at 40 %, 64.5 against 59.5 at 60 %; on the docstrings 74.6 against 74.5, 70.5 against 70.9,
   and 68.4 against 64.5. At 40 % gates win nothing, and single seeds lose up to 4.6 points.
 - The routers of the docstrings were learned on rows that the classifier had been trained on, where its scores are surer
-  than on others. On rows that it had not seen, the seed that loses there wins at 20 %.
+  than on others. On rows that it had not seen, the seed that loses there wins.
 - On SmolLM2 gates are hardly better than dropping: the line between 5 and 6 dropped attentions is at 22.92 for the same
   share, the gates are at 22.75.
 - Training with straight-through gradients came out ahead on held-out rows in two of six cases, both on the docstrings,
