@@ -1,7 +1,8 @@
 """What a language model loses when layers share keys and values: `docs/results/kv.md`, its numbers in `kv.json`.
 
 `python -m burnish.tools.research.kv` measures what the JSON does not have yet and writes the page; a run that was
-killed goes on where it was. `... page` only writes the page, `... heal` measures healing alone.
+killed goes on where it was. `... page` only writes the page, `... heal` measures healing alone and `... speed` the
+speed (`kv-speed.json`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.kv_search import Order, Pairs, Search
 from burnish.passes.kv_sharing import share
 from burnish.tools.lossy_context import context_for
-from burnish.tools.research import kv_heads, kv_page
+from burnish.tools.research import kv_heads, kv_page, kv_speed
 from burnish.tools.research.depth import FOLDER, LANGUAGE, Numbers, normal, perplexity, windows
 
-NUMBERS, PAGE = FOLDER / "kv.json", FOLDER / "kv.md"
+NUMBERS, SPEED, PAGE = FOLDER / "kv.json", FOLDER / "kv-speed.json", FOLDER / "kv.md"
 COUNTS, HEALED = (2, 4, 8, 12), 9
 """Layers of 30 that lose their keys and values; and how many of the healed model."""
 
@@ -33,7 +34,7 @@ CHOOSE_BY: dict[Order, tuple[str, int]] = {
 }
 """What each search looks at: windows of `depth.py`, whose topics are not those that judge."""
 
-REACH, TRIES, SEEDS, MINUTES = 4, 6, (0, 1, 2), 12
+TRIES, SEEDS, MINUTES = 12, (0, 1, 2), 12
 
 
 def searched(order: Order, seed: int = 0) -> Iterator[Pairs]:
@@ -41,8 +42,7 @@ def searched(order: Order, seed: int = 0) -> Iterator[Pairs]:
     model = normal(LANGUAGE)
     kind, count = CHOOSE_BY[order]
     found = KeyLayers(model)
-    reach = REACH if order == "loss" else len(found.layers)
-    pairs = [(i, j) for i in range(len(found.layers)) for j in range(max(0, i - reach), i)]
+    pairs = [(i, j) for i in range(len(found.layers)) for j in range(i)]
     context = context_for(model, windows(kind)[:count])
     return Search(order, context, 0.5, TRIES, seed).plans(model, found, pairs)
 
@@ -111,13 +111,15 @@ def healed(numbers: Numbers) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and write."""
-    numbers = Numbers(NUMBERS)
+    numbers, speed = Numbers(NUMBERS), Numbers(SPEED)
     if arguments == ["heal"]:
         healed(numbers)
+    elif arguments == ["speed"]:
+        kv_speed.measure(speed, kept(numbers, "loss")[HEALED])
     elif arguments != ["page"]:
         measure(numbers)
-    heads = kv_heads.section(Numbers(kv_heads.NUMBERS).known)
-    PAGE.write_text(kv_page.page(numbers.known, COUNTS, HEALED, SEEDS) + heads, encoding="utf-8")
+    text = kv_page.page(numbers.known, COUNTS, HEALED, SEEDS) + "".join(kv_speed.page(speed.known, HEALED))
+    PAGE.write_text(text + kv_heads.section(Numbers(kv_heads.NUMBERS).known), encoding="utf-8")
     return 0
 
 

@@ -32,9 +32,8 @@ def _language(numbers: Mapping[str, Any], counts: Sequence[int], healed: int, se
 
 Perplexity on 33 windows of 256 tokens of the Python manual (8,415 predictions). The model itself has
 {numbers["dense"]:.2f}. C of its 30 layers read the keys and values of an earlier one, so the cache is smaller by C/30.
-Searches look at text of other topics: `loss` at 2 windows of 128 tokens, KVSharer's at 30 of 32 tokens. `loss` tries
-pairs of layers at most 4 apart and measures the 6 best anew for each layer; KVSharer tries all 435 pairs with its
-threshold of 0.5.
+Searches look at text of other topics: `loss` at 2 windows of 128 tokens, KVSharer's at 30 of 32 tokens. All try the
+435 pairs of layers; `loss` measures the 12 best anew for each layer, KVSharer has its threshold of 0.5.
 
 | C | by loss | similar first | dissimilar first (KVSharer) | random order |
 | --- | --- | --- | --- | --- |
@@ -53,10 +52,11 @@ threshold of 0.5.
             text += f"| {order} | {count} | {' '.join(f'{taker}→{donor}' for taker, donor in pairs)} |\n"
     trained = numbers.get("healed")
     if trained is not None:
-        before = _number(numbers, f"loss {healed}")
+        before = numbers[f"loss {healed}"]
         text += f"""
-Healed by distillation for {trained["minutes"]:.0f} minutes, {healed} of 30 layers sharing: {before} becomes
-{trained["perplexity"]:.2f}.
+Healed by distillation for {trained["minutes"]:.1f} minutes on one thread, {healed} of 30 layers sharing: {before:.2f}
+becomes {trained["perplexity"]:.2f}, so {before - numbers["dense"]:.2f} above the model itself become
+{trained["perplexity"] - numbers["dense"]:.2f}.
 """
     return text
 
@@ -69,8 +69,7 @@ def _verdict(numbers: Mapping[str, Any], counts: Sequence[int]) -> str:
     if worse:
         where = " and ".join(map(str, worse))
         text = f"""
-The search by loss does best at every C that was measured but {where}: the layers that KVSharer's search takes there lie
-further from the layer that they read than the search by loss looked.
+The search by loss does best at every C that was measured but {where}.
 """
     both = [n for n in counts if f"similar {n}" in numbers and f"dissimilar {n}" in numbers]
     if both and all(numbers[f"similar {n}"] < numbers[f"dissimilar {n}"] for n in both):
