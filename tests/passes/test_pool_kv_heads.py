@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as oir
 import pytest
 from commands import runner
-from decoding import decoded, normal
+from decoding import COUNTED, check_decoding, decoded, normal
 from golden import parse_graph, prepare
 from laws import OrtRunner, make_samples
 
@@ -37,8 +37,6 @@ MORE = """
 UNCACHED = "gpt2-ts gpt2-op23 phi-dynp".split()
 FAMILIES = "gpt2-dynp-ort gpt2-eager phi-ts phi-op23 phi-dynp-fuse llama-nocache-dynp-fuse gemma-dynp".split()
 ENCODERS = "bert-s-ts bert-s-op23 vit-timm-ts vit-timm-dynp-fuse t5-ts".split()
-COUNTED = ("genai-llama", "genai-window", "genai-qwen", "genai-moe")
-"""GroupQueryAttention counts its keys from the left: no padding there, and one token at a time for several rows."""
 
 
 def parsed(options: str) -> LossyPass:
@@ -72,16 +70,7 @@ def test_decoding_with_smaller_caches_is_computing_at_once(name: str, how: str) 
     for one, other in zip(old, new, strict=True):
         assert one.shape is not None and other.shape is not None
         assert list(other.shape) == [one.shape[0], 1, *one.shape[2:]]
-    random, counted = np.random.default_rng(0), name.startswith(COUNTED)
-    for rows in (1, 2):
-        ids, mask = random.integers(1, 100, (rows, 9)), np.ones((rows, 9), np.int64)
-        if rows > 1 and not counted:
-            mask[1, :2] = 0
-        whole = decoded(model, ids, mask, [])
-        assert np.abs(whole - decoded(before, ids, mask, []))[mask == 1].max() > 1e-2
-        for cuts in [[3, 4, 5, 6, 7, 8]] if rows > 1 and counted else [[1], [4, 5], [3, 4, 5, 6, 7, 8]]:
-            found = decoded(model, ids, mask, cuts)
-            np.testing.assert_allclose(found[mask == 1], whole[mask == 1], atol=1e-4 * float(np.abs(whole).max()))
+    check_decoding(before, model, name)
 
 
 @pytest.mark.parametrize("name", [UNCACHED[0], *(pytest.param(one, marks=SLOW) for one in (*UNCACHED[1:], *FAMILIES))])

@@ -9,7 +9,7 @@ import onnx_ir as oir
 import pytest
 import torch
 from block_networks import exported
-from decoding import decoded, normal
+from decoding import check_decoding, decoded, normal
 from golden import parse_graph, prepare
 from laws import OrtRunner
 from small_llama import HEADS, KEY_HEADS, SIZE, Decoder, decoder, turned
@@ -34,8 +34,6 @@ FAMILIES = """
 """.split()
 SLOW = pytest.mark.slow
 PAIRS = {"genai-window": "2:0+3:1", "gemma-kv": "1:0+3:0", "genai": "2:0"}
-COUNTED = ("genai-llama", "genai-window", "genai-qwen", "genai-moe")
-"""GroupQueryAttention counts its keys from the left: no padding there, and one token at a time for several rows."""
 
 
 def parsed(options: str) -> LossyPass:
@@ -70,16 +68,7 @@ def test_decoding_with_the_caches_that_are_left_is_computing_at_once(name: str) 
     takers = pairs.count(":")
     assert len(caches[1]) == len(caches[0]) - 2 * takers == 2 * len(json.loads(model.metadata_props["burnish.states"]))
     assert [v.name for v in caches[1]] == [v.name for v in caches[0]][: len(caches[1])]
-    random, counted = np.random.default_rng(0), name.startswith(COUNTED)
-    for rows in (1, 2):
-        ids, mask = random.integers(1, 100, (rows, 9)), np.ones((rows, 9), np.int64)
-        if rows > 1 and not counted:
-            mask[1, :2] = 0
-        whole = decoded(model, ids, mask, [])
-        assert np.abs(whole - decoded(before, ids, mask, []))[mask == 1].max() > 1e-2
-        for cuts in [[3, 4, 5, 6, 7, 8]] if rows > 1 and counted else [[1], [4, 5], [3, 4, 5, 6, 7, 8]]:
-            found = decoded(model, ids, mask, cuts)
-            np.testing.assert_allclose(found[mask == 1], whole[mask == 1], atol=1e-4 * float(np.abs(whole).max()))
+    check_decoding(before, model, name)
 
 
 @pytest.mark.parametrize("name", ["genai-llama", "genai-window"])
