@@ -1,6 +1,6 @@
 """Attention in linear time: `python -m burnish.tools.research.linear_attention` writes its page.
 
-Accuracy is that of the digits ViT of `burnish demo` (17 tokens, and 50 where its patches overlap), healed on half of
+Accuracy is that of the digits ViT of `burnish demo` (17 tokens, and more where its patches overlap), healed on half of
 the training digits; time is that of vision transformers of the same width with random weights and more tokens.
 """
 
@@ -45,6 +45,9 @@ UNHEALED, HEALED = "not healed", "healed, it fades out"
 ROWS = {UNHEALED: (0.0, 0), HEALED: (0.5, STEPS), "healed, softmax gone at once": (0.0, STEPS)}
 """How long the softmax fades out, and steps of healing."""
 
+FINER = (7, 14)
+"""Overlapping patches along a side of the image."""
+
 EPOCHS = 8
 """In which the demo's transformer learns to read overlapping patches."""
 
@@ -80,24 +83,31 @@ def _folder() -> Path:
     return folder
 
 
-def finer() -> Bed:
-    """The vision transformer of `burnish demo` with patches that overlap: 49 of them and the class token."""
+def finer(side: int) -> Bed:
+    """The vision transformer of `burnish demo` with `side` x `side` patches that overlap, on images enlarged for it."""
     images, held_out, labels, answers = digits()
-    file, data = _folder() / "vit-50.onnx", _folder() / "digits-train.npz"
+    images, held_out = _enlarged(images, side + 1), _enlarged(held_out, side + 1)
+    file, data = _folder() / f"vit-{1 + side * side}.onnx", _folder() / f"digits-train-{side}.npz"
     np.savez(data, image=images, label=labels)
     if not file.exists():
-        module = train(_overlapping, torch.from_numpy(images), torch.from_numpy(labels), EPOCHS, 1e-3)
+        module = train(partial(_overlapping, side), torch.from_numpy(images), torch.from_numpy(labels), EPOCHS, 1e-3)
         write_model(module, torch.from_numpy(held_out[:2]), file)
     return Bed("digits ViT", file, data, {"image": held_out}, answers)
 
 
-def _overlapping() -> DigitsVit:
+def _enlarged(images: np.ndarray, size: int) -> np.ndarray:
+    """Images [n, 1, 8, 8] with so many pixels along a side."""
+    made = F.interpolate(torch.from_numpy(images), (size, size), mode="bilinear", align_corners=True)
+    return np.asarray(made.numpy())
+
+
+def _overlapping(side: int) -> DigitsVit:
     """With the weights of the demo; patches are one pixel apart, their places between those of the demo."""
     initializers = onnx_file.read(DEMO / "digits_vit.onnx").graph.initializers
-    module = _vit(7)
+    module = _vit(side)
     state = {name: torch.tensor(weights.constant(initializers[name])) for name in module.state_dict()}
     first, grid = state["positions"][:, :1], state["positions"][:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, (7, 7), mode="bilinear", align_corners=True)
+    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=True)
     state["positions"] = torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
     module.patches.stride = (1, 1)
     module.load_state_dict(state)
@@ -183,11 +193,13 @@ def main() -> int:
         for seed in SEEDS if steps else SEEDS[:1]:
             _keep(f"{title} | {seed}", partial(_healed, lambda: vision(_folder(), 0), seed, fade, steps))
             _write()
-    for title in (UNHEALED, HEALED):
-        fade, steps = ROWS[title]
-        for seed in SEEDS if steps else SEEDS[:1]:
-            _keep(f"50 tokens | {title} | {seed}", partial(_healed, finer, seed, fade, steps))
-            _write()
+    for side in FINER:
+        for title in (UNHEALED, HEALED):
+            fade, steps = ROWS[title]
+            for seed in SEEDS if steps else SEEDS[:1]:
+                name = f"{1 + side * side} tokens | {title} | {seed}"
+                _keep(name, partial(_healed, partial(finer, side), seed, fade, steps))
+                _write()
     return 0
 
 
@@ -210,14 +222,16 @@ def _finer(known: dict[str, Any]) -> list[str]:
     """The table of accuracy by tokens."""
     lines = [
         f"""
-The same transformer reads more tokens when its patches overlap: 49 that are one pixel apart, to which it is trained
-for {EPOCHS} epochs. It is healed as above, the softmax fading out. Longer sequences are not measured.
+The same transformer reads more tokens when its patches overlap: 49 that are one pixel apart, and 196 on images of 15
+by 15 pixels, to which it is trained for {EPOCHS} epochs. It is healed as above, the softmax fading out. Longer
+sequences are not measured.
 
 | tokens | softmax | linear, not healed | linear, healed, by seed | change |
 | --- | --- | --- | --- | --- |
 """
     ]
-    for tokens, start in ((17, ""), (50, "50 tokens | ")):
+    starts = {17: "", **{1 + side * side: f"{1 + side * side} tokens | " for side in FINER}}
+    for tokens, start in starts.items():
         unhealed, healed = (
             [known[key] for seed in SEEDS if (key := f"{start}{title} | {seed}") in known]
             for title in (UNHEALED, HEALED)

@@ -1,8 +1,8 @@
 """What drafts do for SmolLM2-135M: whether greedy answers stay, how many tokens are taken, and the time of an answer.
 
 `python -m burnish.tools.research.speculative [PROMPTS] [FOLDER]` takes the model from FOLDER (.zoo), keeps the numbers
-in `docs/results/speculative.json` after each of PROMPTS (20) prompts, and writes `docs/results/speculative.md`. Prompts
-whose numbers are there are not measured again.
+in `docs/results/speculative.json` after each of PROMPTS (20, at most 24) prompts, and writes
+`docs/results/speculative.md`. Prompts whose numbers are there are not measured again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ DRAFTS: dict[str, tuple[str, bool]] = {
     "parallel pairs": (f"parallel-blocks{{groups={PAIRS}}}", False),
     "parallel pairs, calibrated": (f"parallel-blocks{{groups={PAIRS}}}", True),
 }
+STARTS = (0, 128, 64)
+"""Tokens of a text before its first prompt, its second and its third."""
 SAID = 4
 """Tokens that a draft says at once."""
 
@@ -120,7 +122,7 @@ def _page(rows: list[dict[str, Any]]) -> str:
 def main(count: int, folder: Path) -> None:
     """Measure what is missing, and write the page."""
     labels = zoo_tasks.load(NAME, folder).labels
-    texts = [labels[row % len(labels)][128 * (row // len(labels)) :] for row in range(count)]
+    texts = [labels[row % len(labels)][STARTS[row // len(labels)] :] for row in range(count)]
     prompts = [tuple(map(int, text[: 16 + row])) for row, text in enumerate(texts)]
     (RESULTS / "speculative.md").write_text(_page(_measure(prompts, folder / f"{NAME}.onnx")))
 
