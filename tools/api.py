@@ -351,11 +351,11 @@ def optimize(
             layers = genai_config.updated(config, model, proof.run.model)
         compressor = companions.compressor(proof.run.model)
         if path is not None:
-            result.files = stage[0].commit()
+            beside = [] if compressor is None else [stack.enter_context(companions.staged(compressor, Path(path)))]
+            made = [file for one in beside for file in one.commit()]
+            result.files = stage[0].commit() + made
             if layers is not None and config is not None:
                 result.files.append(genai_config.write_beside(layers, config, Path(path)))
-            if compressor is not None:
-                result.files += companions.write(compressor, Path(path))
         if reduced is not None:
             reduced.forget()
         for one in checkpoints:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx_ir as oir
@@ -26,22 +28,29 @@ def compressor(model: oir.Model) -> oir.Model | None:
     return None if budget is None else kv_compress.compressor(model, budget)
 
 
-def write(graph: oir.Model, path: Path) -> list[Path]:
-    """Write that graph into its folder beside a model.
+@contextmanager
+def staged(graph: oir.Model, path: Path) -> Iterator[onnx_writer.Staged]:
+    """Write that graph aside, to be moved into its folder beside a model by `commit`.
 
     Args:
         graph: what `compressor` gave.
         path: of the model.
 
-    Returns:
-        The files.
-
     Raises:
-        InputError: the folder cannot be made, or its file not be written.
+        InputError: the folder cannot be made, or its file not be written; nothing is left behind then.
     """
     folder = path.parent / COMPRESS
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"it cannot be made: {error.strerror}", place=str(folder)) from error
-    return onnx_writer.write(graph, folder / path.name)
+        raise InputError(
+            f"the folder of the graph that makes caches smaller cannot be made: {error.strerror}",
+            place=str(folder),
+            hint="write the model into another folder",
+        ) from error
+    try:
+        with onnx_writer.staged(graph, folder / path.name) as one:
+            yield one
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()

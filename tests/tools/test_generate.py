@@ -290,3 +290,15 @@ def test_budgets_that_are_measured_need_texts(
     code, out, err = optimize(decoder / "decoder.onnx", "-o", tmp_path / "out.onnx", *given)
     assert code == 0, err
     assert (tmp_path / "compress" / "out.onnx").is_file()
+
+
+def test_a_file_where_the_folder_of_the_compress_graph_belongs_is_an_error_and_nothing_is_written(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    optimize = runner(monkeypatch, capfd, tmp_path, "burnish", "optimize")
+    (tmp_path / "compress").write_text("notes")
+    given = ("-o", tmp_path / "out.onnx", "-p", "budget-kv{by=uniform;window=8}")
+    code, _, err = optimize(decoder / "decoder.onnx", *given)
+    assert code == 2 and "compress: the folder" in err
+    assert [one.name for one in tmp_path.iterdir()] == ["compress"]
+    assert (tmp_path / "compress").read_text() == "notes"

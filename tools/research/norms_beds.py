@@ -7,7 +7,6 @@ Words that name a package are left out. The classifier has the blocks of BERT (a
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from burnish.tools.research import zoo_export
+from burnish.tools.research import zoo_data, zoo_export
 from burnish.tools.research.train_digits import DEMO, digits
 from burnish.tools.research.zoo_random import Network
 
@@ -83,21 +82,11 @@ def _docstrings(package: str) -> Iterator[list[str]]:
     """The words of the longer docstrings of a package, its files in an order drawn by lot, each once."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations, f"`{package}` is not installed"
-    seen = set()
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.py"))
-    for index in np.random.default_rng(0).permutation(len(files)):
-        file = files[index]
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                found = ast.get_docstring(node)
-                if found and len(found) > 300 and found not in seen:
-                    seen.add(found)
-                    words = re.findall(r"[a-z]+|[^\sa-z]", found.lower())
-                    yield [word for word in words if word not in _TELLING]
+    order = np.random.default_rng(0).permutation(len(files))
+    for text in zoo_data.docstrings_of(files[index] for index in order):
+        words = re.findall(r"[a-z]+|[^\sa-z]", text.lower())
+        yield [word for word in words if word not in _TELLING]
 
 
 def _texts() -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ import json
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,16 @@ def topics() -> list[str]:
 
 def docstrings() -> Iterator[str]:
     """The longer docstrings of the standard library, in the order of its files, each once."""
+    return docstrings_of(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
+
+
+def docstrings_of(files: Iterable[Path]) -> Iterator[str]:
+    """The longer docstrings of files, each once; files that are no Python of this version have none."""
     seen = set()
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    for file in files:
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+        except (SyntaxError, ValueError):  # a UnicodeDecodeError is a ValueError
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
