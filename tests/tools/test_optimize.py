@@ -44,7 +44,8 @@ def optimize(monkeypatch, capsys, tmp_path):
 
 
 def test_it_folds_verifies_and_reports(model, optimize, tmp_path):
-    code, out, _ = optimize(model, "-o", tmp_path / "out.onnx", "--report", tmp_path / "report.json")
+    given = ("--guard", "size", "--report", tmp_path / "report.json")
+    code, out, _ = optimize(model, "-o", tmp_path / "out.onnx", *given)
     assert code == 0
     assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv", "Relu"]
     assert "verified" in out and "float64" in out

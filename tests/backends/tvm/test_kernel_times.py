@@ -108,9 +108,11 @@ def test_what_runs_nowhere_says_why_and_leaves_the_others() -> None:
 
 
 def test_a_branch_counts_as_it_is_taken(tmp_path: Path) -> None:
-    body = """c = Constant <value_float = {sign}> ()  s = ReduceSum <keepdims = 0> (x)  b = Greater (s, c)
-      y = If (b) <then_branch = t () => (float[N, 32] p) {{ p = MatMul (x, w) }},
-                  else_branch = e () => (float[N, 32] q) {{ q = Relu (x) }}>"""
+    """One branch is sixteen products, so that no noise of a busy machine makes it the shorter one."""
+    products = "p0 = MatMul (x, w)  " + "  ".join(f"p{i + 1} = MatMul (p{i}, w)" for i in range(15))
+    body = f"""c = Constant <value_float = {{sign}}> ()  s = ReduceSum <keepdims = 0> (x)  b = Greater (s, c)
+      y = If (b) <then_branch = t () => (float[N, 32] p15) {{{{ {products} }}}},
+                  else_branch = e () => (float[N, 32] q) {{{{ q = Relu (x) }}}}>"""
     store = Store(tmp_path / "scores.sqlite")
     taken, left = timer(store)(work(body.format(sign="-1.0e30")), [work(body.format(sign="1.0e30"))])
     assert isinstance(taken, float) and isinstance(left, float) and taken > left > 0
