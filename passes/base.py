@@ -37,6 +37,9 @@ class Outcome:
         limit: how many more rewrites may be made; None for no limit. Used to find a wrong rewrite by bisection.
         rewritten: sites that were changed.
         skipped: sites that were looked at and left alone.
+        errors: by the key of an edit that rounds numbers, the relative error that this makes, as the pass knows it: of
+            what its layers compute on samples, or of their weights where none were looked at.
+        notes: what was made otherwise than the options say, in plain words, with how often.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Outcome:
     changed_bytes: int = 0
     changed_nodes: list[str] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def take(self, node: oir.Node) -> bool:
         """Whether the site of `node` may be rewritten now; call it once per rewrite, after all conditions."""

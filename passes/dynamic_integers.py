@@ -41,6 +41,15 @@ def refusal(layer: Layer) -> str | None:
     return "its input is a vector" if match.rank(layer.input) == 1 else None
 
 
+def error(layer: Layer, payload: Mapping[str, np.ndarray]) -> float:
+    """The relative error of the weight of a layer that `write` gets this payload for, behind the factor of its rows."""
+    weight = layer.weight() / payload.get("factor", np.float32(1)).astype(np.float64)
+    levels = payload["levels"].reshape(len(weight), -1)
+    scale, zero = (payload[key].reshape(-1, 1).astype(np.float64) for key in ("scale", "zero"))
+    lost = weight.reshape(len(weight), -1) - (levels - zero) * scale
+    return float(np.linalg.norm(lost) / max(np.linalg.norm(weight), np.finfo(np.float64).tiny))
+
+
 def twins(layer: Layer) -> list[Layer]:
     """The other layers that multiply the same weight in the same way."""
     found = [find_linear(node) or find_convolution(node) for node in layer.shared]

@@ -22,12 +22,16 @@ from burnish.ir.views.parameter import fits, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import dynamic_integers, scaling, weight_sites
 from burnish.passes.layers import STATISTICS, Layer, layers, portions
-from burnish.passes.lossy import Context, Savings
+from burnish.passes.lossy import Context, Edit, Savings
 from burnish.passes.reducers import Range
 from burnish.passes.reservoirs import Reservoir, Several
 from burnish.passes.scaling import Gated
 from burnish.passes.sites import Site, refusal
 from burnish.passes.weight_sites import Matrix
+
+FOLDED, KEPT = "folded ", "kept "
+"""Before the name of a node in the payload of an edit: what is divided by stands in what computes the value, or in a
+product before the layers."""
 
 _LEAST = 2.0**-10
 """Channels are divided by no less than this share of what the widest is divided by: some are dead on all samples."""
@@ -301,3 +305,22 @@ def claimed(source: Source | None) -> Iterator[str]:
     nodes = source.nodes if isinstance(source, Norm | Linear) else source.up.nodes if isinstance(source, Gated) else ()
     for node in nodes:
         yield str(node.name)
+
+
+def divide(model: oir.Model, edit: Edit, nodes: Mapping[str, oir.Node], sources: Sources) -> None:
+    """Divide what the layers of an edit read, as its payload says under `FOLDED` or `KEPT` and a node.
+
+    Args:
+        model: the model.
+        edit: its anchors are the nodes of linear layers.
+        nodes: of the model, by name.
+        sources: of the model.
+    """
+    members = {name: one for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
+    for group in grouped(members):
+        name = next(iter(group.layers))
+        if (scale := edit.payload.get(f"{FOLDED}{name}")) is not None:
+            source = sources.of(group)
+            equalize(model, group, scale, None if isinstance(source, str) else source)
+        elif (scale := edit.payload.get(f"{KEPT}{name}")) is not None:
+            equalize(model, group, scale, None)

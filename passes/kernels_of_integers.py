@@ -13,7 +13,7 @@ import onnx_ir as oir
 from burnish.ir import weights
 from burnish.ir.packing import pack, unpack
 from burnish.ir.views.linear import Linear
-from burnish.passes import dynamic_integers, grids, packed_layers, ranges
+from burnish.passes import dynamic_integers, grids, packed_layers, ranges, weight_rounding
 from burnish.passes.grids import Clip, Grid, Scales
 from burnish.passes.lossy import Savings
 from burnish.passes.weight_rounding import Rounding, rounded
@@ -45,8 +45,14 @@ class Kernel(ABC):
         """What is held less."""
 
     @abstractmethod
-    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
-        """Let it compute a layer; `given` are integers that samples have made, where they have."""
+    def write(
+        self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None
+    ) -> float | None:
+        """Let it compute a layer; `given` are integers that samples have made, where they have.
+
+        Returns:
+            The relative error of the weight, where they have not.
+        """
 
     @abstractmethod
     def weight(self, weight: np.ndarray) -> np.ndarray:
@@ -106,18 +112,27 @@ class Blocks(Kernel):
         elements, stored = packed_layers.sizes(matrix, "matmul-nbits", block, True, 4)
         return Savings(tensor.size - elements, tensor.nbytes - stored, 0)
 
-    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
+    def write(
+        self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None
+    ) -> float | None:
         levels, scale, zero = ((given or {}).get(key) for key in ROUNDED)
+        lost = None
         if levels is None or scale is None or zero is None:
             found = self._rounded(layer.weight())
+            lost = weight_rounding.error(layer.weight(), *found)
         else:
             found = unpack(levels, 4)[:, : layer.in_features], self._scales(scale, zero, layer.in_features)
         packed_layers.write(model, Matrix((layer,)), "matmul-nbits", *found)
+        return lost
 
-    def measured(self, layer: Linear, moment: np.ndarray) -> dict[str, np.ndarray]:
-        """The integers, packed, and their scales and zero points, for rows of a moment [1, in, in]."""
-        levels, scales = self._rounded(layer.weight(), moment)
-        return dict(zip(ROUNDED, (pack(levels, 4), scales.scale, scales.zero_point), strict=True))
+    def measured(self, layer: Linear, moment: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        """The integers, packed, with their scales and zero points, for rows of a moment [1, in, in], and the relative
+        error of what the layer computes of such rows.
+        """
+        weight = layer.weight()
+        levels, scales = self._rounded(weight, moment)
+        found = dict(zip(ROUNDED, (pack(levels, 4), scales.scale, scales.zero_point), strict=True))
+        return found, weight_rounding.error(weight, levels, scales, moment)
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         return grids.dequantize(*self._rounded(weight))
@@ -173,10 +188,14 @@ class EachRun(Kernel):
             gone += [] if layer.bias_parameter.others(layer.nodes[-1]) else [layer.bias_parameter]
         return dynamic_integers.saved(gone, added)
 
-    def write(self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None) -> None:
-        levels, scales = self._rounded(layer.weight())
+    def write(
+        self, model: oir.Model, layer: Linear, given: Mapping[str, np.ndarray | None] | None = None
+    ) -> float | None:
+        weight = layer.weight()
+        levels, scales = self._rounded(weight)
         payload = {"levels": levels, "scale": scales.scale, "zero": scales.zero_point}
         dynamic_integers.write(model, (layer,), payload)
+        return weight_rounding.error(weight, levels, scales)
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         return grids.dequantize(*self._rounded(weight))

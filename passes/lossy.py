@@ -99,6 +99,7 @@ class Context:
         gradients: of the task's loss; None where torch is missing.
         routes: learns routers of gates; None where torch is missing.
         dims: the sizes that the largest sample gives to symbolic dimensions, for multiply-adds.
+        on_step: progress: (what is done, its number, how many there are).
     """
 
     samples: Sequence[Sample]
@@ -108,6 +109,7 @@ class Context:
     gradients: Gradients | None = None
     routes: Routes | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
+    on_step: Callable[[str, int, int], None] = lambda what, number, total: None
 
 
 class Undecided(InputError):

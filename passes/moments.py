@@ -24,7 +24,7 @@ def moments(
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """The moment of the rows that the layers of each group read, all of them together, or why there is none.
 
-    Each group comes once, when it is done.
+    Each group comes once, when it is done; `context.on_step` is told that its layers are rounded then.
 
     Args:
         model: the model.
@@ -59,6 +59,7 @@ def moments(
     if not wanted:
         return
     whole: dict[str, Gram] = {}
+    done, total = 0, len({owner[key] for key in wanted})
     left = {name: sum(owner[key] == name for key in wanted) for name in groups}
     observer = context.observe(model)
     for part in portions(layers, wanted, limit):
@@ -74,6 +75,8 @@ def moments(
             else:
                 whole[name] = found
             if not left[name]:
+                context.on_step("rounding", done, total)
+                done += 1
                 yield name, _moment(whole.pop(name), features_of(layers[key]), name in centred)
     observer.close()
 

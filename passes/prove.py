@@ -135,6 +135,7 @@ class Prover:
             reason = f"the runtime does not know {', '.join(foreign)}: {error.cause}"
             return Proof(self._rewrite_within_size(), unverified=reason)
         try:
+            self._tell("running the original")
             expected = verify.Expected(original, self.samples)
             if walk(self.model, "Dropout", *RANDOM) and expected.wavers(original):
                 reason = "the model gives something else each time it runs on the same inputs"
@@ -147,12 +148,17 @@ class Prover:
         finally:
             original.close()
 
+    def _tell(self, what: str) -> None:
+        if self.on_step is not None:
+            self.on_step(what, 0, 1)
+
     def _prove(self, checker: _Checker, original: Runner | None) -> Proof:
         """Rewrite and compare; with a runner of the original, time and undo what is slow as well."""
         expected = checker.expected
         while True:
             run = self._rewrite_within_size(checker if self.mode == "each" else None)
             proof = Proof(run)
+            self._tell("comparing with the original")
             try:
                 opened = self.candidate(run, original is None) if self.candidate else checker.judge.execute(run.model)
             except InputError as error:
@@ -165,6 +171,7 @@ class Prover:
                     raise self._culprit(checker, run)
                 if original is None or run.rewritten == 0:
                     return proof
+                self._tell("timing")
                 sample = expected.largest(TIMED_SECONDS)
                 proof.latency = self._timed(original, opened, sample)
                 proof.latency_sample = sample.name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as oir
@@ -11,10 +12,10 @@ from burnish.ir import weights
 from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.passes import qdq
 from burnish.passes.base import Outcome
-from burnish.passes.grids import Clip, Grid, Scales, fit, quantize
+from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
 from burnish.passes.layers import layers, unusable
 from burnish.passes.lossy import Edit, Savings
-from burnish.passes.weight_rounding import rounded_layer
+from burnish.passes.weight_rounding import error, rounded_layer
 
 _OPSETS = {8: 13, 4: 21}
 """The bits that are stored, and the first opset whose DequantizeLinear takes them for each output."""
@@ -59,9 +60,8 @@ def edits(
             continue
         savings = Savings(-2 * count, tensor.nbytes - stored, 0)
         anchor = str(layer.node.name)
-        payload = {} if moment is None else _payload(layer, bits, moment)
-        option = f"int{bits} per channel"
-        made.append(Edit(spec, name, option, frozenset({anchor}), savings, payload, anchors=(anchor,)))
+        edit = Edit(spec, name, f"int{bits} per channel", frozenset({anchor}), savings, anchors=(anchor,))
+        made.append(edit if moment is None else _measured(edit, layer, bits, moment, outcome))
     return made
 
 
@@ -70,32 +70,41 @@ def measured(layer: Convolution) -> bool:
     return not layer.transposed
 
 
-def _payload(layer: Convolution, bits: int, moment: np.ndarray) -> dict[str, np.ndarray]:
+def bits_of(edit: Edit) -> int:
+    """The bits that an edit stores."""
+    return int(edit.option.split()[0].removeprefix("int"))
+
+
+def _measured(edit: Edit, layer: Convolution, bits: int, moment: np.ndarray, outcome: Outcome) -> Edit:
     assert layer.dtype is not None
     levels, scales = rounded_layer(layer, Grid(bits), moment, layer.dtype.numpy())
-    return {"levels": levels, "scale": scales.scale}
+    outcome.errors[edit.key] = error(layer.weight(), levels, scales, moment)
+    return replace(edit, payload={"levels": levels, "scale": scales.scale})
 
 
-def write(model: oir.Model, node: oir.Node, bits: int, clip: Clip, payload: Mapping[str, np.ndarray]) -> None:
+def write(model: oir.Model, node: oir.Node, edit: Edit, clip: Clip, outcome: Outcome) -> None:
     """Store the weight of a convolution in so many bits, with one positive scale for each output.
 
     Args:
         model: the model.
         node: the convolution.
-        bits: of the integers.
-        clip: how scales are fitted where there is no payload.
-        payload: of the edit.
+        edit: says how many, and holds integers and scales where samples have made them.
+        clip: how scales are fitted where they have not.
+        outcome: takes the error then.
     """
-    layer, grid = find_convolution(node), Grid(bits)
+    layer, grid = find_convolution(node), Grid(bits_of(edit))
     assert layer is not None and layer.dtype is not None
-    if payload:
-        scale = payload["scale"]
+    if edit.payload:
+        scale = edit.payload["scale"]
         scales = Scales(grid, scale, np.zeros(scale.shape, grid.dtype), 0)
-        qdq.put_weight(model, node, 1, payload["levels"], scales)
+        qdq.put_weight(model, node, 1, edit.payload["levels"], scales)
         return
     numbers = layer.parameter.read()
     scales = fit(numbers, grid, _axis(layer), clip=clip, dtype=layer.dtype.numpy())
-    qdq.put_weight(model, node, 1, quantize(numbers, scales), scales)
+    levels = quantize(numbers, scales)
+    lost = np.linalg.norm(numbers - dequantize(levels, scales)) / max(np.linalg.norm(numbers), np.finfo(float).tiny)
+    outcome.errors[edit.key] = float(lost)
+    qdq.put_weight(model, node, 1, levels, scales)
 
 
 def _axis(layer: Convolution) -> int:

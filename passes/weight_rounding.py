@@ -11,7 +11,7 @@ QuantEase, Behdin et al. 2023, arXiv:2309.01885), and the scales of a row are so
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -124,13 +124,34 @@ def of_tied(moment: np.ndarray) -> np.ndarray:
     return np.asarray(moment / mean + np.eye(size))
 
 
-def change(weight: np.ndarray, levels: np.ndarray, scales: Scales, moment: np.ndarray) -> float:
-    """By how much the outputs change, in the sum of the mean squares, as a share of the outputs' own."""
-    apart, whole = (
-        one.reshape(len(moment), -1, weight.shape[1]) for one in (weight - dequantize(levels, scales), weight)
-    )
-    size = float(np.einsum("gij,gij->", whole @ moment, whole))
-    return float(np.einsum("gij,gij->", apart @ moment, apart)) / max(size, np.finfo(np.float64).tiny)
+def change(weight: np.ndarray, levels: np.ndarray, scales: Scales, moment: np.ndarray | None = None) -> float:
+    """By how much the outputs change, in the sum of the mean squares, as a share of the outputs' own.
+
+    Args:
+        weight: float64 [out, in].
+        levels: the integers for it.
+        scales: theirs, with a scale for all, for each output, or for blocks of its inputs.
+        moment: of the rows that the matrix multiplies, float64 [groups, in, in]; None for rows of unrelated numbers of
+            one size, and then it is the change of the weight itself.
+    """
+    groups = 1 if moment is None else len(moment)
+    step = _ROWS if groups == 1 else len(weight) // groups
+    sums = np.zeros(2)
+    for number, start in enumerate(range(0, len(weight), step)):
+        rows = slice(start, start + step)
+        own = scales
+        if scales.axis is not None:
+            own = replace(scales, scale=scales.scale[rows], zero_point=scales.zero_point[rows])
+        for place, some in enumerate((weight[rows] - dequantize(levels[rows], own), weight[rows])):
+            seen = some if moment is None else some @ moment[number if groups > 1 else 0]
+            sums[place] += float(np.vdot(seen, some))
+    return float(sums[0] / max(sums[1], np.finfo(np.float64).tiny))
+
+
+def error(weight: np.ndarray, levels: np.ndarray, scales: Scales, moment: np.ndarray | None = None) -> float:
+    """The square root of `change`, for a weight [out, ...] of any number of axes."""
+    found = change(weight.reshape(len(weight), -1), levels.reshape(len(weight), -1), scales, moment)
+    return float(np.sqrt(found))
 
 
 def _parts(rows: int, moment: np.ndarray | None) -> Iterator[tuple[slice, _Metric | None]]:

@@ -126,6 +126,9 @@ def matrices(model: oir.Model) -> Iterator[tuple[str, Matrix | str, oir.Node]]:
             yield str(node.name), "it looks up matrices; only rows of a table are stored in blocks", node
     for node, why in others(model):
         yield str(node.name), why, node
+    for node in walk(model, "LSTM", "GRU", "RNN"):
+        kernel = "; `quantize-dynamic` has a kernel" if node.op_type == "LSTM" else ""
+        yield str(node.name), f"no kernel reads weights of {node.op_type} in blocks{kernel}", node
     before = before_heads(model)[1] if ROTATED in model.metadata_props else set()
     for name, own, tables in found.values():
         matrix = Matrix(tuple(own), tuple(tables))

@@ -1,8 +1,8 @@
 """Runs of `optimize` that are killed at chosen moments, and a second run of each.
 
-A process of its own, `python killing.py FOLDER DATA MOMENT...`: it forks, which nothing that has made a session may do.
-A moment is a step that `on_step` tells, as `scoring edits:6`, or `writing:0`, or seconds. On standard output it leaves,
-as JSON, what came of each.
+A process of its own, `python killing.py FOLDER DATA KIND MOMENT...`: it forks, which nothing that has made a session
+may do. A kind is one of `WORK`, a moment is a step that `on_step` tells, as `scoring edits:6`, or `writing:0`, or
+seconds. On standard output it leaves, as JSON, what came of each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from burnish.tools import lossy_stage, report
 MODEL = Path(__file__).resolve().parents[1] / "tools" / "demo" / "digits_vit.onnx"
 WORK: dict[str, dict[str, Any]] = {
     "search": {"passes": ["project-rank{ranks=1,joint=False}"], "max_drop": "2%"},
-    "observing": {"passes": ["quantize-weights{bits=4,rounding=gptq}"]},
+    "gptq": {"passes": ["quantize-weights{bits=4,rounding=gptq}"]},
+    "static": {"passes": ["quantize-static{rounding=gptq}"]},
+    "fptq": {"passes": ["quantize-fptq{rounding=gptq}"]},
+    "dynamic": {"passes": ["quantize-dynamic{balanced=True}"]},
+    "simulated": {"passes": ["learn-rotations{steps=4,texts=1,starts=2}", "simulate-bits"]},
 }
 WORK["healing"] = WORK["search"] | {"heal": HealOptions(steps=24, evaluations=6)}
 LOADED = (lossy_stage, report, session)
@@ -92,6 +96,7 @@ def run(folder: Path, data: Path, kind: str, moment: str | None) -> dict[str, An
         *folder.glob("tmp/*"),
         *folder.glob("cache/heal/*/*"),
         *folder.glob("cache/observed/*/*"),
+        *folder.glob("cache/rotations/*/*"),
     ]
     return {
         "status": status,
@@ -101,9 +106,8 @@ def run(folder: Path, data: Path, kind: str, moment: str | None) -> dict[str, An
     }
 
 
-def main(folder: Path, data: Path, moments: list[str]) -> None:
+def main(folder: Path, data: Path, kind: str, moments: list[str]) -> None:
     """Print what became of a run that nothing happens to, then of each that is killed and of the run after it."""
-    kind = next((name for name in WORK if any(one.startswith(name) for one in moments)), "search")
     found = [[run(folder / "whole", data, kind, None)]]
     for number, moment in enumerate(moments):
         own = folder / f"{number}"
@@ -112,4 +116,4 @@ def main(folder: Path, data: Path, moments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -339,11 +339,13 @@ def optimize(
         if path is not None and not stage:
             write_aside(proof.run)
         if reduced is not None and machine is None:
+            tell("measuring what is written", 0, 1)
             judge = ort_judge(todo.target)
             written = _open(stage[0].path, todo.target, False) if stage else judge.execute(proof.run.model)
             run = judge.execute
             reduced.measure_written(written, proof.run.model, judge.clock, lambda one: closing(run(one)), todo.guard)
             written.close()
+            tell("looking up its kernels", 0, 1)
             reduced.look_up_kernels(proof.run.model, todo.target)
         config = file.parent / genai_config.NAME if file is not None else None
         layers = None

@@ -100,6 +100,8 @@ class Lossy:
         timed: the sample that was timed.
         origins: by the key of each edit that was made, the original nodes that it replaced.
         kernels: by the key of an edit, the kernels that ONNX Runtime runs in the place of these nodes.
+        errors: by the key of an edit, what rounding makes of its layers; see `Outcome`.
+        notes: what was made otherwise than the options say, with how often.
         checkpoints: files of healing, from which a run that is killed before the model is written goes on.
         book: of what was observed, with how long that took, and files for the same; None where nothing was.
     """
@@ -129,6 +131,8 @@ class Lossy:
     timed: str = ""
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
     checkpoints: list[Path] = field(default_factory=list)
     book: Book | None = None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from burnish.passes.lossy import Context, Edit, LossyPass
     from burnish.passes.routers import Routed, Routing
     from burnish.passes.score_store import Store
+    from burnish.passes.search import OnStep
     from burnish.tools.compiled_times import KernelTiming
 
 
@@ -27,6 +28,7 @@ def context_for(
     target: str = "ort-cpu",
     threads: int = 1,
     book: Book | None = None,
+    on_step: OnStep = lambda what, number, total: None,
 ) -> Context:
     """The context for proposing edits of `model`, judged on `samples`; what is observed is noted in `book`."""
     from burnish.backends.ort.observe import OrtObserver
@@ -43,6 +45,7 @@ def context_for(
         gradients=_gradients if find_spec("torch") is not None else None,
         routes=_routes if find_spec("torch") is not None else None,
         dims=cost.dims_of(model, largest(samples).feeds),
+        on_step=on_step,
     )
 
 

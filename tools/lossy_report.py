@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from burnish.passes import pipeline
@@ -84,6 +86,7 @@ def _edit_as_dict(found: Lossy, edit: Edit) -> dict[str, Any]:
         "error": None if score is None else score.error,
         "drop": None if score is None else score.drop,
         "kernel": found.kernels.get(edit.key),
+        "layer_error": found.errors.get(edit.key),
     }
 
 
@@ -120,10 +123,14 @@ def lines(found: Lossy) -> list[str]:
     if found.kernels:
         kernels = Counter(kernel or "none of their own" for kernel in found.kernels.values())
         shown.append("kernels   " + ", ".join(f"{kernel} {count}" for kernel, count in kernels.most_common()))
+    if errors := {edit.site: found.errors[edit.key] for edit in found.edits if edit.key in found.errors}:
+        worst, middle = max(errors, key=errors.__getitem__), statistics.median(errors.values())
+        shown.append(f"layers    error {middle:.2g} in the middle, at most {errors[worst]:.2g}: {worst}")
     if (simulated := found.model.metadata_props.get(LABEL)) is not None:
         shown.insert(0, f"note      simulated: {simulated}; nothing is smaller or faster for it")
     if found.warning is not None:
         shown.insert(0, f"note      {found.warning}")
+    shown += [f"note      {terminal.count(count, 'layer')} {note}" for note, count in found.notes.items()]
     if found.judged is None or found.measure is None:
         return [*shown, "loss      not measured: there are no samples; give some with `--data`"]
     shown.append(f"measure   {found.measure.name}: {found.reason}")
@@ -205,27 +212,25 @@ def _loss(found: Lossy, judged: Judgement | None) -> str:
 
 
 def show_plan(found: Lossy, name: str | None = None) -> None:
-    """Print the edits (of one pass where it is named) with what each alone does and saves."""
-    columns = ["pass", "site", "option", ">error", ">drop", ">saves", ">ms", *(["kernel"] if found.kernels else [])]
-    rows = []
-    for edit in found.edits:
-        if name not in (None, edit.spec.partition("{")[0]):
-            continue
-        score = found.scores.get(edit.key)
-        rows.append(
-            (
-                edit.spec,
-                edit.site,
-                edit.option,
-                "" if score is None else f"{score.error:.3g}",
-                "" if score is None else f"{score.drop:.3g}",
-                terminal.size(edit.savings.bytes),
-                "" if edit.savings.seconds is None else f"{edit.savings.seconds * 1e3:.3f}",
-                *([found.kernels.get(edit.key, "")] if found.kernels else []),
-            )
-        )
+    """Print the edits (of one pass where it is named) with what each does, alone where it was scored, and saves."""
+    columns: dict[str, Callable[[Edit], str]] = {
+        "pass": lambda edit: edit.spec,
+        "site": lambda edit: edit.site,
+        "option": lambda edit: edit.option,
+        ">layer error": lambda edit: f"{found.errors[edit.key]:.3g}" if edit.key in found.errors else "",
+        ">error": lambda edit: f"{found.scores[edit.key].error:.3g}" if edit.key in found.scores else "",
+        ">drop": lambda edit: f"{found.scores[edit.key].drop:.3g}" if edit.key in found.scores else "",
+        ">saves": lambda edit: terminal.size(edit.savings.bytes),
+        ">ms": lambda edit: "" if edit.savings.seconds is None else f"{edit.savings.seconds * 1e3:.3f}",
+        "kernel": lambda edit: found.kernels.get(edit.key, ""),
+    }
+    edits = [edit for edit in found.edits if name in (None, edit.spec.partition("{")[0])]
+    rows = [[cell(edit) for cell in columns.values()] for edit in edits]
+    filled = [any(row[place] for row in rows) for place in range(len(columns))]
     if rows:
-        terminal.show(terminal.table("Edits, each measured alone", columns, rows), terminal.out())
+        title = "Edits, each measured alone" if found.scores else "Edits"
+        kept = [[cell for cell, there in zip(row, filled, strict=True) if there] for row in (list(columns), *rows)]
+        terminal.show(terminal.table(title, kept[0], kept[1:]), terminal.out())
 
 
 def plot(found: Lossy) -> Any:

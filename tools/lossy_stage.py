@@ -26,13 +26,14 @@ from burnish.passes.lossy import Edit, LossyPass, Undecided
 from burnish.passes.measure_choice import measure
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge
+from burnish.passes.recipes import QUANTIZED as QUANTIZED_RECIPES
 from burnish.passes.score_store import folder_in_cache, samples_fingerprint
 from burnish.passes.scoring import Scorer
 from burnish.passes.search import Search
 from burnish.passes.selection import frontier
 from burnish.tools import demands, lossy_scores
 from burnish.tools.api import samples_for
-from burnish.tools.lossy import Lossy
+from burnish.tools.lossy import QUANTIZED, Lossy
 from burnish.tools.lossy_context import context_for, largest, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
@@ -162,6 +163,7 @@ class _Stage:
 
     def _parted(self, samples: Sequence[Sample]) -> Split:
         """The samples that edits are fitted to, and those that the result is measured on."""
+        self.on_step("running the original", 0, 1)
         runner = self.judge.execute(self.original)
         parts = split(samples, self.original, runner)
         runner.close()
@@ -171,7 +173,9 @@ class _Stage:
         """Choose what is looked at, and what the result is measured by."""
         assert self.samples is not None
         self.fitting = parts.fit
-        self.context = context_for(found.model, self.fitting, target=self.todo.target, book=self.book)
+        self.context = context_for(
+            found.model, self.fitting, target=self.todo.target, book=self.book, on_step=self.on_step
+        )
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how
@@ -183,13 +187,14 @@ class _Stage:
             wanted = one.propose(found.model, self.context, outcome) if given is None else given
             edits += self._worthwhile(found, one, found.free(wanted, edits, outcome), outcome)
         if not edits:
-            raise UnchangedError(_nothing(outcomes, {}), hint=OTHERS)
+            raise UnchangedError(_nothing(outcomes, {}), hint=_others(self.todo.lossy))
         self._make(found, edits, outcomes)
 
     def _worthwhile(self, found: Lossy, one: LossyPass, edits: Sequence[Edit], outcome: Outcome) -> Sequence[Edit]:
         """The edits of a pass of a recipe, where they pay; all that the caller asked for by name."""
         if not one.saves or catalog.spec(one) in self.todo.named or "size" not in self.todo.guard or self.todo.compiled:
             return edits
+        self.on_step("seeing what they save", 0, 1)
         lowering = pipeline.Pipeline(self.todo.passes)
         sample = largest(self.samples) if self.samples else None
         return worthwhile(
@@ -326,13 +331,17 @@ class _Stage:
         """Apply edits, with the account of each pass."""
         before = found.model
         found.edits = edits
+        self.on_step("making the edits", 0, 1)
         found.came_from(before, edits)
         found.model, made = lossy.apply(before, edits, self.todo.lossy)
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
             done = made.get(catalog.spec(one), outcome)
             done.skipped = [*outcome.skipped, *done.skipped] if done is not outcome else done.skipped
+            found.errors |= outcome.errors | done.errors
+            found.notes += outcome.notes
             found.steps.append(pipeline.Step(catalog.spec(one), done))
         if found.judged is not None:
+            self.on_step("measuring the edits together", 0, 1)
             found.result = found.judged.of(found.model)
         if self.todo.heal and edits:
             found.healed = self._healed(edits)
@@ -358,6 +367,16 @@ class _Stage:
             self.healed[key] = made
             self.checkpoints += [] if made.checkpoint is None else [made.checkpoint]
         return self.healed[key]
+
+
+def _others(passes: Sequence[LossyPass]) -> str:
+    """What may be tried where these passes found nothing."""
+    names = {one.pass_name() for one in passes}
+    more = [name for spec in QUANTIZED_RECIPES["int8"] if (name := spec.partition("{")[0]) not in names]
+    if not more or any(one.order != QUANTIZED for one in passes):
+        return OTHERS
+    own = ", ".join(f"`{name}`" for name in more)
+    return f"`--recipe int8` takes other layers, as convolutions and LSTMs, by {own}; `burnish passes` lists them all"
 
 
 def _nothing(outcomes: Sequence[Outcome], refused: Mapping[str, str]) -> str:

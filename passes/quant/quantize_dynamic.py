@@ -108,10 +108,9 @@ class QuantizeDynamic(LossyPass):
 
     def _edits(self, model: oir.Model, outcome: Outcome, factors: Mapping[oir.Value, np.ndarray]) -> Iterator[Edit]:
         """An edit for each layer, in the order of the nodes; layers that multiply one weight are one."""
-        found = {id(layer.node): (name, layer) for name, layer in layers(model).items()}
+        found, done = {id(layer.node): (name, layer) for name, layer in layers(model).items()}, set[str]()
         for node, why in others(model):
             outcome.skip(node, why)
-        done: set[str] = set()
         for node in walk(model):
             name, layer = found.get(id(node), (str(node.name), None))
             if node.name in done or (layer is None and node.op_type not in _CELLS):
@@ -195,6 +194,7 @@ class QuantizeDynamic(LossyPass):
                 dynamic_lstm.write(model, cell, edit.payload)
                 continue
             layer = found(node)
+            outcome.errors[edit.key] = dynamic_integers.error(layer, edit.payload)
             dynamic_integers.write(model, (layer, *dynamic_integers.twins(layer)), edit.payload)
         if any("factor" in edit.payload for edit in edits):
             dynamic_integers.absorb(model)

@@ -24,7 +24,6 @@ from burnish.passes.weight_sites import LEAST_BLOCK
 
 _PLACE = "quantize-fptq"
 _ROUNDINGS = Literal["nearest", "mse", "hqq", "gptq"]
-_FOLD, _KEEP = "folded ", "kept "
 _POWERS = (1.0, 0.75, 0.5, 0.25)
 """Of what channels are divided by, that are tried by error."""
 
@@ -114,22 +113,26 @@ class QuantizeFptq(LossyPass):
         for kernel in kernels:
             ordered = [plans[kernel][group] for group in found if group in plans[kernel]]
             made = [self._edit(kernel, part) for part in equalization.joined(ordered)]
-            edits += self._measured(model, kernel, made, context) if isinstance(kernel, Blocks) else made
+            edits += self._measured(model, kernel, made, context, outcome) if isinstance(kernel, Blocks) else made
         return edits
 
-    def _measured(self, model: oir.Model, kernel: Blocks, edits: Sequence[Edit], context: Context) -> Sequence[Edit]:
+    def _measured(
+        self, model: oir.Model, kernel: Blocks, edits: Sequence[Edit], context: Context, outcome: Outcome
+    ) -> Sequence[Edit]:
         """The edits with integers that suit what layers read behind the division, where `rounding` asks for them."""
         if self.rounding not in MEASURED:
             return edits
         copy = model.clone()
         nodes, sources = {str(node.name): node for node in walk(copy)}, Sources(copy)
         for edit in edits:
-            _equalize(copy, edit, nodes, sources)
+            equalization.divide(copy, edit, nodes, sources)
         found = {name: one for edit in edits for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
         made: dict[str, dict[str, np.ndarray]] = {}
+        owner = {name: edit.key for edit in edits for name in edit.anchors}
         for name, moment in moments(copy, {name: [one] for name, one in found.items()}, context, self.memory << 20):
             if not isinstance(moment, str):
-                made[name] = kernel.measured(found[name], moment)
+                made[name], lost = kernel.measured(found[name], moment)
+                outcome.errors[owner[name]] = max(lost, outcome.errors.get(owner[name], 0.0))
         own = [(edit, {f"{k} {n}": a for n in edit.anchors for k, a in made.get(n, {}).items()}) for edit in edits]
         return [replace(edit, payload={**edit.payload, **more}) for edit, more in own]
 
@@ -165,7 +168,7 @@ class QuantizeFptq(LossyPass):
                 source = plan.folded
                 savings.append(equalization.savings(plan.group, source))
                 claims |= set(equalization.claimed(source))
-                kind = _KEEP if source is None else _FOLD
+                kind = equalization.KEPT if source is None else equalization.FOLDED
                 payload |= {f"{kind}{layer.node.name}": plan.scale for layer in plan.group.layers.values()}
         anchors = tuple(str(layer.node.name) for plan in part for layer in plan.group.layers.values())
         how = " + ".join(dict.fromkeys(plan.words for plan in part))
@@ -180,21 +183,11 @@ class QuantizeFptq(LossyPass):
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
-            _equalize(model, edit, nodes, sources)
+            equalization.divide(model, edit, nodes, sources)
             kernel = next(one for one in self._kernels if edit.option.startswith(one.name))
             for name in edit.anchors:
                 layer = find_linear(nodes[name])
                 assert layer is not None
-                kernel.write(model, layer, {key: edit.payload.get(f"{key} {name}") for key in ROUNDED})
-
-
-def _equalize(model: oir.Model, edit: Edit, nodes: dict[str, oir.Node], sources: Sources) -> None:
-    """Divide what the layers of an edit read, as its payload says."""
-    members = {name: one for name in edit.anchors if (one := find_linear(nodes[name])) is not None}
-    for group in equalization.grouped(members):
-        name = next(iter(group.layers))
-        if (scale := edit.payload.get(f"{_FOLD}{name}")) is not None:
-            source = sources.of(group)
-            equalization.equalize(model, group, scale, None if isinstance(source, str) else source)
-        elif (scale := edit.payload.get(f"{_KEEP}{name}")) is not None:
-            equalization.equalize(model, group, scale, None)
+                lost = kernel.write(model, layer, {key: edit.payload.get(f"{key} {name}") for key in ROUNDED})
+                if lost is not None:
+                    outcome.errors[edit.key] = max(lost, outcome.errors.get(edit.key, 0.0))

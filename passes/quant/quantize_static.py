@@ -20,7 +20,7 @@ from burnish.passes.integer_flow import flow
 from burnish.passes.layers import Layer, layers, others
 from burnish.passes.lossy import Context, Edit, LossyPass
 from burnish.passes.moments import moments
-from burnish.passes.weight_rounding import clip_of
+from burnish.passes.weight_rounding import clip_of, error
 
 _PLACE = "quantize-static"
 _LEVELS, _SCALE = "levels ", "scale "
@@ -180,16 +180,21 @@ class QuantizeStatic(LossyPass):
                 break
             known |= edit.payload
             chosen.append(layer)
-        self._write(model, chosen, known)
+        errors = self._write(model, chosen, known)
+        outcome.errors |= {edit.key: errors[edit.anchors[0]] for edit in edits if edit.anchors[0] in errors}
 
-    def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> None:
+    def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Also the relative error of each weight that no samples rounded, by the name of its node."""
         inputs = integer_layers.round_values(model, chosen, known, self._grid)
         axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), Grid(self.weight_bits)
+        errors = dict[str, float]()
         for layer, scale in zip(chosen, inputs, strict=True):
             mean = known.get(mean_of(layer)) if self._corrected(layer) else None
-            levels, own = (known.get(f"{kind}{layer.node.name}") for kind in (_LEVELS, _SCALE))
-            given = None
-            if levels is not None and own is not None:
-                given = levels, Scales(grid, own, np.zeros(own.shape, grid.dtype), 0)
+            given, own = None, known.get(f"{_SCALE}{layer.node.name}")
+            if own is not None:
+                given = known[f"{_LEVELS}{layer.node.name}"], Scales(grid, own, np.zeros(own.shape, grid.dtype), 0)
             fitted = integer_layers.fitted(layer, scale, grid, axis, clip, given)
+            if given is None:
+                errors[str(layer.node.name)] = error(layer.weight(), *fitted)
             integer_layers.write(model, layer, scale, fitted, mean)
+        return errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
 from burnish.passes.moments import moments
 from burnish.passes.packed_layers import Form
-from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of, of_tied, rounded
+from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of, error, of_tied, rounded
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, found_again, matrices
 
 _PLACE = "quantize-weights"
@@ -103,12 +103,14 @@ class QuantizeWeights(LossyPass):
         plain = {name: one for name, one in found.items() if name not in measured}
         edits = self._plain(model, plain, {n: one for n, one in images.items() if n not in measured}, outcome)
         for name, moment in moments(model, measured, context, self.memory << 20):
-            if isinstance(moment, str):
-                outcome.skip(measured[name][0].node, moment)
-            elif name in found:
-                edits += self._edits(model, name, found[name], moment, outcome)
+            known = None if isinstance(moment, str) else moment
+            if name in found:
+                made = self._edits(model, name, found[name], known, outcome)
             else:
-                edits += self._stored(model, name, images[name], moment, outcome)
+                made = self._stored(model, name, images[name], known, outcome)
+            if made and isinstance(moment, str):
+                outcome.notes[f"rounded by `mse` in place of `{self.rounding}`: {moment}"] += 1
+            edits += made
         places = {name: index for index, name in enumerate((*found, *images))}
         return sorted(edits, key=lambda edit: places[edit.site])
 
@@ -153,30 +155,33 @@ class QuantizeWeights(LossyPass):
             if reason is not None:
                 outcome.skip(matrix.readers[0].node, reason)
                 continue
-            found.append(
-                Edit(
-                    catalog.spec(self),
-                    name,
-                    f"int{bits} block {block}",
-                    frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
-                    Savings(tensor.size - elements, tensor.nbytes - stored, 0),
-                    {} if moment is None else self._payload(matrix, bits, block, moment),
-                    tuple(str(one.node.name) for one in matrix.readers),
-                )
+            edit = Edit(
+                catalog.spec(self),
+                name,
+                f"int{bits} block {block}",
+                frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
+                Savings(tensor.size - elements, tensor.nbytes - stored, 0),
+                anchors=tuple(str(one.node.name) for one in matrix.readers),
             )
+            found.append(edit if moment is None else self._measured(edit, matrix, moment, outcome))
         return found
 
-    def _payload(self, matrix: Matrix, bits: int, block: int, moment: np.ndarray) -> dict[str, np.ndarray]:
-        levels, scales = self._rounded(matrix, bits, block, of_tied(moment) if matrix.tables else moment)
-        return {"levels": pack(levels, bits), "scale": scales.scale, "zero": scales.zero_point}
+    def _measured(self, edit: Edit, matrix: Matrix, moment: np.ndarray, outcome: Outcome) -> Edit:
+        """The edit with integers and scales for a moment."""
+        moment = of_tied(moment) if matrix.tables else moment
+        levels, scales = self._rounded(matrix, edit, moment)
+        outcome.errors[edit.key] = error(matrix.weight(), levels, scales, moment)
+        payload = {"levels": pack(levels, scales.grid.bits), "scale": scales.scale, "zero": scales.zero_point}
+        return replace(edit, payload=payload)
 
-    def _rounded(
-        self, matrix: Matrix, bits: int, block: int, moment: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Scales]:
-        grid = packed_layers.grid(self.form, bits, self.symmetric)
+    def _rounded(self, matrix: Matrix, edit: Edit, moment: np.ndarray | None = None) -> tuple[np.ndarray, Scales]:
+        grid = packed_layers.grid(self.form, stored_convolutions.bits_of(edit), self.symmetric)
+        block = int(edit.option.split()[-1])
         assert matrix.dtype is not None
-        dtype = np.dtype(matrix.dtype.numpy())
-        mirrored = self.form == "matmul-nbits"
+        dtype, mirrored = np.dtype(matrix.dtype.numpy()), self.form == "matmul-nbits"
+        if edit.payload:
+            scales = Scales(grid, edit.payload["scale"], edit.payload["zero"], 1, block)
+            return signed(unpack(edit.payload["levels"], grid.bits)[:, : matrix.shape[1]], grid), scales
         return rounded(matrix.weight(), grid, block, self.rounding, mirrored=mirrored, dtype=dtype, moment=moment)
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
@@ -185,16 +190,11 @@ class QuantizeWeights(LossyPass):
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 return
-            bits = int(edit.option.split()[0].removeprefix("int"))
             if edit.option.endswith("per channel"):
-                clip = clip_of(self.rounding)
-                stored_convolutions.write(model, nodes[edit.anchors[0]], bits, clip, edit.payload)
+                stored_convolutions.write(model, nodes[edit.anchors[0]], edit, clip_of(self.rounding), outcome)
                 continue
-            matrix, block = found_again(nodes, edit.anchors), int(edit.option.split()[-1])
-            if edit.payload:
-                grid = packed_layers.grid(self.form, bits, self.symmetric)
-                scales = Scales(grid, edit.payload["scale"], edit.payload["zero"], 1, block)
-                levels = signed(unpack(edit.payload["levels"], bits)[:, : matrix.shape[1]], grid)
-            else:
-                levels, scales = self._rounded(matrix, bits, block)
+            matrix = found_again(nodes, edit.anchors)
+            levels, scales = self._rounded(matrix, edit)
+            if not edit.payload:
+                outcome.errors[edit.key] = error(matrix.weight(), levels, scales)
             packed_layers.write(model, matrix, self.form, levels, scales)

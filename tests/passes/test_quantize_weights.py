@@ -16,6 +16,7 @@ from burnish.backends.reference.runner import ReferenceRunner
 from burnish.ir import cost
 from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.inference import Inference
+from burnish.ir.samples import Sample
 from burnish.ir.views.convolution import convolutions
 from burnish.ir.views.linear import linears
 from burnish.ir.walk import walk
@@ -106,6 +107,44 @@ def test_layers_in_branches_are_quantized_too() -> None:
         feeds = {"c": np.array(case), "x": x}
         wanted = executor()(model).run(feeds)["y"]
         assert np.abs(executor()(after).run(feeds)["y"] - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_what_cannot_be_observed_is_rounded_without_samples_and_said() -> None:
+    source = """g (bool c, float[N, 64] x) => (float[N, 32] y) <float[64, 64] u> {
+      h = MatMul (x, u)
+      y = If (c) <
+        then_branch = a () => (float[N, 32] p) <float[64, 32] v> { p = MatMul (h, v) },
+        else_branch = b () => (float[N, 32] q) <float[64, 32] w> { q = MatMul (x, w) }
+      >
+    }"""
+    model = model_of(source)
+    one, outcome = catalog.make("quantize-weights", {"bits": 4, "rounding": "gptq"}), Outcome("quantize-weights")
+    assert isinstance(one, LossyPass)
+    rows = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
+    sample = Sample("", {"c": np.array(True), "x": rows})
+    edits = one.propose(model, context_for(model, [sample]), outcome)
+    assert [bool(edit.payload) for edit in edits] == [True, False, False] and not outcome.skipped
+    assert list(outcome.notes.values()) == [2] and "inside a sub-graph" in next(iter(outcome.notes))
+    after, made = lossy.apply(model, edits, [one])
+    plain = quantized(model, bits=4)
+    weights = [[layer.weight() for layer in linears(which)] for which in (after, plain)]
+    assert [np.array_equal(*pair) for pair in zip(*weights, strict=True)] == [False, True, True]
+    assert set(outcome.errors) | set(made[catalog.spec(one)].errors) == {edit.key for edit in edits}
+
+
+@pytest.mark.parametrize("rounding", ["mse", "gptq"])
+def test_the_error_of_a_layer_is_that_of_what_it_computes_or_of_its_weights(rounding: str) -> None:
+    model = model_of("g (float[N, 64] x) => (float[N, 24] y) <float[64, 24] w> { y = MatMul (x, w) }")
+    rows = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32) * np.linspace(0.1, 3, 64, dtype="f")
+    one, outcome = catalog.make("quantize-weights", {"bits": 4, "rounding": rounding}), Outcome("quantize-weights")
+    assert isinstance(one, LossyPass)
+    edits = one.propose(model, context_for(model, [Sample("", {"x": rows})]), outcome)
+    after, made = lossy.apply(model, edits, [one])
+    ((key, told),) = (outcome.errors | made[catalog.spec(one)].errors).items()
+    (old,), (new,) = (list(linears(which)) for which in (model, after))
+    seen = np.eye(64) if rounding == "mse" else rows.astype(np.float64)
+    lost, whole = (np.linalg.norm(seen @ matrix.T) for matrix in (new.weight() - old.weight(), old.weight()))
+    assert key == edits[0].key and told == pytest.approx(lost / whole, rel=2e-2), "moments of few rows are steadied"
 
 
 def test_shapes_that_only_our_inference_knows_are_enough() -> None:

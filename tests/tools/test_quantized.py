@@ -46,6 +46,35 @@ def test_kernels_are_part_of_the_result(tmp_path: Path) -> None:
 def test_a_run_that_quantizes_nothing_ends_with_exit_code_4(tmp_path: Path) -> None:
     with pytest.raises(UnchangedError, match="several times slower"):
         burnish.optimize(_convolutional(tmp_path), tmp_path / "o.onnx", passes=["quantize-dynamic"])
+    with pytest.raises(UnchangedError, match="it is a convolution") as stopped:
+        burnish.optimize(_convolutional(tmp_path), tmp_path / "o.onnx", passes=["quantize-weights{bits=4}"])
+    assert "--recipe int8" in str(stopped.value.hint)
+
+
+RECIPES = {
+    "int8": ["quantize-dynamic", "quantize-static", "quantize-weights"],
+    "int4": ["quantize-weights"],
+    "fptq": ["quantize-fptq", "quantize-weights"],
+    "ostquant-w4": ["quantize-weights"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_layer_that_a_recipe_rounds_has_bits_a_kernel_and_an_error(tmp_path: Path, recipe: str) -> None:
+    told: list[str] = []
+    result = burnish.optimize(
+        DEMO / "digits_vit.onnx",
+        tmp_path / "out.onnx",
+        recipe=recipe,
+        data=DEMO / "digits.npz",
+        guard=["size"],
+        on_step=lambda what, number, total: told.append(what),
+    )
+    made = report.as_dict(result)["lossy"]["edits"]
+    assert {edit["pass"].partition("{")[0] for edit in made} <= set(RECIPES[recipe]) and len(made) >= 13
+    assert all(edit["option"].startswith("int") and edit["kernel"] for edit in made)
+    assert all(0 < edit["layer_error"] < 0.2 for edit in made)
+    assert ("rounding" in told) == (recipe != "int8") and "measuring what is written" in told
 
 
 def _convolutional(tmp_path: Path) -> Path:

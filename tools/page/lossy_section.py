@@ -84,6 +84,7 @@ def _edits(found: Lossy) -> Table:
                 name(edit.site),
                 edit.spec,
                 edit.option,
+                f"{found.errors[edit.key]:.3g}" if edit.key in found.errors else "",
                 "" if score is None else f"{score.error:.3g}",
                 "" if score is None else f"{score.drop:.3g}",
                 terminal.size(edit.savings.bytes)
@@ -93,13 +94,15 @@ def _edits(found: Lossy) -> Table:
                 found.kernels.get(edit.key, ""),
             )
         )
-    columns = ("site", "pass", "made", ">error", ">drop", ">saves", ">ms", "kernel")
-    used = [index for index in range(len(columns)) if index < 6 or any(line[index] for line in lines)]
-    said = "Error and drop of each are those it has alone."
+    columns = ("site", "pass", "made", ">layer error", ">error", ">drop", ">saves", ">ms", "kernel")
+    used = [index for index in range(len(columns)) if any(line[index] for line in lines)]
+    said = "Error and drop of each are those it has alone." if found.scores else ""
+    if found.errors:
+        said += " The error of a layer is that of what it computes on samples, or of its weights where none were seen."
     if found.kernels:
         said += " Kernels are those that ONNX Runtime runs, read from the graph that it writes."
     chosen = tuple(tuple(line[index] for index in used) for line in lines)
-    return Table("Edits that were made", tuple(columns[index] for index in used), chosen, said)
+    return Table("Edits that were made", tuple(columns[index] for index in used), chosen, said.strip())
 
 
 def _scored(found: Lossy) -> list[tuple[str, str, str, float, float, str]]:

@@ -26,7 +26,7 @@ from burnish.backends.ort.session import executor
 from burnish.ir import weights
 from burnish.ir.edit import name_nodes
 from burnish.ir.samples import Sample
-from burnish.ir.views.linear import find_linear
+from burnish.ir.views.linear import find_linear, linears
 from burnish.passes import calibration, catalog, equalization, lossy, qdq, ranges
 from burnish.passes.base import Outcome
 from burnish.passes.equalization import Group, Sources
@@ -73,6 +73,20 @@ _RATIOS = (
     ("MatMulNBits, none equalized", "metric", "int4, none equalized", _S + "W4A16"),
     ("MatMulNBits, by error", "metric", "int4, by error", _S + "W4A16"),
     ("MatMulNBits, by error", "error", "int4, by error", "int4, none equalized"),
+    ("MatMulNBits, none equalized, gptq", "metric", "int4, none equalized, gptq", _S + "W4A16, gptq"),
+    ("MatMulNBits, by error, gptq", "metric", "int4, by error, gptq", _S + "W4A16, gptq"),
+    (
+        "MatMulNBits, blocks of 32, none equalized, gptq",
+        "metric",
+        "int4, blocks of 32, none equalized, gptq",
+        _S + "W4A16, blocks of 32, gptq",
+    ),
+    (
+        "MatMulNBits, blocks of 32, by error, gptq",
+        "metric",
+        "int4, blocks of 32, by error, gptq",
+        _S + "W4A16, blocks of 32, gptq",
+    ),
     ("8-bit weights, by error", "error", "int8, by error", "int8, none equalized"),
 )
 _HEAD = """# Weights of 4 bits and activations of 8, measured
@@ -149,6 +163,20 @@ def made(bed: Bed, context: Context, **options: Any) -> tuple[oir.Model, dict[st
     return model, {"kernels": dict(Counter(assigned(model).values())), "routed": dict(routed)}
 
 
+def unrounded(bed: Bed, context: Context, **options: Any) -> tuple[oir.Model, dict[str, Any]]:
+    """A copy with the weights that `quantize-fptq` stores, in float32, so that activations are not rounded.
+
+    No value may be divided: the options have to say so.
+    """
+    stored = {layer.node.name: layer.weight() for layer in linears(made(bed, context, **options)[0])}
+    model = bed.model.clone()
+    for layer in linears(model):
+        weight = stored[layer.node.name]
+        if not np.array_equal(weight, layer.weight()):
+            layer.write(model, weight, layer.bias())
+    return model, {}
+
+
 Make = Callable[[Bed, Context], tuple[oir.Model, dict[str, Any]]]
 
 
@@ -160,6 +188,9 @@ def _made(**options: Any) -> Make:
     return lambda bed, context: made(bed, context, **options)
 
 
+_NONE: dict[str, Any] = {"route": "thresholds", "v0": 1e30, "v1": 1e30}
+"""No value is divided."""
+
 ROWS: dict[str, Make] = {
     "float32": lambda bed, context: (bed.model, {}),
     "simulated A8, fixed": _simulated(lambda _: "static", 0),
@@ -169,21 +200,26 @@ ROWS: dict[str, Make] = {
     "simulated A8, fixed, no zero point, all equalized": _simulated(lambda _: "equalized", 0, symmetric=True),
     "all equalized, nothing rounded": lambda bed, context: _equalized(bed, context),
     "simulated W4A16": _simulated(lambda _: "float"),
+    "simulated W4A16, gptq": lambda bed, context: unrounded(bed, context, rounding="gptq", **_NONE),
+    "simulated W4A16, blocks of 32, gptq": lambda bed, context: unrounded(
+        bed, context, block=32, rounding="gptq", **_NONE
+    ),
     "simulated W4A8, fixed": _simulated(lambda _: "static"),
     "simulated W4A8, per token": _simulated(lambda _: "token"),
     "simulated W4A8, fixed, all equalized": _simulated(lambda _: "equalized"),
     "simulated FPTQ, thresholds": _simulated(thresholds),
     "int4, by thresholds": _made(route="thresholds"),
     "int4, by error": _made(),
-    "int4, none equalized": _made(route="thresholds", v0=1e30, v1=1e30),
+    "int4, none equalized": _made(**_NONE),
     "int4, all equalized": _made(route="thresholds", v0=0.0, v1=1e30),
     "int4, blocks of 32, by error": _made(block=32),
-    "int4, none equalized, gptq": _made(route="thresholds", v0=1e30, v1=1e30, rounding="gptq"),
+    "int4, none equalized, gptq": _made(rounding="gptq", **_NONE),
     "int4, by error, gptq": _made(rounding="gptq"),
+    "int4, blocks of 32, none equalized, gptq": _made(block=32, rounding="gptq", **_NONE),
     "int4, blocks of 32, by error, gptq": _made(block=32, rounding="gptq"),
     "int8, by thresholds": _made(route="thresholds", lowering="int8"),
     "int8, by error": _made(lowering="int8"),
-    "int8, none equalized": _made(route="thresholds", lowering="int8", v0=1e30, v1=1e30),
+    "int8, none equalized": _made(lowering="int8", **_NONE),
 }
 
 
