@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import onnx_ir as oir
 import burnish
 from burnish.backends.ort import timing
 from burnish.backends.ort.session import from_path
+from burnish.ir.samples import Sample
 from burnish.tools.research import quant_static
 from burnish.tools.research.quant_static import Bed, Outputs, compared
 
@@ -51,11 +53,22 @@ THEIRS = (
     "onnxruntime 4 bits, hqq",
     "onnxruntime 4 bits, k-quant",
     "nncf",
-    "onnxsim static, random data",
+    "onnxsim static",
     "olive 4 bits, hqq",
 )
+
+
+def _smollm(folder: Path, fit: int) -> Bed:
+    """The beginnings of texts of Python's help, 256 tokens each: eight to judge by, others to fit to."""
+    from burnish.tools.research.zoo_data import topic_texts
+
+    held = quant_static.zoo("a3-smollm2-nocache", folder, 0, 8)
+    texts, _ = topic_texts(folder, cached=False, count=8 + fit)
+    return replace(held, fit=[Sample(f"text {index}", dict(feeds)) for index, feeds in enumerate(texts[8:], 8)])
+
+
 BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
-    "a3": lambda folder: quant_static.zoo("a3-smollm2-nocache", folder, 3, 5),
+    "a3": lambda folder: _smollm(folder, 16),
     "a4": lambda folder: quant_static.zoo("a4-silero-op18-ifless", folder, 16, 40, classes=False),
     "a4-if": lambda folder: quant_static.zoo("a4-silero", folder, 16, 40, classes=False),
 }
@@ -64,12 +77,17 @@ BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
 _THREADS = 1
 """Other work on the machine makes one thread wait for the other; the clock of one thread alone does not count that."""
 
-MINUTES = {"nncf": 15}
-"""Of a processor, that a tool is given, an hour where it is not named: NNCF tries layer after layer in float32."""
+MINUTES = 30
+"""Of a processor, that a tool is given."""
+
+GIGABYTES = 14
+"""Of memory, that a tool is given."""
 
 
-def _limit(seconds: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 60))
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (60 * MINUTES, 60 * MINUTES + 60))
+    resource.setrlimit(resource.RLIMIT_DATA, (GIGABYTES << 30, GIGABYTES << 30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) -> dict[str, Any]:
@@ -90,12 +108,12 @@ def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) 
         assert rivals is not None
         python, samples = str(Path(rivals).absolute()), data.with_suffix(".rivals.npz")
         command = [python, str(RIVALS), tool, str(source), str(target), str(samples)]
-    start, minutes = time.monotonic(), MINUTES.get(tool, 60)
+    start = time.monotonic()
     ended = subprocess.run(
-        command, capture_output=True, text=True, cwd=source.parent, env=_ENVIRONMENT, preexec_fn=_limit(60 * minutes)
+        command, capture_output=True, text=True, cwd=source.parent, env=_ENVIRONMENT, preexec_fn=_limit
     )
     if ended.returncode == -signal.SIGXCPU:
-        return {"failed": f"stopped after {minutes} minutes of a processor"}
+        return {"failed": f"not done within {MINUTES} minutes of a processor"}
     found: dict[str, Any] = {"seconds": time.monotonic() - start}
     if ended.returncode or not target.exists():
         said = [line.strip() for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
@@ -118,9 +136,9 @@ def judged(bed: Bed, target: Path, reference: Outputs, original: Any) -> dict[st
     feeds = [sample.feeds for sample in bed.held]
     outputs = [dict(own.run(one)) for one in feeds]
     pair = timing.paired(lambda: original.run(feeds[0]), lambda: own.run(feeds[0]), rounds=30, seconds=10.0, alone=True)
-    files = (target, *target.parent.glob(f"{target.name}.data"), *target.parent.glob(f"{target.stem}.data"))
+    files = (target, *target.parent.glob("*.data"))
     return {
-        "bytes": sum(one.stat().st_size for one in set(files)),
+        "bytes": sum(one.stat().st_size for one in files),
         **compared(bed, reference, outputs),
         "time": (pair.ratio, pair.low, pair.high),
         "threads": _THREADS,
@@ -133,7 +151,7 @@ def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> No
     with tempfile.TemporaryDirectory() as place:
         source, data = Path(place) / "model.onnx", Path(place) / "data.npz"
         oir.save(bed.model, source, external_data="model.onnx.data" if name == "a3" else None)
-        _samples(bed, data)
+        write_samples(bed.fit, data)
         original = from_path(source, threads=_THREADS)
         reference = [dict(original.run(sample.feeds)) for sample in bed.held]
         size = source.stat().st_size + sum(one.stat().st_size for one in source.parent.glob("model.onnx.data"))
@@ -161,9 +179,16 @@ def _known() -> dict[str, Any]:
     return json.loads(_DATA.read_text()) if _DATA.exists() else {}
 
 
-def _samples(bed: Bed, data: Path) -> None:
-    """The samples of the calibration for burnish, which takes rows of one batch, and for the others, one by one."""
-    feeds = [dict(sample.feeds) for sample in bed.fit]
+def note(part: str, name: str, found: Any) -> None:
+    """Keep what another script measured for the page, which has a part for it."""
+    known = _known()
+    known[part] = known.get(part, {}) | {name: found}
+    _DATA.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def write_samples(samples: Sequence[Sample], data: Path) -> None:
+    """The samples of the calibration as a folder for burnish, and in one file, `.rivals.npz`, for the others."""
+    feeds = [dict(sample.feeds) for sample in samples]
     np.savez(
         data.with_suffix(".rivals.npz"),
         allow_pickle=False,

@@ -48,9 +48,21 @@ class _Reader:
 def _prepared(source: str, folder: str) -> str:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = str(Path(folder) / "prepared.onnx")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    return prepared
+    prepared = Path(folder) / "prepared.onnx"
+    beside = {"save_as_external_data": True, "all_tensors_to_one_file": True, "external_data_location": "prepared.data"}
+    kept = beside if Path(f"{source}.data").exists() else {}
+    quant_pre_process(source, str(prepared), skip_symbolic_shape=True, **kept)
+    return str(prepared)
+
+
+def _raised(source: str) -> str:
+    """The file, in the first opset in which a scale may be one of a channel."""
+    import onnx
+
+    model = onnx.load(source)
+    if next(one.version for one in model.opset_import if not one.domain) < 13:
+        onnx.save(onnx.version_converter.convert_version(model, 13), source)
+    return source
 
 
 def _ort_dynamic(source: str, target: str, feeds: Feeds) -> None:
@@ -61,18 +73,27 @@ def _ort_dynamic(source: str, target: str, feeds: Feeds) -> None:
 
 
 def _ort_static(source: str, target: str, feeds: Feeds) -> None:
+    """One scale a channel; where that ends in an error over a bias, once more without what looks at biases."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as folder:
-        quantize_static(
-            _prepared(source, folder),
-            target,
-            _Reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        prepared = _raised(_prepared(source, folder))
+        for options in ({}, {"QDQDisableWeightAdjustForInt32Bias": True}):
+            try:
+                quantize_static(
+                    prepared,
+                    target,
+                    _Reader(feeds),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    extra_options=options,
+                )
+                return
+            except ValueError:
+                if options:
+                    raise
 
 
 def _ort_blocks(algorithm: str) -> Callable[[str, str, Feeds], None]:
@@ -85,7 +106,8 @@ def _ort_blocks(algorithm: str) -> Callable[[str, str, Feeds], None]:
             "hqq": lambda: nbits.HQQWeightOnlyQuantConfig(block_size=32),
             "k-quant": lambda: nbits.KQuantWeightOnlyQuantConfig(),
         }
-        made = nbits.MatMulNBitsQuantizer(onnx.load(source), algo_config=chosen[algorithm]())
+        model = onnx.load(source)
+        made = nbits.MatMulNBitsQuantizer(model, block_size=32, accuracy_level=4, algo_config=chosen[algorithm]())
         made.process()
         made.model.save_model_to_file(target, False)
 
@@ -113,9 +135,15 @@ def _nncf(source: str, target: str, feeds: Feeds) -> None:
 
 
 def _onnxsim(source: str, target: str, feeds: Feeds) -> None:
-    """With the random numbers it makes: its command takes data from the Hugging Face hub only."""
-    command = [str(Path(sys.executable).with_name("onnxsim")), source, target, "--static-quantize"]
-    subprocess.run(command, check=True)
+    """By its functions: its command takes data from the Hugging Face hub only."""
+    import onnx
+    import onnxsim
+
+    simplified, _ = onnxsim.simplify(source)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = str(Path(folder) / "prepared.onnx")
+        onnx.save(simplified, prepared)
+        onnx.save(onnxsim.quantize_static(_raised(prepared), calibration_data=feeds), target)
 
 
 def _olive(source: str, target: str, feeds: Feeds) -> None:
@@ -137,7 +165,7 @@ TOOLS: dict[str, Callable[[str, str, Feeds], None]] = {
     "onnxruntime 4 bits, hqq": _ort_blocks("hqq"),
     "onnxruntime 4 bits, k-quant": _ort_blocks("k-quant"),
     "nncf": _nncf,
-    "onnxsim static, random data": _onnxsim,
+    "onnxsim static": _onnxsim,
     "olive 4 bits, hqq": _olive,
 }
 
