@@ -43,6 +43,7 @@ _COMMAND = "import sys; from burnish.tools.cli import optimize_main; sys.exit(op
 OURS: dict[str, tuple[str, ...]] = {
     "burnish int8": ("--recipe", "int8"),
     "burnish int4": ("--recipe", "int4"),
+    "burnish, weights alone in 8 bits": ("--passes", "quantize-weights{bits=8}"),
     "burnish mixed, size within 1 %": ("--recipe", "mixed", "--max-drop", "1%"),
     "burnish mixed, latency within 1 %": ("--recipe", "mixed", "--max-drop", "1%", "--objective", "latency"),
 }
@@ -212,7 +213,7 @@ def main() -> None:
         if name == "page":
             from burnish.tools.research.quant_page import page
 
-            PAGE.write_text(page(_known(), [*(one for one in OURS if "mixed" not in one), *THEIRS]))
+            PAGE.write_text(page(_known(), ["burnish int8", "burnish int4", *THEIRS]))
         else:
             measure(name, given.folder, given.rivals, given.only)
 
