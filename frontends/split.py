@@ -128,7 +128,9 @@ def split(
     return Split(parts[0], parts[1], how)
 
 
-def few(samples: Sequence[Sample], model: oir.Model, *, rows: int, least: int) -> list[Sample]:
+def few(
+    samples: Sequence[Sample], model: oir.Model, *, rows: int, least: int, places: int = 1, enough: int = 0
+) -> list[Sample]:
     """Samples of as many rows, spread evenly over all of them: what a rough measurement is made on.
 
     Args:
@@ -136,11 +138,21 @@ def few(samples: Sequence[Sample], model: oir.Model, *, rows: int, least: int) -
         model: says where the batch is; a sample without one is one row.
         rows: how many rows there are to be, about, if there are as many.
         least: how many samples there are to be, if there are as many.
+        places: what a sample has that is measured by itself, such as the words of a text.
+        enough: two samples or more do as well, if they have so many places.
     """
-    axes, _ = _axes(model)
-    mean = sum(_rows(one, axes) or 1 for one in samples) / max(len(samples), 1)
+    mean = row_count(samples, model) / max(len(samples), 1)
+    if enough:
+        least = min(least, max(2, math.ceil(enough / max(places, 1))))
+        mean = max(mean, min(places, rows / 2))
     count = min(len(samples), max(least, math.ceil(rows / max(mean, 1))))
     return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def row_count(samples: Sequence[Sample], model: oir.Model) -> int:
+    """Rows of the batches of all samples; one without a batch is one row."""
+    axes, _ = _axes(model)
+    return sum(_rows(one, axes) or 1 for one in samples)
 
 
 def _axes(model: oir.Model) -> tuple[dict[str, int], str]:

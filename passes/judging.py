@@ -13,7 +13,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.passes import lossy
 from burnish.passes.lossy import Edit, LossyPass
-from burnish.passes.measures import spread
+from burnish.passes.measures import RowMeasure, groups_of, spread
 from burnish.passes.protocols import Executor, Measure, Runner
 from burnish.passes.search import Judgement
 
@@ -31,7 +31,11 @@ class Judged:
         measure: what is measured.
         execute: makes runners.
         passes: the passes whose edits plans consist of.
+        limit: bytes of the original's outputs that are kept.
+        independent: rows of the samples' batches; the places of a text or a line that is one row do not make more.
+            None where that is not known.
         original: the measure of the original.
+        rows: that are right or wrong as a whole, of a measure that counts such; else 0.
     """
 
     model: oir.Model
@@ -40,7 +44,9 @@ class Judged:
     execute: Executor
     passes: Sequence[LossyPass] = ()
     limit: int = LIMIT
+    independent: int | None = None
     original: float = field(init=False)
+    rows: int = field(init=False)
     _partials: list[Any] = field(init=False, default_factory=list)
     _outputs: list[Mapping[str, np.ndarray]] | None = field(init=False, default_factory=list)
 
@@ -55,6 +61,18 @@ class Judged:
                 self._outputs = [*self._outputs, outputs] if held <= self.limit else None
         runner.close()
         self.original = self.measure.value(self._partials)
+        counted = self.measure.choices(self._partials) if isinstance(self.measure, RowMeasure) else 0
+        self.rows = counted if self.independent is None else min(counted, self.independent)
+
+    def reference(self, number: int) -> Mapping[str, np.ndarray]:
+        """What the original computes on the sample of a number."""
+        if self._outputs is not None:
+            return self._outputs[number]
+        runner = self.execute(self.model)
+        try:
+            return _run(runner, self.samples[number])
+        finally:
+            runner.close()
 
     def __call__(self, edits: Sequence[Edit]) -> Judgement:
         """What the edits together do to the measure; an infinite drop when they cannot be made or run."""
@@ -98,7 +116,8 @@ class Judged:
             if original is not None:
                 original.close()
         sign = 1.0 if self.measure.higher_is_better else -1.0
-        return Judgement(value, sign * (self.original - value), spread(self.measure, self._partials, partials))
+        drop, error = sign * (self.original - value), spread(self.measure, self._partials, partials)
+        return Judgement(value, drop, error, groups_of(len(partials)), self.rows)
 
 
 def _run(runner: Runner | None, sample: Sample) -> Mapping[str, np.ndarray]:

@@ -103,6 +103,10 @@ class Recall(RowMeasure):
         keys = self._integers(sample, rows).reshape(-1)
         return array.reshape(len(keys), array.shape[-1] if array.ndim else 1).copy(), keys
 
+    def choices(self, partials: Sequence[Any]) -> int:
+        """The queries."""
+        return sum(int((keys >= 0).sum()) for _, keys in partials)
+
     def value(self, partials: Sequence[Any]) -> float:
         """The share over all queries."""
         keys = np.concatenate([np.zeros(0, np.int64), *(one[1] for one in partials)])

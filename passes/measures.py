@@ -56,6 +56,16 @@ class RowMeasure(ABC):
     def value(self, partials: Sequence[Any]) -> float:
         """The number over all samples; see `Measure`."""
 
+    def places(self, outputs: Outputs, sample: Sample) -> int:
+        """How many rows of a sample choose among classes, each by itself, padding included; 1 of what does not."""
+        array = self._array(outputs, sample)
+        many = self.look.kind in ("logits", "probabilities") and array.ndim > 1 and array.shape[-1] > 1
+        return array.size // array.shape[-1] if many else 1
+
+    def choices(self, partials: Sequence[Any]) -> int:
+        """How many rows these are of that are right or wrong, each as a whole; 0 of a measure that counts no such."""
+        return 0
+
     def _array(self, outputs: Outputs, sample: Sample) -> np.ndarray:
         array = outputs.get(self.look.output)
         if not isinstance(array, np.ndarray):
@@ -266,7 +276,15 @@ def _floating(array: np.ndarray) -> bool:
     return array.dtype.kind in "fV" or array.dtype.name == "bfloat16"
 
 
-class Agreement(Mean):
+class Share(Mean):
+    """A share of rows: what is kept of a sample is how many have it, and how many there are, twice."""
+
+    def choices(self, partials: Sequence[Any]) -> int:
+        """All rows that count."""
+        return sum(count for _, _, count in partials)
+
+
+class Agreement(Share):
     """The share of the rows whose largest entry is that of the original; of chances, those on the same side of 1/2."""
 
     name = "agreement"
@@ -288,7 +306,7 @@ class Agreement(Mean):
         return float(same.sum()), float(same.size), same.size
 
 
-class Accuracy(Mean):
+class Accuracy(Share):
     """The share of the rows whose largest entry is at the label. A row labelled -100 does not count.
 
     Of chances with a label of 0 or 1 for each, and of rows of one number: those on the label's side of 1/2, or of 0.
@@ -337,6 +355,11 @@ class Cosine(Mean):
         return float(np.where(finite, 1 - distances, 0.0).sum()), float(len(distances)), len(distances)
 
 
+def groups_of(count: int) -> int:
+    """How many groups the jackknife of `spread` has, of so many samples."""
+    return min(_GROUPS, count)
+
+
 def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any]) -> float:
     """The standard error of value(edited) - value(original), by leaving out one group of samples at a time.
 
@@ -352,7 +375,7 @@ def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any]) -> 
         The standard error; infinite where it cannot be told: there is one sample, or the number cannot be had, or is
         not finite, without some of them.
     """
-    groups = min(_GROUPS, len(original))
+    groups = groups_of(len(original))
     if groups < 2:
         return math.inf
     differences = []

@@ -1,12 +1,14 @@
 """Which edits of a search are run at all: none that what was measured at the same place makes pointless.
 
 A lossy pass may propose many edits for one layer. They are measured from the mildest of a pass to its harshest, and
-each is looked at once what is milder is known.
+each is looked at once what is milder is known. Numbers of fewer bits come first: they save much and lose little, so
+that most ranks of a layer need not be measured then. Of a pass with many sites, some tell whether others are worth it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from burnish.passes.lossy import Edit
@@ -16,6 +18,9 @@ SAME = 0.03
 
 HOPELESS = 3.0
 """Where an edit alone loses so many times what is allowed, harsher ones of its kind are not measured."""
+
+MANY, PILOTS = 32, 12
+"""Where a pass has more sites than the first number, so many of them tell whether its edits are of use at all."""
 
 Errors = Sequence[tuple[float, float]]
 """Of each edit its error, and the drop of the metric."""
@@ -49,19 +54,57 @@ class Scout:
         kinds: dict[tuple[str, str], list[Edit]] = {}
         for edit in self._unlike(edits):
             kinds.setdefault((edit.spec, edit.site), []).append(edit)
-        for own in kinds.values():
-            own.sort(key=lambda edit: edit.savings.bytes)
         measured: list[Edit] = []
-        for step in range(max(map(len, kinds.values()), default=0)):
+        for order in sorted({self.orders[spec] for spec, _ in kinds}, reverse=True):
+            first: list[Sequence[Edit]] = []
+            rest: list[Sequence[Edit]] = []
+            for spec in dict.fromkeys(spec for spec, _ in kinds if self.orders[spec] == order):
+                own = [
+                    sorted(some, key=lambda edit: edit.savings.bytes) for (of, _), some in kinds.items() if of == spec
+                ]
+                pilots = {index * len(own) // PILOTS for index in range(PILOTS)} if len(own) > MANY else set()
+                first += [some for index, some in enumerate(own) if index in pilots]
+                rest += [some for index, some in enumerate(own) if index not in pilots]
+            self._waves(first, measured, measure)
+            self._waves(rest, measured, measure, self._useless(first, measured))
+
+    def _waves(
+        self,
+        kinds: Sequence[Sequence[Edit]],
+        measured: list[Edit],
+        measure: Callable[[Sequence[Edit]], Errors],
+        useless: Collection[tuple[str, int]] = (),
+    ) -> None:
+        """Measure the mildest edit of a pass at each site, then the next ones.
+
+        Args:
+            kinds: the edits of a pass at a site, from the mildest on.
+            measured: what was measured before; takes what is.
+            measure: see `run`.
+            useless: which edits of a pass are not: those of the sites' first, second, ... edits.
+        """
+        for step in range(max(map(len, kinds), default=0)):
             wave = []
-            for own in (own for own in kinds.values() if step < len(own)):
+            for own in (own for own in kinds if step < len(own)):
                 reason = self._pointless(own[step], own[:step], measured)
+                if reason is None and (own[step].spec, step) in useless:
+                    reason = f"at {PILOTS} other sites such an edit was of no use"
                 if reason is None:
                     wave.append(own[step])
                 else:
                     self.reasons[own[step].key] = reason
             self.found.update({edit.key: one for edit, one in zip(wave, measure(wave), strict=True)})
             measured += wave
+
+    def _useless(self, pilots: Sequence[Sequence[Edit]], measured: Sequence[Edit]) -> set[tuple[str, int]]:
+        """Of which pass the first, second, ... edits are of no use: all lose too much, or others do better there."""
+        found = {(edit.spec, step) for own in pilots for step, edit in enumerate(own)}
+        for own in pilots:
+            for step, edit in enumerate(own):
+                error, drop = self.found.get(edit.key, (math.inf, math.inf))
+                if drop <= HOPELESS * self.allowed and self._better(edit, error, measured) is None:
+                    found.discard((edit.spec, step))
+        return found
 
     def _unlike(self, edits: Sequence[Edit]) -> list[Edit]:
         """Those edits that do not save what another one of their order does at the same place; of such the first."""
@@ -86,9 +129,25 @@ class Scout:
             return f"a milder one of its kind alone loses more than {HOPELESS:g} times what is allowed"
         if not known:
             return None
-        least = max(error for error, _ in known)
+        better = self._better(edit, max(error for error, _ in known), measured)
+        if better is not None:
+            return f"`{better.spec}`, {better.option}, saves as much there, and a milder one of its kind loses more"
+        return None
+
+    def _better(self, edit: Edit, error: float, measured: Sequence[Edit]) -> Edit | None:
+        """An edit of another pass that saves as much where this one is made and loses no more than `error`.
+
+        Of an edit of several layers, one that does so with the like of it at the others.
+        """
+        like: dict[tuple[str, str], list[Edit]] = {}
         for one in measured:
-            better = one.spec != edit.spec and one.claims <= edit.claims and self.found[one.key][0] <= least
-            if better and self.saving(one) >= self.saving(edit):
-                return f"`{one.spec}`, {one.option}, saves as much there, and a milder one of its kind loses more"
+            if one.spec != edit.spec and one.claims <= edit.claims:
+                like.setdefault((one.spec, one.option), []).append(one)
+        for some in like.values():
+            for group in (some, *([one] for one in some)):
+                claims = [claim for one in group for claim in one.claims]
+                lost = math.fsum(self.found[one.key][0] for one in group)
+                saved = math.fsum(self.saving(one) for one in group)
+                if len(claims) == len(set(claims)) and lost <= error and saved >= self.saving(edit):
+                    return group[0]
         return None

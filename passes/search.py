@@ -27,6 +27,12 @@ ROUNDS = 6
 TRIES = 24
 """Exchanges of one edit for another that are measured to make a plan better."""
 
+_MANY = 10
+"""Groups of samples whose standard error is taken as it is."""
+
+UNSURE = 0.32
+"""The chance that more rows change than `Judgement.chance` says."""
+
 OnStep = Callable[[str, int, int], None]
 
 
@@ -38,19 +44,46 @@ class Judgement:
         metric: its value.
         drop: how much worse than the original's it is; negative when better.
         spread: standard error of the drop, from the samples alone.
+        groups: of samples that the standard error was taken from; 0 when unknown, and many.
+        rows: that are right or wrong as a whole, of a metric that counts such; else 0.
     """
 
     metric: float
     drop: float
     spread: float
+    groups: int = 0
+    rows: int = 0
 
     @property
     def sure(self) -> float:
         """The drop that a budget has to allow: with one standard error, and no less than that where rows were won.
 
-        Where rows were lost and others won by chance, the next samples may win none.
+        Where rows were lost and others won by chance, the next samples may win none. A standard error of few groups is
+        itself unsure: where there are fewer than ten it counts as much more as Student's distribution says.
         """
-        return max(self.drop, 0.0) + self.spread
+        return max(self.drop, 0.0) + (_margin(self.groups) * self.spread if self.spread else 0.0)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no row changed that is right or wrong: there is no standard error then."""
+        return self.rows > 0 and self.drop == 0 and self.spread == 0
+
+    @property
+    def chance(self) -> float:
+        """The largest share of rows that may change where none of these did, with 68 % certainty."""
+        return 1 - float(UNSURE ** (1 / self.rows))
+
+
+def _margin(groups: int) -> float:
+    """How many standard errors, taken from so few groups, one drop in 6.3 lies above; 1 of ten groups and more."""
+    from scipy import stats
+
+    return float(stats.t.isf(stats.norm.sf(1.0), groups - 1)) if 1 < groups < _MANY else 1.0
+
+
+def rows_needed(share: float) -> int:
+    """Of how many rows none may change, so that no more than `share` of others do, with 68 % certainty."""
+    return math.ceil(math.log(UNSURE) / math.log1p(-share)) if 0 < share < 1 else 0
 
 
 class Judge(Protocol):
@@ -204,7 +237,7 @@ class Search:
             self.on_step("finding how much error there is room for", number, PROBES)
             middle = high if number == 0 else (low * high) ** 0.5
             plan = self._fitted(self._plan(budget=middle))
-            if _holds(plan.fitted, allowed):
+            if plan.fitted is not None and plan.fitted.sure <= allowed:
                 best, low = middle, middle
                 if number == 0:
                     break
@@ -236,19 +269,14 @@ class Search:
         for number in range(ROUNDS):
             self.on_step("measuring on held-out samples", number, ROUNDS)
             plan = self._verified(self._plan(budget=error))
-            if _holds(plan.held_out, allowed):
-                held.append(plan)
-                break
             assert plan.held_out is not None
             over = plan.held_out.sure
+            if over <= allowed:
+                held.append(plan)
+                break
             error = min(plan.error, error) * min(max(allowed / over if over > 0 else 0.0, 0.1), 0.8)
         best = max(held, key=lambda plan: plan.saving)
         return Found(best, list(self._measured.values()), allowed)
-
-
-def _holds(found: Judgement | None, allowed: float) -> bool:
-    """Whether a drop is within what is allowed, with one standard error to spare."""
-    return found is not None and found.sure <= allowed
 
 
 def refined(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from burnish.passes import pipeline
 from burnish.passes.simulated import LABEL
 from burnish.tools import terminal
+from burnish.tools.lossy_doubt import doubt
 
 if TYPE_CHECKING:
     from burnish.backends.fx.healing import Healed
@@ -39,6 +41,7 @@ def as_dict(found: Lossy) -> dict[str, Any]:
             "seconds_each": _seconds_each(found),
         },
         "warning": found.warning,
+        "doubt": None if (unsure := doubt(found)) is None else asdict(unsure),
         "simulated": found.model.metadata_props.get(LABEL),
         "budget": {
             "drop": None if budget.drop is None else str(budget.drop),
@@ -101,7 +104,7 @@ def _observed(found: Lossy) -> str:
 
 
 def _judgement(one: Judgement | None) -> dict[str, float] | None:
-    return None if one is None else {"metric": one.metric, "drop": one.drop, "spread": one.spread}
+    return None if one is None else {"metric": one.metric, "drop": one.drop, "spread": one.spread, "rows": one.rows}
 
 
 def _plan_as_dict(plan: Plan) -> dict[str, Any]:
@@ -152,11 +155,10 @@ def lines(found: Lossy) -> list[str]:
     if weights is not None and found.edits:
         before, after, predicted = (terminal.size(round(number)) for number in weights.values())
         shown.append(f"weights   {before} -> {after}, predicted {predicted}")
-    final, allowed = found.final or found.result, None if found.found is None else found.found.allowed
-    if found.edits and final is not None and allowed is not None and final.sure > allowed:
-        shown.append("note      with its standard error the drop is more than is allowed: more samples would tell")
     if found.found is not None and not found.edits:
         shown.append(f"note      {_why_nothing(found)}")
+    if (unsure := doubt(found)) is not None:
+        shown.append(f"note      {unsure.why}")
     wanted, latency = found.budget.latency, found.latency
     if wanted is not None and latency is not None and latency.ratio > wanted.number:
         span = f"{100 * latency.ratio:.3g} % ({100 * latency.low:.3g} to {100 * latency.high:.3g} %)"

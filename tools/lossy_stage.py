@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from burnish import __version__
-from burnish.frontends.split import Split, few, split
+from burnish.frontends.split import Split, few, row_count, split
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
@@ -24,6 +24,7 @@ from burnish.passes.book import Book
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit, LossyPass, Undecided
 from burnish.passes.measure_choice import measure
+from burnish.passes.measures import Divergence
 from burnish.passes.plan import Plan as Todo
 from burnish.passes.protocols import Judge
 from burnish.passes.recipes import QUANTIZED as QUANTIZED_RECIPES
@@ -50,8 +51,9 @@ PROVED = 4
 FRONT = 12
 """Points of the predicted front of savings and errors."""
 
-ROWS, SAMPLES = 64, 8
-"""An edit alone is measured on about so many rows, and on so many samples at least; plans are on all."""
+ROWS, SAMPLES, PLACES = 64, 8, 256
+"""An edit alone is measured on about so many rows, and on so many samples at least, or so many places of texts and
+lines; plans are on all."""
 
 OTHERS = "take other lossy passes: `burnish passes` lists them"
 
@@ -179,7 +181,10 @@ class _Stage:
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how
-        found.judged = Judged(found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy)
+        rows = row_count(parts.held_out, self.original)
+        found.judged = Judged(
+            found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy, independent=rows
+        )
 
     def _make_named(self, found: Lossy, named: Sequence[list[Edit] | None], outcomes: Sequence[Outcome]) -> None:
         edits: list[Edit] = []
@@ -242,7 +247,9 @@ class _Stage:
                 maker=self._maker(),
             )
             scorer = stack.enter_context(make(samples=self.fitting))
-            some = few(self.fitting, found.model, rows=ROWS, least=SAMPLES)
+            assert isinstance(divergence, Divergence)
+            places = divergence.places(found.judged.reference(0), found.judged.samples[0])
+            some = few(self.fitting, found.model, rows=ROWS, least=SAMPLES, places=places, enough=PLACES)
             alone = scorer
             if len(some) < len(self.fitting):
                 alone = stack.enter_context(make(samples=some, fitted=samples_fingerprint(self.fitting)))

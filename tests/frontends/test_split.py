@@ -213,3 +213,12 @@ def test_few_samples_are_spread_over_all_and_have_about_as_many_rows_as_wanted()
     assert len(few(samples, model(), rows=8, least=8)) == 8
     assert few(samples[:5], model(), rows=64, least=8) == samples[:5]
     assert len(few(samples, model("float[4, 3] x"), rows=10, least=8)) == 10
+
+
+def test_of_texts_few_samples_hold_as_many_places_as_are_enough() -> None:
+    samples = [batch(1, seed=seed) for seed in range(40)]
+
+    def count(places: int) -> int:
+        return len(few(samples, model(), rows=64, least=8, places=places, enough=256))
+
+    assert [count(places) for places in (1, 8, 40, 128, 4096)] == [40, 8, 7, 2, 2]

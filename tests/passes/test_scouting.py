@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from burnish.passes.lossy import Edit, Savings
-from burnish.passes.scouting import Scout
+from burnish.passes.scouting import PILOTS, Scout
 from burnish.passes.selection import select
 
 ORDERS = {"factors": 30, "first": 40, "second": 40}
@@ -76,3 +76,45 @@ def test_of_two_edits_of_one_order_that_save_the_same_the_first_is_measured() ->
     assert list(scout.reasons.values()) == ["`first` saves the same there"]
     apart = [edits[0], edit("second", "layer", "int8", 900)]
     assert not run(apart, {one.key: 0.1 for one in apart}).reasons
+
+
+def many(harm: float, rank: float) -> tuple[list[Edit], dict[str, float]]:
+    """Forty layers with two numbers of bits and three ranks each, and the layers in pairs with a rank for both."""
+    random = np.random.default_rng(3)
+    edits, errors = [], {}
+    for site in range(40):
+        scale = float(random.lognormal(-6, 0.7))
+        for number, option in enumerate(("int8", "int4")):
+            edits.append(edit("first", f"layer {site}", option, 700 + 150 * number))
+            errors[edits[-1].key] = scale * (1, 16 * harm)[number]
+        for number in range(3):
+            edits.append(edit("factors", f"layer {site}", f"rank {3 - number}", 150 + 250 * number))
+            errors[edits[-1].key] = scale * rank * 4**number
+    for site in range(0, 40, 2):
+        both = frozenset({f"layer {site}", f"layer {site + 1}"})
+        one = Edit("factors", f"layer {site} + layer {site + 1}", "rank 3", both, Savings(200, 800))
+        edits.append(one)
+        errors[one.key] = 2 * rank * max(errors[edit("first", name, "int8", 0).key] for name in both)
+    return edits, errors
+
+
+def test_of_many_layers_some_tell_that_a_pass_is_of_no_use() -> None:
+    edits, errors = many(1.0, 5.0)
+    scout = run(edits, errors)
+    assert len([key for key in scout.found if key.startswith("factors")]) <= PILOTS
+    seen = [one for one in edits if one.key in scout.found]
+    for budget in np.geomspace(0.001, sum(errors.values()), 8):
+        whole, part = (select(some, errors, saved, budget=float(budget)) for some in (edits, seen))
+        assert part.saved == pytest.approx(whole.saved)
+
+
+def test_where_one_of_some_layers_has_use_for_an_edit_all_are_measured() -> None:
+    edits, errors = many(1.0, 0.5)
+    scout = run(edits, errors)
+    assert all(one.key in scout.found for one in edits if one.option == "rank 3" and "+" not in one.site)
+
+
+def test_edits_that_lose_far_too_much_at_some_layers_are_not_measured_at_others() -> None:
+    edits, errors = many(1000.0, 5.0)
+    scout = run(edits, errors, allowed=10 * min(errors[one.key] for one in edits if one.option == "int4") / 3.01)
+    assert sum(one.option == "int4" and one.key in scout.found for one in edits) == PILOTS

@@ -11,7 +11,7 @@ import pytest
 from burnish.ir.errors import BudgetError, InputError
 from burnish.passes.budget import budget
 from burnish.passes.lossy import Edit, Savings
-from burnish.passes.search import Found, Judgement, Plan, Search, refined
+from burnish.passes.search import Found, Judgement, Plan, Search, refined, rows_needed
 
 BYTES = 1000.0
 
@@ -157,3 +157,48 @@ def test_a_plan_that_does_not_run_reaches_no_size(drop: float) -> None:
     broken = Counted(lambda chosen: drop if chosen else 0.0)
     with pytest.raises(BudgetError, match="does not run"):
         searched(0, broken, broken, max_size="90%")
+
+
+def test_a_standard_error_of_few_groups_counts_more() -> None:
+    many, ten, six, three = (Judgement(0.9, 0.1, 0.01, groups).sure for groups in (0, 10, 6, 3))
+    assert many == ten == pytest.approx(0.11) and 0.111 < six < 0.112 < three < 0.114
+    assert Judgement(0.9, 0.1, 0.0, 3).sure == 0.1
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.0123, 0.3])
+def test_the_rows_that_are_needed_are_the_fewest_that_tell(share: float) -> None:
+    needed = rows_needed(share)
+    assert Judgement(1.0, 0.0, 0.0, rows=needed).chance <= share < Judgement(1.0, 0.0, 0.0, rows=needed - 1).chance
+    assert rows_needed(0.01) == 114 and rows_needed(0.0) == rows_needed(1.0) == 0
+
+
+@dataclass
+class Drawn:
+    """A judge on rows of which each is lost by so much harm, and won by a third of that."""
+
+    harms: dict[str, float]
+    rows: np.ndarray
+    original: float = 1.0
+
+    def __call__(self, edits: Sequence[Edit]) -> Judgement:
+        harm = sum(self.harms[one.key] for one in edits)
+        lost = (self.rows[0] < 1.5 * harm).astype(float) - (self.rows[1] < 0.5 * harm)
+        rest = np.array([np.delete(lost, np.arange(group, len(lost), 10)).mean() for group in range(10)])
+        drop, error = float(lost.mean()), float(np.sqrt(0.9 * np.square(rest - rest.mean()).sum()))
+        return Judgement(1 - drop, drop, error, 10, len(lost))
+
+
+@pytest.mark.slow
+def test_few_searches_end_over_the_budget_on_rows_that_nobody_has_seen() -> None:
+    """No more than the one in six of one standard error, although several plans are measured on the same rows."""
+    over = 0
+    for seed in range(24):
+        random = np.random.default_rng(seed)
+        edits = [edit(f"site {site}", "option", int(random.integers(50, 150))) for site in range(6)]
+        harms = {one.key: float(random.lognormal(-5.5, 1)) for one in edits}
+        errors = {key: harm * float(random.lognormal(0, 0.3)) for key, harm in harms.items()}
+        fitting, held_out = (Drawn(harms, random.random((2, 300))) for _ in range(2))
+        limits = budget(max_drop="1%")
+        search = Search(edits, errors, lambda one: float(one.savings.bytes), BYTES, limits, fitting, held_out)
+        over += sum(harms[one.key] for one in search.run().plan.edits) > 0.01
+    assert over <= 4

@@ -65,9 +65,16 @@ def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> 
     with np.load(digits(tmp_path)) as data:
         right = (runner.run({"image": data["image"]})["logits"].argmax(1) == data["labels"]).mean()
     assert right >= found["original"] - 0.03
-    assert result.lossy is not None and not any("more samples" in line for line in lossy_report.lines(result.lossy))
-    result.lossy.final = Judgement(found["original"], 0.0, 0.05)
-    assert any("more samples would tell" in line for line in lossy_report.lines(result.lossy))
+    assert result.lossy is not None and found["doubt"] is None
+    assert not any("would" in line for line in lossy_report.lines(result.lossy))
+    for few, why in (
+        (Judgement(found["original"], 0.0, 0.05, 10, 500), "500 held-out rows cannot tell the budget"),
+        (Judgement(found["original"], 0.0, 0.0, 10, 20), "none of 20 held-out rows changes"),
+    ):
+        result.lossy.final = few
+        assert any(line.startswith(f"note      {why}") for line in lossy_report.lines(result.lossy))
+        told = report.as_dict(result)["lossy"]["doubt"]
+        assert told["held_out"] == few.rows < told["needed"] and str(told["needed"]) in told["why"]
 
 
 def test_a_second_search_measures_nothing_and_writes_the_same_bytes(

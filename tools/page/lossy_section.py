@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from burnish.tools import lossy_report, terminal
+from burnish.tools.lossy_doubt import doubt
 from burnish.tools.page.parts import Chart, Figure, Point, Section, Series, State, Table, name
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def figures(found: Lossy) -> list[Figure]:
         return []
     allowed = None if found.found is None else found.found.allowed
     limit = f", allowed {found.budget.drop}" if found.budget.drop is not None else ""
-    holds = allowed is None or final.drop + final.spread <= allowed
+    unsure = doubt(found)
+    holds = allowed is None or (final.sure <= allowed and unsure is None)
     said = f"from {found.judged.original:.4g}; drop {final.drop:.3g} ± {final.spread:.2g}{limit}"
+    said += "" if unsure is None else f"; {unsure.why}"
     state = State.PLAIN if allowed is None else State.GOOD if holds else State.WARN
     return [Figure(f"{final.metric:.4g}", found.measure.name, said, state)]
 
