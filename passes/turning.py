@@ -100,7 +100,7 @@ def rotate(model: oir.Model, stream: Stream, turn: np.ndarray, *, untie: bool) -
         source.replace_all_uses_with(edit.add_rounded(model, str(source.name or "table"), exact @ turn, source.dtype))
         edit.drop_if_unused(source)
     for node, layer in layers.items():
-        layer.write(model, *written[node])
+        layer.write(model, *written.pop(node))  # it keeps a copy in float64: two of the whole model would be a lot
     for norm in stream.sources:
         _put_behind(model, norm.output, turn)
     for reader, matrix, offset in heads:

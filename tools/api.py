@@ -256,6 +256,8 @@ def optimize(
     if path is not None:
         read = [Path(one) for one in (source, data, recipe) if isinstance(one, (str, Path)) and one]
         compiled.check_output(path, read, folder=todo.compiled)
+    tell = on_step or (lambda what, number, total: None)
+    tell("reading the model", 0, 1)
     model = demands.specialised(load(source, inputs), dims)
     if todo.opset is not None and (_opset(model) or 0) > todo.opset:
         raise InputError(
@@ -270,7 +272,6 @@ def optimize(
     judged = todo.verify != "off"
     samples = samples_for(model, data) if judged or data is not None else []
     learned_from = samples if data is not None and not todo.lossy else None
-    tell = on_step or (lambda what, number, total: None)
     steps = pipeline.Pipeline(rotations.with_samples(todo.passes, learned_from, tell, checkpoints))
     reduced: Lossy | None = None
     if todo.lossy:

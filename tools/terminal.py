@@ -198,22 +198,28 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda what, number, total: None
         return
-    import time
+    import threading
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     bar = Progress(*columns, console=talk(), transient=True)
-    started, task = time.monotonic(), bar.add_task("")
+    task, ended, lock = bar.add_task(""), threading.Event(), threading.Lock()
 
-    def show(what: str, number: int, total: int) -> None:
-        if not bar.live.is_started and time.monotonic() - started > 2:
-            bar.start()
-        bar.update(task, description=what, completed=number, total=total)
+    def begin() -> None:
+        with lock:
+            if not ended.is_set():
+                bar.start()
 
+    timer = threading.Timer(2, begin)
+    timer.daemon = True
+    timer.start()
     try:
-        yield show
+        yield lambda what, number, total: bar.update(task, description=what, completed=number, total=total)
     finally:
+        timer.cancel()
+        with lock:
+            ended.set()
         bar.stop()
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -82,3 +87,24 @@ def test_the_shapes_of_many_inputs_are_cut_short() -> None:
     assert terminal.shapes({"ids": [1, 5], "mask": []}) == "ids [1, 5], mask []"
     many = {f"x{number}": [number] for number in range(7)}
     assert terminal.shapes(many) == "x0 [0], x1 [1], x2 [2], x3 [3], x4 [4], and 2 more inputs"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.1, False), (2.5, True)])
+def test_a_step_that_takes_long_is_shown_though_nothing_else_is_told(seconds: float, shown: bool) -> None:
+    code = (
+        "import time; from burnish.tools import terminal\n"
+        "with terminal.progress('optimize') as tell:\n"
+        f"    tell('reading the model', 0, 1); time.sleep({seconds})\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(Path(burnish.__file__).absolute().parents[1]), "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while piece := os.read(ours, 1 << 16):
+                said += piece
+        except OSError:
+            pass  # how Linux tells that the other end is closed
+    os.close(ours)
+    assert process.returncode == 0 and (b"reading the model" in said) == shown
