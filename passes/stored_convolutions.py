@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,20 +10,21 @@ import onnx_ir as oir
 
 from burnish.ir import weights
 from burnish.ir.views.convolution import Convolution, find_convolution
-from burnish.passes import qdq
+from burnish.passes import catalog, qdq
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
+from burnish.passes.in_turn import Both, in_turn
 from burnish.passes.layers import layers, unusable
-from burnish.passes.lossy import Edit, Savings
+from burnish.passes.lossy import Context, Edit, LossyPass, Savings, apply
 from burnish.passes.weight_rounding import error, rounded_layer
 
 _OPSETS = {8: 13, 4: 21}
 """The bits that are stored, and the first opset whose DequantizeLinear takes them for each output."""
 
 
-def found(model: oir.Model) -> dict[str, Convolution]:
-    """The convolutions of a model by name."""
-    return {name: layer for name, layer in layers(model).items() if isinstance(layer, Convolution)}
+def found(model: oir.Model, wanted: bool = True) -> dict[str, Convolution]:
+    """The convolutions of a model by name; none where they are not wanted."""
+    return {name: layer for name, layer in layers(model).items() if wanted and isinstance(layer, Convolution)}
 
 
 def edits(
@@ -32,7 +33,7 @@ def edits(
     name: str,
     layer: Convolution,
     wanted: Sequence[int],
-    moment: np.ndarray | None,
+    seen: Both | np.ndarray | None,
     outcome: Outcome,
 ) -> list[Edit]:
     """Storing the weight of a convolution in each of the wanted bits; where it stays, `outcome` is told why.
@@ -43,7 +44,8 @@ def edits(
         name: of the layer.
         layer: the layer.
         wanted: bits.
-        moment: of the patches it multiplies, [groups, in, in]: integers are rounded for it. None to round later.
+        seen: the moment of the patches it multiplies, [groups, in, in], or what `in_turn` tells of them: integers are
+            rounded for it. None to round later.
         outcome: takes what stays.
     """
     made = []
@@ -61,7 +63,7 @@ def edits(
         savings = Savings(-2 * count, tensor.nbytes - stored, 0)
         anchor = str(layer.node.name)
         edit = Edit(spec, name, f"int{bits} per channel", frozenset({anchor}), savings, anchors=(anchor,))
-        made.append(edit if moment is None else _measured(edit, layer, bits, moment, outcome))
+        made.append(edit if seen is None else _measured(edit, layer, bits, seen, outcome))
     return made
 
 
@@ -75,10 +77,44 @@ def bits_of(edit: Edit) -> int:
     return int(edit.option.split()[0].removeprefix("int"))
 
 
-def _measured(edit: Edit, layer: Convolution, bits: int, moment: np.ndarray, outcome: Outcome) -> Edit:
+def edits_in_turn(
+    model: oir.Model,
+    one: LossyPass,
+    bits: int,
+    images: Mapping[str, Convolution],
+    others: Sequence[Edit],
+    context: Context,
+    limit: int,
+    outcome: Outcome,
+) -> list[Edit]:
+    """Storing convolutions in so many bits, each rounded for what it reads once all that is before it is stored so.
+
+    Args:
+        model: the model.
+        one: the pass.
+        bits: 8 or 4.
+        images: the convolutions, which `measured` lets through, by name.
+        others: edits of the pass to other layers.
+        context: samples and what observes.
+        limit: bytes that are held at once.
+        outcome: takes what stays.
+    """
+    made = list(others)
+    for name, seen in in_turn(model, images, context, limit, lambda: apply(model, made, [one])[0]):
+        known = None if isinstance(seen, str) else seen
+        found = edits(model, catalog.spec(one), name, images[name], [bits], known, outcome)
+        if found and isinstance(seen, str):
+            outcome.notes[f"rounded by `mse` in place of `gptq`: {seen}"] += 1
+        made.extend(found)
+    return made[len(others) :]
+
+
+def _measured(edit: Edit, layer: Convolution, bits: int, seen: Both | np.ndarray, outcome: Outcome) -> Edit:
     assert layer.dtype is not None
-    levels, scales = rounded_layer(layer, Grid(bits), moment, layer.dtype.numpy())
-    outcome.errors[edit.key] = error(layer.weight(), levels, scales, moment)
+    weight = layer.weight()
+    wanted, moment = (seen.target(weight), seen.moment) if isinstance(seen, Both) else (weight, seen)
+    levels, scales = rounded_layer(wanted, Grid(bits), moment, layer.dtype.numpy())
+    outcome.errors[edit.key] = error(wanted, levels, scales, moment)
     return replace(edit, payload={"levels": levels, "scale": scales.scale})
 
 

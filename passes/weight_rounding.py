@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 
 from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
-from burnish.passes.layers import Layer
 
 Rounding = Literal["nearest", "mse", "hqq", "gptq"]
 
@@ -82,18 +81,17 @@ def rounded(
 
 
 def rounded_layer(
-    layer: Layer, grid: Grid, moment: np.ndarray, dtype: np.dtype[np.floating], least: np.ndarray | None = None
+    weight: np.ndarray, grid: Grid, moment: np.ndarray, dtype: np.dtype[np.floating], least: np.ndarray | None = None
 ) -> tuple[np.ndarray, Scales]:
     """The integers [out, ...] for the weight of a layer by `gptq`, and a positive scale for each output (`axis` 0).
 
     Args:
-        layer: no transposed convolution.
+        weight: float64 [out, ...]; of no transposed convolution.
         grid: the integers; symmetric.
         moment: of the rows, or patches, that it multiplies, float64 [groups, in, in].
         dtype: of the scales.
         least: the smallest scale that each output may have, [out].
     """
-    weight = layer.weight()
     rows = weight.reshape(len(weight), -1)
     levels, scales = rounded(rows, grid, rows.shape[1], "gptq", mirrored=False, dtype=dtype, moment=moment)
     scale = scales.scale[:, 0]

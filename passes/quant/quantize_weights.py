@@ -44,7 +44,7 @@ class QuantizeWeights(LossyPass):
             small, and needs samples.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
         convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq`
-            rounds them for their patches; transposed ones by `mse`.
+            rounds them for their patches, with `bits` one after the other; transposed ones by `mse`.
         memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
@@ -70,8 +70,7 @@ class QuantizeWeights(LossyPass):
         if self.bits not in (0, *_GRID):
             raise InputError(f"`bits` is {self.bits}", place=_PLACE, hint="give 8, 4, 2, or 0 for a search")
         if self.block < LEAST_BLOCK or self.block & (self.block - 1):
-            hint = f"give a power of two from {LEAST_BLOCK} on"
-            raise InputError(f"`block` is {self.block}", place=_PLACE, hint=hint)
+            raise InputError(f"`block` is {self.block}", place=_PLACE, hint=f"a power of two from {LEAST_BLOCK} on")
         if self.memory < 1:
             raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
@@ -89,20 +88,19 @@ class QuantizeWeights(LossyPass):
                 "`quantize-weights` has to be told how many bits, or how much may be lost",
                 hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
             )
-        images = stored_convolutions.found(model) if self.convolutions else {}
+        images = stored_convolutions.found(model, self.convolutions)
         return self._plain(model, self._found(model, outcome), images, outcome)
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds `levels`, packed, `scale` and `zero`, where samples made them."""
-        found = self._found(model, outcome)
-        images = stored_convolutions.found(model) if self.convolutions else {}
-        measured: dict[str, Sequence[Layer]] = {}
-        if self.rounding in MEASURED:
-            measured |= {name: one.linears for name, one in found.items() if one.linears}
-            measured |= {name: [one] for name, one in images.items() if stored_convolutions.measured(one)}
+        found, images = self._found(model, outcome), stored_convolutions.found(model, self.convolutions)
+        samples, limit = self.rounding in MEASURED, self.memory << 20
+        seen = {name: one for name, one in images.items() if samples and stored_convolutions.measured(one)}
+        measured: dict[str, Sequence[Layer]] = {n: one.linears for n, one in found.items() if samples and one.linears}
         plain = {name: one for name, one in found.items() if name not in measured}
-        edits = self._plain(model, plain, {n: one for n, one in images.items() if n not in measured}, outcome)
-        for name, moment in moments(model, measured, context, self.memory << 20):
+        edits = self._plain(model, plain, {n: one for n, one in images.items() if n not in seen}, outcome)
+        measured |= {} if self.bits else {name: [one] for name, one in seen.items()}
+        for name, moment in moments(model, measured, context, limit):
             known = None if isinstance(moment, str) else moment
             if name in found:
                 made = self._edits(model, name, found[name], known, outcome)
@@ -111,6 +109,8 @@ class QuantizeWeights(LossyPass):
             if made and isinstance(moment, str):
                 outcome.notes[f"rounded by `mse` in place of `{self.rounding}`: {moment}"] += 1
             edits += made
+        if self.bits and seen:
+            edits += stored_convolutions.edits_in_turn(model, self, self.bits, seen, edits, context, limit, outcome)
         places = {name: index for index, name in enumerate((*found, *images))}
         return sorted(edits, key=lambda edit: places[edit.site])
 

@@ -17,6 +17,7 @@ from burnish.ir import cost
 from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
+from burnish.ir.text import fingerprint
 from burnish.ir.views.convolution import convolutions
 from burnish.ir.views.linear import linears
 from burnish.ir.walk import walk
@@ -278,6 +279,47 @@ def test_convolutions_are_stored_smaller_and_read_nearly_the_same(kind: str, bit
     for sample in samples_of(model):
         wanted, found = ReferenceRunner(after).run(sample.feeds), executor()(after).run(sample.feeds)
         assert all(np.abs(found[name] - one).max() < 1e-5 * np.abs(one).max() for name, one in wanted.items())
+
+
+IMAGES = """g (float[N, 6, 12, 12] x) => (float[N, 6, 10, 10] y)
+    <float[16, 6, 3, 3] a, float[16, 4, 3, 3] b, float[8, 16, 1, 1] c, float[6, 8, 3, 3] d, float[6] e> {
+  p = Conv <pads = [1, 1, 1, 1]> (x, a)
+  q = Relu (p)
+  r = Conv <pads = [1, 1, 1, 1], group = 4> (q, b)
+  s = Relu (r)
+  t = Conv (s, c)
+  y = Conv (t, d, e)
+}"""
+
+
+def test_convolutions_make_up_for_what_those_before_them_lost() -> None:
+    model = model_of(opset(IMAGES, 21))
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(np.cumsum(rng.standard_normal((12, 1, 6, 12, 12)), 3), 4).astype(np.float32) + 3
+    context = context_for(model, [Sample(str(index), {"x": one}) for index, one in enumerate(smooth[:8])])
+    errors, texts = {}, set()
+    for bits in (0, 4, 4):  # without `bits` each layer is rounded as if it were the only one
+        one = catalog.make("quantize-weights", {"bits": bits, "rounding": "gptq", "convolutions": True})
+        assert isinstance(one, LossyPass)
+        edits = [edit for edit in one.propose(model, context, Outcome("")) if edit.option.startswith("int4")]
+        after = lossy.apply(model, edits, [one])[0]
+        found = [executor()(made).run({"x": image})["y"] for made in (model, after) for image in smooth[8:]]
+        errors[bits] = float(np.linalg.norm(np.subtract(found[4:], found[:4])) / np.linalg.norm(found[:4]))
+        texts.add((bits, fingerprint(after)))
+    assert len(edits) == 4 and len(texts) == 2 and errors[4] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("memory", [1, 1024])
+def test_the_first_convolution_is_rounded_alike_whether_in_turn_or_at_once(memory: int) -> None:
+    model = model_of(opset(IMAGES, 21))
+    context = context_for(model, samples_of(model))
+    first = []
+    for bits in (0, 4):
+        options = {"bits": bits, "rounding": "gptq", "convolutions": True, "memory": memory}
+        one = catalog.make("quantize-weights", options)
+        assert isinstance(one, LossyPass)
+        first.append(next(e for e in one.propose(model, context, Outcome("")) if e.option.startswith("int4")).payload)
+    assert all(np.array_equal(first[0][name], first[1][name]) for name in ("levels", "scale"))
 
 
 @pytest.mark.parametrize(

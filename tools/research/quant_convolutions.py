@@ -2,8 +2,9 @@
 
     python -m burnish.tools.research.quant_convolutions resnet a6-cls a1
 
-Convolutions are stored in 8 or 4 bits with a scale for each output; everything else stays. The rows go to
-docs/results/quant-weights.json, and the page is written anew.
+Convolutions are stored in 8 or 4 bits with a scale for each output; everything else stays. `gptq` and AdaRound round
+one after the other, each for what it reads behind those before it. The rows go to docs/results/quant-weights.json, and
+the page is written anew.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from burnish.ir.walk import is_op
 from burnish.passes import catalog, lossy, stored_convolutions
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Grid, fit
+from burnish.passes.in_turn import Both, in_turn
 from burnish.passes.lossy import Context, Edit, LossyPass
-from burnish.passes.moments import moments
 from burnish.passes.pipeline import Pipeline, constant_bytes
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import quant_weights_page as page
-from burnish.tools.research.once import Once
 from burnish.tools.research.quant_static import BEDS, compared, outputs_of, prepared
 
-ROUNDINGS = ("nearest", "mse", "hqq", "gptq", "AdaRound")
+AT_ONCE, IN_TURN, ADAPTIVE = "gptq at once", "gptq", "AdaRound"
+ROUNDINGS = ("nearest", "mse", "hqq", AT_ONCE, IN_TURN, ADAPTIVE)
+
+_MEMORY = 1 << 30
 
 _STEPS, _RATE, _WEIGHT = 2000, 1e-2, 5.0
 _LOW, _HIGH = -0.1, 1.1
@@ -82,22 +85,25 @@ def adaptive(weight: np.ndarray, moment: np.ndarray, bits: int) -> tuple[np.ndar
 
 def edits_of(model: oir.Model, bits: int, rounding: str, context: Context) -> tuple[LossyPass, list[Edit]]:
     """The pass, and its edits that store convolutions."""
-    options = {"bits": bits, "rounding": "gptq" if rounding == "AdaRound" else rounding, "convolutions": True}
+    options = {"bits": bits, "rounding": "gptq" if rounding == IN_TURN else rounding, "convolutions": True}
+    if rounding in (AT_ONCE, ADAPTIVE):
+        options |= {"bits": 0, "rounding": "gptq"}
     one = catalog.make("quantize-weights", options)
     assert isinstance(one, LossyPass)
     outcome = Outcome("quantize-weights")
-    edits = one.propose(model, context, outcome) if one.decided else one.asked(model, outcome)
+    edits = one.asked(model, outcome) if one.everywhere else one.propose(model, context, outcome)
     found = stored_convolutions.found(model)
-    edits = [edit for edit in edits if edit.site in found]
-    if rounding != "AdaRound":
+    edits = [edit for edit in edits if edit.site in found and edit.option == f"int{bits} per channel"]
+    if rounding != ADAPTIVE:
         return one, edits
-    wanted = {edit.site: [found[edit.site]] for edit in edits}
-    known = {name: moment for name, moment in moments(model, wanted, context) if not isinstance(moment, str)}
-    made = []
-    for edit in edits:
-        weight = found[edit.site].weight()
-        levels, scale = adaptive(weight.reshape(len(weight), -1), known[edit.site], bits)
-        made.append(replace(edit, payload={"levels": levels.reshape(weight.shape), "scale": scale}))
+    wanted = {edit.site: edit for edit in edits}
+    images = {edit.site: found[edit.site] for edit in edits}
+    made: list[Edit] = []
+    for name, both in in_turn(model, images, context, _MEMORY, lambda: lossy.apply(model, made, [one])[0]):
+        assert isinstance(both, Both)
+        weight = both.target(images[name].weight())
+        levels, scale = adaptive(weight.reshape(len(weight), -1), both.moment, bits)
+        made.append(replace(wanted[name], payload={"levels": levels.reshape(weight.shape), "scale": scale}))
     return one, made
 
 
@@ -107,11 +113,11 @@ def measure(name: str, wanted: Sequence[str]) -> None:
     model = Pipeline((catalog.make("raise-opset", {"to": 21}),)).rewrite(prepared(bed.model)).model
     reference = outputs_of(model, bed.held)
     context = context_for(model, bed.fit)
-    context = replace(context, observe=Once(context.observe(model)).again)
     for bits in (8, 4):
         for rounding in ROUNDINGS:
             row = f"{name}, {bits} bits, {rounding}"
-            if wanted and f"{bits} {rounding}" not in wanted:
+            done = row in page.read().get("convolutions", {})
+            if f"{bits} {rounding}" not in wanted if wanted else done:
                 continue
             start = time.process_time()
             one, edits = edits_of(model, bits, rounding, context)

@@ -43,11 +43,11 @@ nothing by it, so `quantize-weights` does not offer it.
 
 _CONVOLUTIONS = """## Convolutions
 
-Stored in 8 or 4 bits with a scale for each output (`convolutions=true`), everything else in float32. `AdaRound` (Nagel
-et al. 2020, arXiv:2004.10568) learns for each weight whether it is rounded up or down, with the same second moments as
-GPTQ, one layer after the other. On the ResNet it comes 3 % lower than GPTQ whose integers are then improved one by
-one; on the classifier of text directions, whose softmax is nearly always certain, it is lower in 8 bits and four times
-as large in 4. It takes {times} times as long and needs torch, so `quantize-weights` does not offer it.
+Stored in 8 or 4 bits with a scale for each output (`convolutions=true`), everything else in float32. `gptq at once` takes
+each convolution for the only one that is rounded; `gptq`, as `quantize-weights` does it, goes from the first to the last
+and lets each make up for what was lost before it. `AdaRound` (Nagel et al. 2020, arXiv:2004.10568) learns for each weight
+whether it is rounded up or down, with the same moments as `gptq` and also one after the other. It takes {times} times as
+long and needs torch, so `quantize-weights` does not offer it.
 Made by `python -m burnish.tools.research.quant_convolutions`.
 
 | model | bits | rounding | error | agreement | metric | MB | CPU s |
@@ -101,7 +101,7 @@ def _convolutions(rows: dict[str, Row]) -> str:
         if row.endswith("AdaRound")
     ]
     lines = []
-    for row, one in rows.items():
+    for row, one in sorted(rows.items(), key=lambda pair: list(_BEDS).index(pair[0].split(", ")[0])):
         name, bits, rounding = row.split(", ")
         lines.append(
             f"| {_BEDS[name]} | {bits.split()[0]} | {rounding} | {one['error']:.4f} | {one['agreement']:.3f} |"
