@@ -70,7 +70,9 @@ def observed(
     both = tuple({ranges.reducer(method).options: ranges.reducer(method) for method in methods}.values())
     wanted: dict[str, Reducer] = dict.fromkeys(named, Several(both))
     keeps = context.keeps(model, {name: (value, None) for name, value in named.items()})
-    sites = {name: Site(value, None if isinstance(keep := keeps[name], str) else keep) for name, value in named.items()}
+    model, places = integer_clips.telling(model, named.values())
+    kept = {name: None if isinstance(keep, str) else keep for name, keep in keeps.items()}
+    sites = {name: Site(places[value], kept[name]) for name, value in named.items()}
     means = {mean_of(layer): Moments(axis=integer_layers.feature_axis(layer)) for layer in corrected}
     sites |= {mean_of(layer): sites[str(layer.input.name)] for layer in corrected}
     observer = context.observe(model)

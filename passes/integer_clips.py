@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as oir
 
@@ -10,6 +12,7 @@ from burnish.ir.views.parameter import same_shape
 from burnish.ir.walk import is_op
 from burnish.passes import qdq
 from burnish.passes.grids import Grid, Scales
+from burnish.passes.integer_flow import settled
 from burnish.passes.ranges import EVERYTHING
 
 _LEVELS = Grid(8, signed=False, symmetric=False)
@@ -67,6 +70,37 @@ def told_apart(value: oir.Value) -> tuple[float, float]:
         return EVERYTHING
     ends = [_told_apart(node, value) for node in readers]
     return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def telling(model: oir.Model, values: Iterable[oir.Value]) -> tuple[oir.Model, dict[oir.Value, oir.Value]]:
+    """Where a range is looked for: a copy of the model, and what stands there for each value.
+
+    Of a value that is added to another one, and the sum goes through a Relu, what is below the negative of the other
+    makes no difference: the Relu makes 0 of the sum. So what stands for it is the larger of both.
+
+    Args:
+        model: the model; not changed.
+        values: of its main graph.
+    """
+    copy = model.clone()
+    copies = {one.name: one for one in (*copy.graph.inputs, *(out for node in copy.graph for out in node.outputs))}
+    found = {}
+    for value in values:
+        found[value] = own = copies[value.name]
+        add = match.sole_consumer(own, "Add")
+        other = None if add is None else add.inputs[1 if add.inputs[0] is own else 0]
+        if add is None or other is None or other is own or settled(add.outputs[0]) is add.outputs[0]:
+            continue
+        if own.shape is None or own.shape != other.shape:
+            continue
+        negative = edit.make("Neg", [other], like=add)
+        larger = edit.make("Max", [own, negative.outputs[0]], like=add)
+        for one in (negative, larger):
+            same_shape(one, own)
+            one.outputs[0].name = edit.unique_name(copy, f"{own.name}_telling")
+        edit.insert_before(add, [negative, larger])
+        found[value] = larger.outputs[0]
+    return copy, found
 
 
 def _told_apart(node: oir.Node, value: oir.Value) -> tuple[float, float]:

@@ -189,7 +189,7 @@ def rounded(layer: Layer, ends: np.ndarray, inputs: Grid, grid: Grid, moment: np
     bias = _added(layer)
     scale = ranges.scales(float(ends[0]), float(ends[1]), inputs).scale
     least = None if bias is None else qdq.least_scales(bias, scale)
-    return weight_rounding.rounded_layer(layer, grid, moment, np.dtype(np.float32), least)
+    return weight_rounding.rounded_layer(layer.weight(), grid, moment, np.dtype(np.float32), least)
 
 
 def _added(layer: Layer) -> np.ndarray | None:

@@ -123,6 +123,24 @@ def test_what_no_reader_tells_apart_takes_up_no_range(reader: str, ends: tuple[f
     assert high == pytest.approx(ends[1]) if ends[1] is not None else high > 3.5
 
 
+def test_what_a_relu_behind_a_sum_makes_zero_of_takes_up_no_range() -> None:
+    """The convolution gives -8, -1 and 5; with 1 added, what is below -1 makes no difference to the Relu."""
+    model = model_of("""g (float[1, 3, 1, 1] x, float[1, 3, 1, 1] b) => (float[1, 3, 1, 1] y)
+        <float[3, 3, 1, 1] w, float[3, 3, 1, 1] v>
+    {
+      a = Conv (x, w)
+      s = Add (a, b)
+      r = Relu (s)
+      y = Conv (r, v)
+    }""")
+    weight = np.diag([-8.0, -1.0, 5.0]).astype(np.float32)[:, :, None, None]
+    model.graph.initializers["w"].const_value = oir.tensor(weight, name="w")
+    ones = np.ones((1, 3, 1, 1), np.float32)
+    samples = [Sample(str(index), {"x": ones * scale, "b": ones}) for index, scale in enumerate((1.0, 0.5))]
+    known = proposed(model, samples, "{calibration=minmax,stem=true}")[1][0].payload
+    assert known["a"].tolist() == [-1.0, 5.0] and known["r"].tolist() == [0.0, 6.0]
+
+
 def test_single_layers_and_pairs_of_them_can_be_edited() -> None:
     model = model_of(RESIDUAL)
     one, edits, _ = proposed(model, samples_of(model))

@@ -43,11 +43,11 @@ nothing by it, so `quantize-weights` does not offer it.
 
 _CONVOLUTIONS = """## Convolutions
 
-Stored in 8 or 4 bits with a scale for each output (`convolutions=true`), everything else in float32. `gptq at once` takes
-each convolution for the only one that is rounded; `gptq`, as `quantize-weights` does it, goes from the first to the last
-and lets each make up for what was lost before it. `AdaRound` (Nagel et al. 2020, arXiv:2004.10568) learns for each weight
-whether it is rounded up or down, with the same moments as `gptq` and also one after the other. It takes {times} times as
-long and needs torch, so `quantize-weights` does not offer it.
+Stored in 8 or 4 bits with a scale for each output (`convolutions=true`), everything else in float32. `gptq at once`
+takes each convolution for the only one that is rounded; `gptq`, as `quantize-weights` does it, goes from the first to
+the last and lets each make up for what was lost before it. `AdaRound` (Nagel et al. 2020, arXiv:2004.10568) learns for
+each weight whether it is rounded up or down, with the same moments as `gptq` and also one after the other. It takes
+{times} times as long and needs torch, so `quantize-weights` does not offer it.
 Made by `python -m burnish.tools.research.quant_convolutions`.
 
 | model | bits | rounding | error | agreement | metric | MB | CPU s |
