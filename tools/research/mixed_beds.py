@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from burnish.ir.samples import Sample
 from burnish.tools.research import zoo_data, zoo_tasks
 from burnish.tools.research.joint import MODULES
-from burnish.tools.research.quant_static import DEMO, varied
+from burnish.tools.research.quant_static import DEMO
 from burnish.tools.research.zoo_real import package
 
 Array = np.ndarray[Any, Any]
@@ -49,14 +48,20 @@ def _task(name: str, folder: Path) -> list[Sample]:
     ]
 
 
+def _variants(image: Array) -> list[Array]:
+    """24 pictures of an image [1, 3, 224, 224]: twelve parts of 208 x 208 pixels, enlarged, and their mirrors."""
+    place = np.arange(224) * 208 // 224
+    parts = [image[:, :, top + place][:, :, :, left + place] for top in (0, 5, 11, 16) for left in (0, 8, 16)]
+    return [one for part in parts for one in (part, part[:, :, :, ::-1].copy())]
+
+
 def _a1(folder: Path) -> Bed:
-    """Each photograph as it is, in four corners, and all of them mirrored."""
     photos = [
-        [Sample(f"photo {index}, {number}", {"image": one}, label) for number, one in enumerate(varied(feeds["image"]))]
-        for index, (feeds, label) in enumerate(zip(*zoo_tasks.load("a1-efficientnet", folder)[:2], strict=True))
+        [Sample(f"photo {index}, {number}", {"image": one}, label) for number, one in enumerate(_variants(f["image"]))]
+        for index, (f, label) in enumerate(zip(*zoo_tasks.load("a1-efficientnet", folder)[:2], strict=True))
     ]
-    search, unseen = sum((each[:4] for each in photos[:10]), []), sum(photos[10:], [])
-    data = "four variants each of ten photographs of ImageNet; ten variants each of ten others"
+    search, unseen = sum(photos[:10], []), sum(photos[10:], [])
+    data = "24 parts each of ten photographs of ImageNet, half of them mirrored; 24 each of ten others"
     return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data)
 
 
@@ -106,15 +111,16 @@ def _a4(folder: Path) -> Bed:
 
 
 def _a5(folder: Path) -> Bed:
+    """Files with the same bytes, such as empty ones, are not judged by where the search has one of them."""
     samples = _task("a5-magika", folder)
-    data = f"{len(samples[::2])} files of a Python installation; {len(samples[1::2])} others"
-    return Bed("Magika (A5)", folder / "a5-magika.onnx", samples[::2], samples[1::2], data)
+    known = {_bytes(one) for one in samples[::2]}
+    unseen = [one for one in samples[1::2] if _bytes(one) not in known]
+    data = f"{len(samples[::2])} files of a Python installation; {len(unseen)} others"
+    return Bed("Magika (A5)", folder / "a5-magika.onnx", samples[::2], unseen, data)
 
 
-def _lines(count: int) -> list[str]:
-    """Lines of prose of Python's help, spread over all of them."""
-    sentences = [one for one in zoo_data._sentences() if re.fullmatch(r"[ -~]+", one)]
-    return [sentences[index * len(sentences) // count] for index in range(count)]
+def _bytes(sample: Sample) -> tuple[bytes, ...]:
+    return tuple(array.tobytes() for _, array in sorted(sample.feeds.items()))
 
 
 def _cls(folder: Path) -> Bed:
@@ -124,10 +130,10 @@ def _cls(folder: Path) -> Bed:
             {"x": zoo_data._ocr_pixels(zoo_data._draw(text).rotate(180 * turned), 192)},
             np.array([turned]),
         )
-        for index, text in enumerate(_lines(200))
+        for index, text in enumerate(zoo_data.prose(400))
         for turned in (0, 1)
     ]
-    data = "100 drawn lines of prose, upright and turned; 100 others"
+    data = "200 drawn lines of prose, upright and turned; 200 others"
     search = [one for index, one in enumerate(samples) if index // 2 % 2 == 0]
     unseen = [one for index, one in enumerate(samples) if index // 2 % 2]
     return Bed("PP-OCR, direction (A6)", folder / "a6-ppocr-cls.onnx", search, unseen, data)
@@ -135,9 +141,10 @@ def _cls(folder: Path) -> Bed:
 
 def _rec(folder: Path) -> Bed:
     """The search has no labels: characters of a line are none of the rows that the model scores."""
-    samples = _task("a6-ppocr-rec", folder)
+    lines, labels = zoo_data.read_lines(folder, zoo_data.prose(240))
+    samples = [Sample(f"line {at}", f, label) for at, (f, label) in enumerate(zip(lines, labels, strict=True))]
     search, unseen = [Sample(one.name, one.feeds) for one in samples[::2]], samples[1::2]
-    data = "30 drawn lines of prose; 30 others"
+    data = "120 drawn lines of prose; 120 others"
     return Bed("PP-OCR, reading (A6)", folder / "a6-ppocr-rec.onnx", search, unseen, data, "a6-ppocr-rec")
 
 

@@ -194,6 +194,25 @@ def _sentences() -> list[str]:
     return sorted(set(lines))
 
 
+def prose(count: int) -> list[str]:
+    """Different lines of 20 to 40 characters of Python's help, in an order by chance."""
+    lines = set()
+    for text in topics():
+        words: list[str] = []
+        for word in re.findall(r"\S+", text):
+            if not re.fullmatch(r"[A-Za-z]+[,.]?", word):
+                words = []
+            elif len(" ".join([*words, word])) > 40:
+                words = [word]
+            else:
+                words.append(word)
+                if len(" ".join(words)) >= 20 and len(words) > 2:
+                    lines.add(" ".join(words))
+                    words = []
+    ordered = sorted(lines)
+    return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))[:count]]
+
+
 def _draw(text: str) -> Any:
     """Black text on white with Pillow's own font, with a small margin."""
     from PIL import Image, ImageDraw, ImageFont
@@ -216,16 +235,20 @@ def _ocr_pixels(picture: Any, width: int | None = None) -> Array:
 
 
 def _drawn_lines(folder: Path) -> Labelled:
-    """Lines of prose as pictures; the label is the sequence of classes of the model's own alphabet."""
+    """Lines of prose as pictures, with labels as of `read_lines`."""
+    sentences = _sentences()
+    return read_lines(folder, [sentences[index * len(sentences) // LINES] for index in range(LINES)])
+
+
+def read_lines(folder: Path, lines: list[str]) -> Labelled:
+    """Lines as pictures; the label is the sequence of classes of the model's own alphabet."""
     import onnx
 
     file = package("rapidocr_onnxruntime", folder) / "models" / "ch_PP-OCRv4_rec_infer.onnx"
     [alphabet] = [entry.value for entry in onnx.load(str(file)).metadata_props if entry.key == "character"]
     classes = {character: index for index, character in enumerate(["", *alphabet.splitlines(), " "])}
-    sentences = _sentences()
-    chosen = [sentences[index * len(sentences) // LINES] for index in range(LINES)]
-    labels: list[Array] = [np.array([classes[character] for character in text]) for text in chosen]
-    return [{"x": _ocr_pixels(_draw(text))} for text in chosen], labels
+    labels: list[Array] = [np.array([classes[character] for character in text]) for text in lines]
+    return [{"x": _ocr_pixels(_draw(text))} for text in lines], labels
 
 
 def _turned_lines() -> Labelled:
