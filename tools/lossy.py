@@ -249,17 +249,18 @@ class Lossy:
             guard: what no pass may make worse.
 
         Raises:
-            BudgetError: it loses more than is allowed, although its plan did not before the exact passes behind it, or
-                it was to be faster and is slower.
+            BudgetError: with its standard error it loses more than is allowed, although its plan did not before the
+                exact passes behind it, or it was to be faster and is slower.
         """
         if self.judged is None:
             return
         self.final = self.judged.of_runner(runner, model)
         allowed = None if self.found is None or not self.edits else self.found.allowed
-        if allowed is not None and not self.final.drop <= allowed + ROUNDING * max(abs(self.judged.original), allowed):
+        if allowed is not None and not self.final.sure <= allowed + ROUNDING * max(abs(self.judged.original), allowed):
             raise BudgetError(
                 f"on the held-out samples a drop of {allowed:.4g} is allowed, and what would be written loses"
-                f" {self.final.drop:.4g}: the exact passes behind the edits have changed it",
+                f" {self.final.drop:.4g} (standard error {self.final.spread:.2g}): the exact passes behind the edits"
+                " have changed it",
                 hint="allow a little less, or a little more, so that rounding does not decide",
             )
         sample = self.judged.samples[0]

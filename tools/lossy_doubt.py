@@ -40,21 +40,18 @@ def doubt(found: Lossy) -> Doubt | None:
 
 
 def _written(found: Lossy, final: Judgement, allowed: float) -> Doubt | None:
-    """Of a model that is written: it changes no held-out row, or loses more than is allowed with its error."""
-    assert found.judged is not None
+    """Of a model that is written: it changes no held-out row, or loses more than is allowed with its error.
+
+    A metric that counts rows is a share of them, and so is what is allowed.
+    """
     if not final.untouched:
         return None if final.sure <= allowed else _unsure(found, final, allowed)
-    share = (
-        allowed / abs(found.judged.original)
-        if found.budget.drop is not None and found.budget.drop.relative
-        else allowed
-    )
-    needed = rows_needed(share)
+    needed = rows_needed(allowed)
     if final.rows >= needed:
         return None
     said = (
         f"none of {terminal.count(final.rows, 'held-out row')} changes, which leaves it open whether up to"
-        f" {100 * final.chance:.2g} % of others do (with 68 % certainty): {needed} would tell {100 * share:.2g} %"
+        f" {100 * final.chance:.2g} % of others do (with 68 % certainty): {needed} would tell {100 * allowed:.2g} %"
     )
     return Doubt(said, final.rows, needed)
 

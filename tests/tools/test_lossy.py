@@ -398,12 +398,16 @@ def test_what_is_saved_is_measured_and_not_only_promised(tmp_path: Path, monkeyp
     assert error.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
 
 
-def test_what_loses_more_once_it_is_written_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Judged, "of_runner", lambda self, runner, model: Judgement(0.9, 0.0201 * self.original, 0.0))
+@pytest.mark.parametrize(("drop", "error"), [(0.0201, 0.0), (0.0151, 0.005)])
+def test_what_loses_more_once_it_is_written_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: float, error: float
+) -> None:
+    found = lambda self, runner, model: Judgement(0.9, drop * self.original, error * self.original)  # noqa: E731
+    monkeypatch.setattr(Judged, "of_runner", found)
     monkeypatch.setattr(Judged, "of", lambda self, model: Judgement(0.98, 0.0, 0.0))
-    with pytest.raises(BudgetError, match="what would be written loses") as error:
+    with pytest.raises(BudgetError, match="what would be written loses") as refused:
         optimize(tmp_path)
-    assert error.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
+    assert refused.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
 
 
 def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None:
