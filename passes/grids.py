@@ -1,4 +1,4 @@
-"""Grids of integers: fitting scale and zero point to numbers, rounding to them, and back.
+"""Grids of integers, or of 8-bit floating-point numbers: fitting scale and zero point, rounding to them, and back.
 
 A number x is stored as the integer q = clip(round(x / scale) + zero point) and read as (q - zero point) * scale, as by
 QuantizeLinear and DequantizeLinear of ONNX. One scale is for a whole tensor, for each index of one axis, or for each
@@ -58,6 +58,43 @@ class Grid:
         """The smallest dtype of numpy that holds the integers."""
         width = 8 if self.bits <= 8 else 16 if self.bits <= 16 else 32
         return np.dtype(f"{'int' if self.signed else 'uint'}{width}")
+
+    def round(self, steps: np.ndarray) -> None:
+        """Bring numbers of steps, which are within the ends already, to the grid, in place; halves to the even one."""
+        np.rint(steps, out=steps)
+
+
+@dataclass(frozen=True)
+class Float8(Grid):
+    """The numbers of 8 bits that `float8e4m3fn` or `float8e5m2` has, in place of integers.
+
+    Steps are not equally long: they are a sixteenth (an eighth) of a number at most, down to 2^-6 (2^-14), below which
+    they stay as they are. See Micikevicius et al. 2022, arXiv:2209.05433.
+    """
+
+    bits: int = 8
+    kind: str = "float8e4m3fn"
+
+    @property
+    def high(self) -> int:
+        """The largest number."""
+        return {"float8e4m3fn": 448, "float8e5m2": 57344}[self.kind]
+
+    @property
+    def low(self) -> int:
+        """The least number."""
+        return -self.high
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of `ml_dtypes`."""
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.float8_e4m3fn if self.kind == "float8e4m3fn" else ml_dtypes.float8_e5m2)
+
+    def round(self, steps: np.ndarray) -> None:
+        """See `Grid`; what lies in the middle goes to the number whose last bit is 0."""
+        steps[...] = steps.astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -140,14 +177,15 @@ def quantize(values: np.ndarray, scales: Scales) -> np.ndarray:
     """The integers for numbers, shaped like them, of the grid's dtype; halves go to the even integer."""
     scale = scales.spread(scales.scale.astype(np.float64), values.shape)
     zero = scales.spread(scales.zero_point.astype(np.float64), values.shape)
-    levels = np.rint(values / scale) + zero
-    return np.asarray(np.clip(levels, scales.grid.low, scales.grid.high), scales.grid.dtype)
+    levels = np.asarray(np.clip(values / scale, scales.grid.low - zero, scales.grid.high - zero))
+    scales.grid.round(levels)
+    return np.asarray(levels + zero, scales.grid.dtype)
 
 
 def dequantize(levels: np.ndarray, scales: Scales) -> np.ndarray:
     """The numbers, float64, that integers stand for."""
     zero = scales.spread(scales.zero_point.astype(np.float64), levels.shape)
-    return np.asarray((levels - zero) * scales.spread(scales.scale.astype(np.float64), levels.shape))
+    return np.asarray((levels.astype(np.float64) - zero) * scales.spread(scales.scale.astype(np.float64), levels.shape))
 
 
 def too_small(values: np.ndarray) -> bool:
@@ -242,8 +280,9 @@ class _Search:
                     tried.append((self._stored(-self._steps(-most * share, -least * share)), self._middle()))
             for one in tried:
                 scale, (low, high) = one[0].astype(kind)[:, None], self._bounds(one)
-                np.rint(np.divide(rows, scale, out=room), out=room)
+                np.divide(rows, scale, out=room)
                 np.clip(room, low.astype(kind), high.astype(kind), out=room)
+                self.grid.round(room)
                 room *= scale
                 room -= rows
                 found = np.einsum("ij,ij->i", room, room if weights is None else room * weights)
@@ -314,7 +353,9 @@ class _Search:
     def _levels(self, fit: Fit) -> np.ndarray:
         """The integers less the zero point, float64."""
         found = np.divide(self.rows, fit[0].astype(np.float64)[:, None])
-        return np.asarray(np.clip(np.rint(found, out=found), *self._bounds(fit), out=found))
+        np.clip(found, *self._bounds(fit), out=found)
+        self.grid.round(found)
+        return np.asarray(found)
 
     def _error(self, fit: Fit) -> np.ndarray:
         apart = self._levels(fit)

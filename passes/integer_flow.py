@@ -73,13 +73,19 @@ def settled(value: oir.Value) -> oir.Value:
     return node.outputs[0] if node is not None and node.inputs[0] is value and _begins_at_zero(node) else value
 
 
-def flow(graph: oir.Graph, layers: Collection[Layer]) -> Flow:
+def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> Flow:
     """What is rounded when these layers are, and what reads it.
 
     Args:
         graph: the main graph, in order.
         layers: layers of it.
+        between: also what lies between layers, and what they compute; else what they read alone, for them alone.
     """
+    if not between:
+        own = frozenset(layer.node for layer in layers)
+        read = _in_order(graph, {layer.input for layer in layers})
+        users = {value: [user for user in match.consumers(value) if user in own] for value in read}
+        return Flow(dict.fromkeys(read), dict(users), frozenset(), {})
     marked: set[oir.Value] = set()
     for layer in layers:
         marked.add(layer.input)

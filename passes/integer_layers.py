@@ -1,8 +1,12 @@
-"""Writing a convolution or linear layer so that it multiplies 8-bit integers: weight, bias, and what is around it."""
+"""Writing a convolution or linear layer so that it multiplies 8-bit integers: weight, bias, and what is around it.
+
+With a grid of 8-bit floating-point numbers, for which there is no kernel, only what layers read and their weights are
+rounded; the bias stays what it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -15,10 +19,11 @@ from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import grids, integer_clips, qdq, ranges, weight_rounding
-from burnish.passes.grids import Clip, Grid, Scales
-from burnish.passes.integer_flow import CLIPPED, flow
+from burnish.passes.grids import Clip, Float8, Grid, Scales
+from burnish.passes.integer_flow import CLIPPED, Flow, flow
 from burnish.passes.layers import Layer, unobservable, unusable
-from burnish.passes.lossy import Savings
+from burnish.passes.lossy import Context, Savings
+from burnish.passes.moments import moments
 
 _FEW = 4
 
@@ -53,6 +58,36 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
     return None
 
 
+def by_moments(
+    model: oir.Model,
+    layers: Mapping[str, Layer],
+    centred: Collection[str],
+    known: Mapping[str, np.ndarray],
+    inputs: Grid,
+    grid: Grid,
+    context: Context,
+    limit: int,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The weights of layers as `gptq` rounds them, by name: integers [out, ...] and scales [out]; only of those whose
+    inputs it can see.
+
+    Args:
+        model: the model.
+        layers: layers by their names.
+        centred: names of those whose bias takes up the mean: their moment is that about it.
+        known: the least and the largest number of each value, by its name.
+        inputs: the integers of what layers read.
+        grid: the integers of the weights.
+        context: samples and what runs models.
+        limit: bytes of statistics, and of activations, that are held at once.
+    """
+    groups = {name: [layer] for name, layer in layers.items()}
+    for name, moment in moments(model, groups, context, limit, centred):
+        if not isinstance(moment, str):
+            levels, scales = _by_moment(layers[name], known[str(layers[name].input.name)], inputs, grid, moment)
+            yield name, levels, scales.scale
+
+
 def is_stem(layer: Layer) -> TypeGuard[Convolution]:
     """Whether it is a convolution on the few channels of an image."""
     return isinstance(layer, Convolution) and layer.groups == 1 and layer.in_channels <= _FEW
@@ -68,35 +103,41 @@ def takes_bias(layer: Layer) -> bool:
     return layer.bias_is_free if isinstance(layer, Linear) else True
 
 
-def _on_integers(layer: Layer) -> bool:
+def whole(model: oir.Model, layers: Collection[Layer], grid: Grid) -> Flow:
+    """What is rounded, and for whom, when these layers multiply numbers of a grid."""
+    return flow(model.graph, layers, between=not isinstance(grid, Float8))
+
+
+def _on_integers(layer: Layer, grid: Grid) -> bool:
     """Whether the kernel adds the bias as integers; that of a product of more than two axes does not."""
+    if isinstance(grid, Float8):
+        return False
     return not isinstance(layer, Linear) or is_op(layer.node, "Gemm") or match.rank(layer.input) == 2
 
 
-def savings(model: oir.Model, layer: Layer, per_channel: bool, corrected: bool) -> Savings:
+def savings(model: oir.Model, layer: Layer, grid: Grid, per_channel: bool, corrected: bool) -> Savings:
     """What a layer alone saves; pairs that are on its values already are taken.
 
     Args:
         model: the model.
         layer: that `refusal` does not refuse.
+        grid: what numbers are rounded to.
         per_channel: its weight has a scale for each output.
         corrected: it has a bias afterwards.
     """
     assert layer.parameter is not None
-    pairs = sum(qdq.pair_on(value) is None for value in flow(model.graph, [layer]).scale_of)
+    pairs = sum(qdq.pair_on(value) is None for value in whole(model, [layer], grid).scale_of)
     out = layer.out_features if isinstance(layer, Linear) else layer.out_channels
     count = int(np.prod(layer.parameter.shape))
     scales = out if per_channel else 1
-    parameters, size = -2 * pairs - 2 * scales, -5 * pairs + 3 * count - 5 * scales
+    zero_points = 0 if isinstance(grid, Float8) else pairs + scales
+    parameters, size = -pairs - scales - zero_points, 3 * count - 4 * (pairs + scales) - zero_points
     old = layer.bias_parameter
     if old is not None or corrected:
-        new = out
-        integers = _on_integers(layer)
-        if old is not None and not integers and not corrected:
-            new = int(np.prod(old.shape))
+        integers = _on_integers(layer, grid)
         gone = weights.tensor_of(old.source) if old is not None and not old.others(_bias_reader(layer)) else None
-        parameters += (0 if gone is None else gone.size) - new - (scales if integers else 0)
-        size += (0 if gone is None else gone.nbytes) - 4 * new - (4 * scales if integers else 0)
+        parameters += (0 if gone is None else gone.size) - out - (scales if integers else 0)
+        size += (0 if gone is None else gone.nbytes) - 4 * out - (4 * scales if integers else 0)
     return Savings(parameters, size, 0)
 
 
@@ -121,7 +162,7 @@ def round_values(
     Raises:
         InputError: a value is not known, or has a pair with scales that cannot be read.
     """
-    found = flow(model.graph, layers)
+    found = whole(model, layers, grid)
     inputs = [layer.input for layer in layers]
     given: dict[oir.Value, Scales] = {}
     for value, like in found.scale_of.items():
@@ -169,32 +210,28 @@ def fitted(
     """
     weight = layer.weight()
     scales = grids.fit(weight, grid, axis, clip=clip) if rounded is None else rounded[1]
-    bias = _added(layer)
+    bias = _added(layer, grid)
     wider = scales if bias is None else qdq.fitting_bias(scales, bias, input_scale)
     if rounded is not None and np.array_equal(wider.scale, scales.scale):
         return rounded
     return grids.quantize(weight, wider), wider
 
 
-def rounded(layer: Layer, ends: np.ndarray, inputs: Grid, grid: Grid, moment: np.ndarray) -> tuple[np.ndarray, Scales]:
-    """Integers [out, ...] and a scale for each output by the moment of what a layer reads.
-
-    Args:
-        layer: the layer.
-        ends: the least and the largest number of its input.
-        inputs: the integers of its input.
-        grid: the integers of the weight.
-        moment: float64 [groups, in, in].
-    """
-    bias = _added(layer)
+def _by_moment(
+    layer: Layer, ends: np.ndarray, inputs: Grid, grid: Grid, moment: np.ndarray
+) -> tuple[np.ndarray, Scales]:
+    """Integers [out, ...] and a scale for each output by the moment [groups, in, in] of what a layer reads, float64."""
+    bias = _added(layer, grid)
     scale = ranges.scales(float(ends[0]), float(ends[1]), inputs).scale
     least = None if bias is None else qdq.least_scales(bias, scale)
     return weight_rounding.rounded_layer(layer.weight(), grid, moment, np.dtype(np.float32), least)
 
 
-def _added(layer: Layer) -> np.ndarray | None:
-    """The bias that the kernel adds as integers."""
-    return layer.bias() if _on_integers(layer) else None
+def _added(layer: Layer, grid: Grid) -> np.ndarray | None:
+    """The bias that the kernel adds as integers: with 8-bit floating-point numbers, too, ONNX Runtime 1.32 makes integers
+    of 32 bits of it, with the product of both scales, and does not look whether they overflow.
+    """
+    return layer.bias() if isinstance(grid, Float8) or _on_integers(layer, grid) else None
 
 
 def write(
@@ -218,8 +255,8 @@ def write(
     bias = layer.bias()
     if mean is not None:
         bias = (0.0 if bias is None else bias) + _shift(layer, grids.dequantize(levels, scales), mean)
-    integers, rank = _on_integers(layer), match.rank(layer.input) or 3
-    one_node = isinstance(layer, Linear) and layer.add is not None and rank == 2
+    integers, rank = _on_integers(layer, scales.grid), match.rank(layer.input) or 3
+    one_node = integers and isinstance(layer, Linear) and layer.add is not None
     node = _as_gemm(layer) if one_node else layer.node
     stored, scales = _as_stored(layer, levels, scales)
     qdq.put_weight(model, node, 1, stored, scales)
@@ -228,15 +265,17 @@ def write(
     if bias is None:
         return
     stem = _stem(layer.parameter)
-    if integers:
+    if isinstance(layer, Linear) and layer.add is not None and not one_node:
+        side = 1 if layer.add.inputs[0] is node.outputs[0] else 0
+        shape = (1,) * (rank - 1) + (-1,)  # as many axes as the product: else ONNX Runtime makes a float32 Gemm of both
+        write_input(model, layer.add, side, bias.reshape(shape), oir.DataType.FLOAT, f"{stem}_bias")
+    elif not integers:
+        write_input(model, node, 2, bias, oir.DataType.FLOAT, f"{stem}_bias")
+    else:
         into = qdq.bias_scales(input_scale, scales)
         if match.input_of(node, 2) is None:
             edit.set_input(node, 2, edit.add_constant(model, f"{stem}_bias", bias.astype(np.float32)))
         qdq.put_weight(model, node, 2, grids.quantize(bias, into), into)
-    elif isinstance(layer, Linear) and layer.add is not None:
-        side = 1 if layer.add.inputs[0] is node.outputs[0] else 0
-        shape = (1,) * (rank - 1) + (-1,)  # as many axes as the product: else ONNX Runtime makes a float32 Gemm of both
-        write_input(model, layer.add, side, bias.reshape(shape), oir.DataType.FLOAT, f"{stem}_bias")
 
 
 def _shift(layer: Layer, rounded: np.ndarray, mean: np.ndarray) -> np.ndarray:

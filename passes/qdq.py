@@ -13,7 +13,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.walk import is_op
-from burnish.passes.grids import Grid, Scales
+from burnish.passes.grids import Float8, Grid, Scales
 
 BIAS = Grid(32)
 """The integers of a bias: those that products of 8 bits are added up in."""
@@ -27,8 +27,10 @@ _PACKED = {
 
 
 def least_opset(scales: Scales) -> int:
-    """The first opset whose DequantizeLinear takes these scales: 10; with an axis 13; with blocks or few bits 21."""
-    if scales.block is not None or scales.grid.bits < 8:
+    """The first opset whose DequantizeLinear takes these scales: 10; with an axis 13; with blocks or few bits 21; of
+    8-bit floating-point numbers 21, since `_constants` writes no zero point.
+    """
+    if scales.block is not None or scales.grid.bits < 8 or isinstance(scales.grid, Float8):
         return 21
     return 10 if scales.axis is None else 13
 
@@ -57,11 +59,19 @@ def scales_of(value: oir.Value) -> Scales | None:
         return None
     scale = np.asarray(weights.constant(node.inputs[1]))
     zero_value = match.input_of(node, 2)
-    zero = np.zeros(scale.shape, np.uint8) if zero_value is None else np.asarray(weights.constant(zero_value))
-    if scale.size != 1 or zero.dtype.kind not in "iu":
-        return None
-    bits = 8 * zero.dtype.itemsize
-    return Scales(Grid(bits, zero.dtype.kind == "i", False), scale.reshape(()), zero.reshape(()))
+    levels = node.inputs[0]
+    kind = oir.DataType.UINT8 if levels is None or levels.dtype is None else levels.dtype
+    zero = np.zeros(scale.shape, kind.numpy()) if zero_value is None else np.asarray(weights.constant(zero_value))
+    grid = _grid_of(zero.dtype)
+    return None if scale.size != 1 or grid is None else Scales(grid, scale.reshape(()), zero.reshape(()))
+
+
+def _grid_of(dtype: np.dtype) -> Grid | None:
+    """The grid of zero points."""
+    kind = dtype.name.replace("_", "")
+    if kind in ("float8e4m3fn", "float8e5m2"):
+        return Float8(kind=kind)
+    return Grid(8 * dtype.itemsize, dtype.kind == "i", False) if dtype.kind in "iu" else None
 
 
 def scaled(scales: Scales, factor: float) -> Scales:
@@ -109,7 +119,8 @@ def _new_pair(model: oir.Model, value: oir.Value, scales: Scales) -> oir.Value:
     stem = value.name or "value"
     constants = _constants(model, stem, scales)
     like = producer if producer is not None else match.consumers(value)
-    there = edit.make("QuantizeLinear", [value, *constants], like=like)
+    kind = {"output_dtype": int(_stored_type(scales))} if isinstance(scales.grid, Float8) else {}
+    there = edit.make("QuantizeLinear", [value, *constants], kind, like=like)
     back = edit.make("DequantizeLinear", [there.outputs[0], *constants], like=like)
     there.outputs[0].type = oir.TensorType(_stored_type(scales))
     there.outputs[0].shape = value.shape.copy() if value.shape is not None else None
@@ -195,9 +206,13 @@ def least_scales(bias: np.ndarray, input_scale: float | np.ndarray) -> np.ndarra
 
 
 def _constants(model: oir.Model, stem: str, scales: Scales, zero_point: bool = True) -> list[oir.Value]:
-    """The scale and the zero point as initializers; kernels on integers ask for a zero point though it is 0."""
+    """The scale and the zero point as initializers; kernels on integers ask for a zero point though it is 0.
+
+    8-bit floating-point numbers have none: ONNX Runtime 1.32 leaves out a Relu before a QuantizeLinear whose zero point
+    is the byte 0, as is right for unsigned integers only.
+    """
     found = [edit.add_constant(model, f"{stem}_scale", np.asarray(scales.scale))]
-    if zero_point and scales.grid != BIAS:
+    if zero_point and scales.grid != BIAS and not isinstance(scales.grid, Float8):
         dtype = _stored_type(scales)
         zero = oir.tensor(np.asarray(scales.zero_point).astype(dtype.numpy()), dtype=dtype)
         found.append(edit.add_constant(model, f"{stem}_zero_point", zero))

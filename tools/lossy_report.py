@@ -130,7 +130,7 @@ def lines(found: Lossy) -> list[str]:
         worst, middle = max(errors, key=errors.__getitem__), statistics.median(errors.values())
         shown.append(f"layers    error {middle:.2g} in the middle, at most {errors[worst]:.2g}: {worst}")
     if (simulated := found.model.metadata_props.get(LABEL)) is not None:
-        shown.insert(0, f"note      simulated: {simulated}; nothing is smaller or faster for it")
+        shown.insert(0, f"note      simulated: {simulated}")
     if found.warning is not None:
         shown.insert(0, f"note      {found.warning}")
     shown += [f"note      {terminal.count(count, 'layer')} {note}" for note, count in found.notes.items()]

@@ -12,6 +12,7 @@ import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.inference import Inference
+from burnish.ir.views.attention import Miss
 from burnish.ir.views.attention_layer import AttentionLayer, attention_layers
 from burnish.ir.views.flow import SKIP_NORMS
 from burnish.ir.views.stream import Stream, streams
@@ -65,9 +66,14 @@ class RotateResidual(ExactPass):
                 model.graph[0], f"the model is rotated already: {model.metadata_props[ROTATED]}", matched=False
             )
             return
-        fused = list(_fused(model))
-        if fused and self._is_rotated(model):
-            for node in fused:
+        fused = next(_fused(model), None) is not None
+        refused = self._refused_apart(model) if fused else []
+        for node, reason in refused:
+            outcome.skip(node, reason)
+        if refused:
+            return
+        if fused:
+            for node in _fused(model):
                 if not outcome.take(node):
                     return
                 split(node)
@@ -75,7 +81,7 @@ class RotateResidual(ExactPass):
         while (found := next(islice(streams(model), number, None), None)) is not None:
             number += 1
             if not isinstance(found, Stream):
-                outcome.skip(found.anchor, found.reason)
+                outcome.skip(*_missed(found))
             elif reason := self._refusal(found):
                 outcome.skip(*reason)
             elif not outcome.take(found.readers[0].linear.node):
@@ -93,12 +99,16 @@ class RotateResidual(ExactPass):
             if self.online:
                 self._turn_online(model, outcome)
 
-    def _is_rotated(self, model: oir.Model) -> bool:
-        """Whether a stream can be rotated when sums and the norms behind them are operators of their own."""
+    def _refused_apart(self, model: oir.Model) -> list[tuple[oir.Node, str]]:
+        """Why no stream can be rotated when sums and the norms behind them are operators of their own; empty where one
+        can be, or there is none.
+        """
         copy = model.clone()
-        for node in list(_fused(copy)):
+        for node in _fused(copy):
             split(node)
-        return any(isinstance(one, Stream) and self._refusal(one) is None for one in streams(copy))
+        found = [_missed(one) if not isinstance(one, Stream) else self._refusal(one) for one in streams(copy)]
+        refused = [one for one in found if one is not None]
+        return refused if len(refused) == len(found) else []
 
     def _refusal(self, stream: Stream) -> tuple[oir.Node, str] | None:
         if not stream.readers:
@@ -153,7 +163,16 @@ class RotateResidual(ExactPass):
                 turner.turn_input(one)
 
 
+def _missed(miss: Miss) -> tuple[oir.Node, str]:
+    """What a miss says; of a sum and its norm in one operator, why they were not taken apart."""
+    node = miss.anchor
+    why = not_splittable(node) if is_op(node, *SKIP_NORMS, domain="com.microsoft") else None
+    return node, miss.reason if why is None else f"it adds to the stream and normalizes it at once, and {why}"
+
+
 def _fused(model: oir.Model) -> Iterator[oir.Node]:
-    """The operators that add to a stream and normalize it at once, and can be taken apart."""
-    found = (node for node in walk(model) if is_op(node, *SKIP_NORMS, domain="com.microsoft"))
+    """The operators that add to a stream and normalize it at once, and can be taken apart, each when those before it
+    are: what is known of a sum tells of the next one.
+    """
+    found = [node for node in walk(model) if is_op(node, *SKIP_NORMS, domain="com.microsoft")]
     return (node for node in found if not_splittable(node) is None)

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers on integers of 8 bits, with scales that are fixed beforehand."""
+"""Convolutions and linear layers on numbers of 8 bits, with scales that are fixed beforehand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from burnish.ir.walk import walk
 from burnish.passes import catalog, factors, integer_layers, ranges
 from burnish.passes.base import Outcome
 from burnish.passes.calibration import Known, best, mean_of, observed
-from burnish.passes.grids import Grid, Scales
-from burnish.passes.integer_flow import flow
+from burnish.passes.grids import Float8, Grid, Scales
 from burnish.passes.layers import Layer, layers, others
 from burnish.passes.lossy import Context, Edit, LossyPass
-from burnish.passes.moments import moments
+from burnish.passes.simulated import LABEL
 from burnish.passes.weight_rounding import clip_of, error
 
 _PLACE = "quantize-static"
@@ -35,6 +34,8 @@ class QuantizeStatic(LossyPass):
     DequantizeLinear, which ONNX Runtime turns into kernels on integers.
 
     Attributes:
+        dtype: `int8`, or 8-bit floating point, `float8e4m3fn` or `float8e5m2`: only what layers read, and their
+            weights. The file is as small, but no kernel multiplies them: the metadata say `burnish.simulated`.
         calibration: how much of an activation's range is kept: `minmax` all of it, `percentile` a share, `mse` what
             makes the squared error least, `entropy` what keeps the distribution; `best` is `mse`, unless `minmax` or
             `percentile` changes the outputs less on the samples, and by more than the standard error.
@@ -50,6 +51,7 @@ class QuantizeStatic(LossyPass):
         memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
     """
 
+    dtype: Literal["int8", "float8e4m3fn", "float8e5m2"] = "int8"
     calibration: Literal["best", "minmax", "percentile", "mse", "entropy"] = "best"
     percentile: float = 99.99
     symmetric: bool = False
@@ -76,6 +78,9 @@ class QuantizeStatic(LossyPass):
             raise InputError(f"`weight_bits` is {self.weight_bits}", place=_PLACE, hint="give 8 or 7")
         if self.rounding == "gptq" and not self.per_channel:
             raise InputError("`gptq` finds a scale for each output", place=_PLACE, hint="give `per_channel=true`")
+        odd = {"calibration": "entropy", "symmetric": True, "rounding": "gptq", "weight_bits": 7}
+        if self.dtype != "int8" and (name := next((one for one in odd if getattr(self, one) == odd[one]), None)):
+            raise InputError(f"`{name}` is {odd[name]}, which is for integers", place=f"{_PLACE}{{dtype={self.dtype}}}")
         if self.memory < 1:
             raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
@@ -87,18 +92,16 @@ class QuantizeStatic(LossyPass):
         """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer; with
         `gptq` integers and scales of the layer, too.
         """
-        opset, least = model.opset_imports.get("", 1), 13 if self.per_channel else 10
+        opset = model.opset_imports.get("", 1)
+        least = 21 if self.dtype != "int8" else 13 if self.per_channel else 10
         if opset < least:
-            raise InputError(
-                f"opset {opset} has no such DequantizeLinear: a scale for each output needs 13, one for all 10",
-                place=_PLACE,
-                hint=f"raise it with `--opset {least}`",
-            )
+            why = f"opset {opset} has no such DequantizeLinear: 8-bit floats need 21, a scale for each output 13"
+            raise InputError(why, place=_PLACE, hint=f"raise it with `--opset {least}`")
         found: dict[str, Layer] = {}
         for name, layer in layers(model).items():
             reason = integer_layers.refusal(model, layer)
             if reason is None and not self.stem and integer_layers.is_stem(layer):
-                reason = f"on {layer.in_channels} channels integers are slower; `stem` would take it"
+                reason = f"on {layer.in_channels} channels it is slower and saves little; `stem` would take it"
             if reason is None:
                 found[name] = layer
             else:
@@ -108,51 +111,40 @@ class QuantizeStatic(LossyPass):
         for node in walk(model, "LSTM", "GRU", "RNN"):
             outcome.skip(node, "no runtime computes it on integers with fixed scales; `quantize-dynamic` has a kernel")
         methods: tuple[ranges.Method, ...] = _BEST if self.calibration == "best" else (self.calibration,)
-        values = flow(model.graph, list(found.values())).scale_of
+        values = integer_layers.whole(model, list(found.values()), self._grid).scale_of
         corrected = [layer for layer in found.values() if self._corrected(layer)]
         seen = observed(model, values, corrected, context, self._grid, methods, self.percentile, self.memory << 20)
         for name, layer in list(found.items()):
-            reason = next((seen.wrong[v] for v in flow(model.graph, [layer]).scale_of if v in seen.wrong), None)
+            own = integer_layers.whole(model, [layer], self._grid).scale_of
+            reason = next((seen.wrong[value] for value in own if value in seen.wrong), None)
             if reason is not None:
                 outcome.skip(layer.node, reason)
                 del found[name]
         if not found:
             return []
-        whole = flow(model.graph, list(found.values()))
+        whole = integer_layers.whole(model, list(found.values()), self._grid)
         made = partial(self._made, model, list(found.values()))
         known = seen.known[best(model, seen.known, made, context)]
-        rounded = self._rounded(model, found, known, context)
+        rounded: dict[str, Known] = {}
+        if self.rounding == "gptq":
+            centred = [name for name, layer in found.items() if self._corrected(layer)]
+            grids, limit = (self._grid, self._weights), self.memory << 20
+            for name, *made_of in integer_layers.by_moments(model, found, centred, known, *grids, context, limit):
+                node = found[name].node.name
+                rounded[name] = {f"{kind}{node}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
         return [
             Edit(
                 catalog.spec(self),
                 name,
-                "int8 per channel" if self.per_channel else "int8",
+                f"{self.dtype} per channel" if self.per_channel else self.dtype,
                 frozenset(str(node.name) for node in layer.nodes),
-                integer_layers.savings(model, layer, self.per_channel, self._corrected(layer)),
+                integer_layers.savings(model, layer, self._grid, self.per_channel, self._corrected(layer)),
                 known | rounded.get(name, {}),
                 (str(layer.node.name),),
                 whole.unconverted(layer),
             )
             for name, layer in found.items()
         ]
-
-    def _rounded(
-        self, model: oir.Model, found: Mapping[str, Layer], known: Known, context: Context
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """What `gptq` makes of each weight whose inputs it can see; centred where the bias takes up the mean."""
-        made: dict[str, dict[str, np.ndarray]] = {}
-        if self.rounding != "gptq":
-            return made
-        centred = {name for name, layer in found.items() if self._corrected(layer)}
-        groups = {name: [layer] for name, layer in found.items()}
-        for name, moment in moments(model, groups, context, self.memory << 20, centred):
-            if isinstance(moment, str):
-                continue
-            layer = found[name]
-            ends = known[str(layer.input.name)]
-            levels, scales = integer_layers.rounded(layer, ends, self._grid, Grid(self.weight_bits), moment)
-            made[name] = {f"{_LEVELS}{layer.node.name}": levels, f"{_SCALE}{layer.node.name}": scales.scale}
-        return made
 
     def _corrected(self, layer: Layer) -> bool:
         return self.correct_bias and integer_layers.takes_bias(layer)
@@ -167,7 +159,11 @@ class QuantizeStatic(LossyPass):
 
     @property
     def _grid(self) -> Grid:
-        return Grid(8, signed=False, symmetric=self.symmetric)
+        return Grid(8, signed=False, symmetric=self.symmetric) if self.dtype == "int8" else Float8(kind=self.dtype)
+
+    @property
+    def _weights(self) -> Grid:
+        return Grid(self.weight_bits) if self.dtype == "int8" else self._grid
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""
@@ -182,11 +178,13 @@ class QuantizeStatic(LossyPass):
             chosen.append(layer)
         errors = self._write(model, chosen, known)
         outcome.errors |= {edit.key: errors[edit.anchors[0]] for edit in edits if edit.anchors[0] in errors}
+        if chosen and self.dtype != "int8":
+            model.metadata_props[LABEL] = f"{self.dtype} is multiplied in floating point: the file is small, not quick"
 
     def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Also the relative error of each weight that no samples rounded, by the name of its node."""
         inputs = integer_layers.round_values(model, chosen, known, self._grid)
-        axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), Grid(self.weight_bits)
+        axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), self._weights
         errors = dict[str, float]()
         for layer, scale in zip(chosen, inputs, strict=True):
             mean = known.get(mean_of(layer)) if self._corrected(layer) else None

@@ -57,7 +57,10 @@ OURS = {
     "burnish, one scale a weight": "{per_channel=false}",
     "burnish, one scale a weight, equalized": "{per_channel=false}",
     "burnish, equalized": "",
+    "burnish, float8e4m3fn": "{dtype=float8e4m3fn}",
+    "burnish, float8e5m2": "{dtype=float8e5m2}",
 }
+FLOATS = tuple(label for label, options in OURS.items() if "dtype=float8" in options)
 RIVALS = ("MinMax", "Entropy", "Percentile")
 
 Array = np.ndarray[Any, Any]
@@ -180,6 +183,8 @@ def ours(model: oir.Model, fit: Sequence[Sample], label: str) -> oir.Model:
     options = OURS[label]
     if label.endswith("equalized"):
         model = Pipeline((catalog.make("equalize-channels"),)).rewrite(model).model
+    if label in FLOATS:
+        model = Pipeline((catalog.make("raise-opset", {"to": 21}),)).rewrite(model).model
     (one,) = catalog.parse(f"quantize-static{options}")
     assert isinstance(one, LossyPass)
     edits = one.propose(model, context_for(model, fit), Outcome(one.pass_name()))
@@ -283,7 +288,7 @@ def measure(name: str, folder: Path, data: Path, wanted: Sequence[str]) -> None:
             },
         )
         if label not in found["rows"] and (not wanted or label in wanted):
-            clock = label == "burnish" or label not in OURS
+            clock = label in ("burnish", FLOATS[0]) or label not in OURS
             found["rows"][label] = row(bed, base, reference, make, clock)
             print(name, label, found["rows"][label], flush=True)
             data.write_text(json.dumps(known, indent=1) + "\n")

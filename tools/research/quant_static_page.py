@@ -14,6 +14,12 @@ _NAMES = {
     "resnet": "digits ResNet",
     "vit": "digits ViT",
 }
+_FLOAT = "float8"
+_FLOATS = """
+## 8-bit floating point
+
+The same layers with `dtype`; the file is about as large. `int8` is the default from above.
+"""
 _INTEGERS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
 _TOP = """# Static int8 beside ONNX Runtime's quantizer
 
@@ -53,11 +59,15 @@ def page(known: Mapping[str, Any]) -> str:
         lines += _main(name, known[name])
     lines += ["", "## What the options do", "", "Error of the first output, everything else as above.", ""]
     labels = list(dict.fromkeys(one for name in found for one in known[name]["rows"] if one.startswith("burnish")))
+    labels = [one for one in labels if _FLOAT not in one]
     heads = ["default" if one == "burnish" else one.removeprefix("burnish, ") for one in labels]
     lines += [f"| model | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     for name in found:
         rows = known[name]["rows"]
         lines.append(f"| {_NAMES[name]} | {' | '.join(_number(rows.get(one, {}).get('error')) for one in labels)} |")
+    lines += [_FLOATS, "| model | dtype | bytes | error | agreement | metric | against float32 |", "| --- |" + " --- |" * 6]
+    for name in found:
+        lines += _floats(name, known[name]["rows"])
     lines += ["", "## Kernels", "", "Operators that ONNX Runtime is left with, those on integers first.", ""]
     lines += ["| model | float32 | burnish | ONNX Runtime |", "| --- | --- | --- | --- |"]
     for name in found:
@@ -65,6 +75,17 @@ def page(known: Mapping[str, Any]) -> str:
         sets = (one["kernels"], one["rows"]["burnish"].get("kernels"), _best(one)[1].get("kernels"))
         lines.append(f"| {_NAMES[name]} | {' | '.join(map(_kernels, sets))} |")
     return "\n".join(lines) + "\n"
+
+
+def _floats(name: str, rows: Mapping[str, Any]) -> list[str]:
+    """A row for each dtype of 8 bits."""
+    head, lines = _NAMES[name], []
+    for label in ["burnish", *(label for label in rows if _FLOAT in label)] if any(_FLOAT in one for one in rows) else []:
+        row = rows[label]
+        cells = (f"{row['bytes']:,}", *(_number(row[key]) for key in ("error", "agreement", "metric")), _time(row))
+        lines.append(f"| {head} | {'int8' if label == 'burnish' else label.split(', ')[1]} | {' | '.join(cells)} |")
+        head = ""
+    return lines
 
 
 def _best(one: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
