@@ -14,6 +14,11 @@ from burnish.passes.lossy import Context
 from burnish.passes.rank import by_group, features_of
 from burnish.passes.sites import Site
 
+_ROUNDING = 1e-12
+"""What is added to a moment about the mean, as a share of the largest of those about 0: where the mean is all, their
+difference is what rounding left, and may be negative.
+"""
+
 
 def moments(
     model: oir.Model,
@@ -46,7 +51,7 @@ def moments(
         for index, layer in enumerate(group):
             key = f"{name}\n{index}"
             layers[key], owner[key] = layer, name
-    wanted = {key: gram_of(layer) for key, layer in layers.items()}
+    wanted = {key: gram_of(layer, exact=owner[key] in centred) for key, layer in layers.items()}
     places = {key: (layers[key].input, gram.axis) for key, gram in wanted.items()}
     keeps = dict(context.keeps(model, places))
     for key, keep in keeps.items():
@@ -84,7 +89,10 @@ def moments(
 def _moment(gram: Gram, features: int, centred: bool) -> np.ndarray | str:
     if not gram.rows:
         return "no row was seen: all are padding, or the samples have none"
-    moment = gram.covariance if centred else gram.matrix / gram.rows
+    moment = gram.matrix / gram.rows
+    if centred:
+        most = np.diagonal(moment, axis1=-2, axis2=-1).max(initial=0.0)
+        moment = gram.covariance + _ROUNDING * most * np.eye(moment.shape[-1])
     if not np.isfinite(moment).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"
     return steadied(by_group(moment, features), gram.rows)
