@@ -107,12 +107,13 @@ def logarithmic(largest: np.ndarray) -> np.ndarray:
     return np.maximum(scale, _LEAST * scale.max()) if scale.any() else np.ones(len(largest))
 
 
-def groups(model: oir.Model) -> tuple[list[Group], list[tuple[Linear, str]]]:
+def groups(model: oir.Model) -> tuple[list[Group], list[tuple[Layer, str]]]:
     """The layers whose weights can be multiplied, by what they read; and the others, with the reason."""
     found: dict[str, Linear] = {}
-    facts, left = Inference(model), []
+    facts, left = Inference(model), list[tuple[Layer, str]]()
     for name, layer in layers(model).items():
         if not isinstance(layer, Linear):
+            left.append((layer, "it is a convolution"))
             continue
         reason = "its weight is held otherwise already" if layer.parameter is None else None
         reason = reason or weight_sites.refusal(Matrix((layer,)), facts) or refusal(model, layer.input)

@@ -160,7 +160,7 @@ def round_values(
         The scale of the input of each layer.
 
     Raises:
-        InputError: a value is not known, or has a pair with scales that cannot be read.
+        InputError: a value is not known.
     """
     found = whole(model, layers, grid)
     inputs = [layer.input for layer in layers]
@@ -179,8 +179,7 @@ def round_values(
             continue
         put = qdq.put_pair(model, value, given[value], readers)
         there = qdq.scales_of(put)
-        if there is None:
-            raise InputError(f"`{value.name}` has a QuantizeLinear whose scale is not one constant")
+        assert there is not None
         given[value] = there
     for node in [one for one in model.graph if one in found.nodes]:
         if is_op(node, *CLIPPED):
@@ -228,8 +227,10 @@ def _by_moment(
 
 
 def _added(layer: Layer, grid: Grid) -> np.ndarray | None:
-    """The bias that the kernel adds as integers: with 8-bit floating-point numbers, too, ONNX Runtime 1.32 makes integers
-    of 32 bits of it, with the product of both scales, and does not look whether they overflow.
+    """The bias that the kernel adds as integers.
+
+    Of a bias beside 8-bit floating-point numbers ONNX Runtime 1.32 makes integers of 32 bits, too, with the product of
+    both scales, and does not look whether they overflow.
     """
     return layer.bias() if isinstance(grid, Float8) or _on_integers(layer, grid) else None
 

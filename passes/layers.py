@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import weights
+from burnish.ir import match, weights
 from burnish.ir.views.convolution import Convolution, convolutions
 from burnish.ir.views.linear import Linear, find_linear, linears
 from burnish.ir.views.parameter import Parameter, find_parameter
-from burnish.ir.walk import walk
+from burnish.ir.walk import is_op, walk
 from burnish.passes import grids
 from burnish.passes.gram import ConvolutionGram, Gram
 from burnish.passes.reducers import Reducer
@@ -60,8 +60,16 @@ def unusable(parameter: Parameter) -> str | None:
 
 
 def others(model: oir.Model) -> Iterator[tuple[oir.Node, str]]:
-    """Products with a constant matrix that are no layers, each with the reason why it keeps its numbers."""
-    for node in walk(model, "MatMul", "Gemm"):
+    """Products with a matrix, and convolutions, that are no layers, each with the reason why it keeps its numbers."""
+    for node in walk(model, "MatMul", "Gemm", "Conv", "ConvTranspose"):
+        given = match.input_of(node, 1)
+        if given is not None and given.is_graph_input() and given.is_initializer():
+            yield node, (
+                f"its weight `{given.name}` is an input with a default, which callers may change; "
+                "`python -m onnxruntime.tools.remove_initializer_from_input` makes it a constant"
+            )
+        if is_op(node, "Conv", "ConvTranspose"):
+            continue
         held = [find_parameter(value) for value in node.inputs[:2]]
         left, right = (None if one is None or not _is_matrix(one) else one for one in held)
         if (left is None) == (right is None) or any(weights.is_constant(value) for value in node.outputs):
@@ -71,6 +79,8 @@ def others(model: oir.Model) -> Iterator[tuple[oir.Node, str]]:
         elif find_linear(node) is None and right is not None and any(size != 1 for size in right.shape[:-2]):
             count = int(np.prod(right.shape[:-2]))
             yield node, f"its weight is a stack of {count} matrices, and kernels on integers or of few bits take one"
+        elif is_op(node, "Gemm") and find_linear(node) is None:
+            yield node, "what it adds is not one constant for each output"
 
 
 def _is_matrix(parameter: Parameter) -> bool:

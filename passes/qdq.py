@@ -38,16 +38,16 @@ def least_opset(scales: Scales) -> int:
 def pair_on(value: oir.Value) -> oir.Value | None:
     """The rounded form of a value: the output of the DequantizeLinear of its pair; the value itself where it is one.
 
-    None where no QuantizeLinear with constant scales reads it, or nothing turns that one's integers back.
+    None where no QuantizeLinear with one constant scale reads it, or nothing turns that one's integers back.
     """
     above = match.producer(value, "DequantizeLinear")
-    if above is not None and not weights.is_constant(above.inputs[0]):
+    if above is not None and not weights.is_constant(above.inputs[0]) and scales_of(value) is not None:
         return value
     for user in match.consumers(value):
         if not is_op(user, "QuantizeLinear") or user.inputs[0] is not value or not _constant_scales(user):
             continue
         for back in match.consumers(user.outputs[0]):
-            if is_op(back, "DequantizeLinear") and _equal_scales(user, back):
+            if is_op(back, "DequantizeLinear") and _equal_scales(user, back) and scales_of(back.outputs[0]) is not None:
                 return back.outputs[0]
     return None
 

@@ -129,13 +129,17 @@ def _put_hadamards(model: oir.Model, facts: Inference, attention: list[Attention
 
 
 def quantized(model: oir.Model) -> list[oir.Node]:
-    """The nodes of the linear layers that get few bits: all but heads, what stands before them alone, and rotations."""
+    """The nodes of the linear layers that get few bits: all but heads, what stands before them alone, and rotations.
+
+    One whose weight holds NaN or infinity, or is held otherwise already, is none of them.
+    """
     ends, before = before_heads(model)
     found = []
     for layer in linears(model):
         if layer.node in ends | before or layer.read_only is not None:
             continue
-        if layer.input_axis == -1 and not _is_rotation(layer):
+        finite = layer.parameter is not None and layer.parameter.finite
+        if layer.input_axis == -1 and finite and not _is_rotation(layer):
             found.append(layer.node)
     return found
 

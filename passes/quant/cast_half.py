@@ -20,6 +20,8 @@ from burnish.passes.reducers import Range
 from burnish.passes.sites import Site
 
 _CELLS = ("LSTM", "GRU", "RNN")
+_BFLOAT16 = 13
+"""The first opset whose Cast takes bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class CastHalf(LossyPass):
                 outcome.skip(node, reason)
 
     def _refusal(self, model: oir.Model, group: tuple[oir.Node, ...]) -> str | None:
+        if self.dtype == "bfloat16" and (opset := model.opset_imports.get("", 1)) < _BFLOAT16:
+            return f"opset {opset} has no Cast of bfloat16; `--opset {_BFLOAT16}` raises it"
         if any(node.op_type in _CELLS for node in group):
             return f"ONNX Runtime has no {group[0].op_type} of halves" if not self.stored else self._unfit(group)
         if any(value.dtype != oir.DataType.FLOAT for node in group for value in node.outputs):

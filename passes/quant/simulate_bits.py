@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.views.linear import Linear, find_linear, linears
+from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.walk import walk
 from burnish.passes import catalog, lossy, simulated
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Grid, Scales, dequantize
+from burnish.passes.layers import Layer, layers, unusable
 from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.moments import moments
 from burnish.passes.simulated import LABEL, Bits
@@ -113,9 +114,9 @@ class SimulateBits(LossyPass):
 
     def _edit(self, model: oir.Model, payload: dict[str, np.ndarray], outcome: Outcome) -> list[Edit]:
         few = simulated.quantized(model)
-        for layer in linears(model):
+        for layer in layers(model).values():
             if layer.node not in few:
-                outcome.skip(layer.node, "heads and what stands before them alone keep their bits, as do rotations")
+                outcome.skip(layer.node, _kept(layer))
         if not few:
             return []
         copy = model.clone()
@@ -155,3 +156,12 @@ class SimulateBits(LossyPass):
             return dequantize(levels, Scales(Grid(self.weights), scale, zeros, 1, levels.shape[1]))
 
         simulated.simulate(model, bits, hadamard=self.hadamard, rounded=kept if payload else None)
+
+
+def _kept(layer: Layer) -> str:
+    """Why a layer keeps its bits."""
+    if not isinstance(layer, Linear):
+        return "it is a convolution"
+    if layer.parameter is None:
+        return "its weight is held otherwise already"
+    return unusable(layer.parameter) or "heads and what stands before them alone keep their bits, as do rotations"
