@@ -167,3 +167,12 @@ def test_a_search_for_time_on_a_cpu_never_takes_halves(tmp_path: Path, monkeypat
 def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         cast_half(**options)
+
+
+def test_an_opset_without_a_cast_of_bfloat16_is_told() -> None:
+    source = '<opset_import: ["": 11]> g (float[N, 64] x) => (float[N, 64] y) <float[64, 64] w> { y = MatMul (x, w) }'
+    model = prepare(parse_graph(source), cast_half(stored=True))
+    outcome = Outcome("")
+    assert not cast_half(stored=True, dtype="bfloat16").asked(model, outcome)
+    assert [skip.reason for skip in outcome.skipped] == ["opset 11 has no Cast of bfloat16; `--opset 13` raises it"]
+    assert cast_half(stored=True).asked(model, Outcome(""))

@@ -16,7 +16,7 @@ from laws import OrtRunner
 import burnish
 from burnish.ir.errors import InputError
 from burnish.passes import catalog, grids, lossy
-from burnish.passes.grids import Float8, Scales
+from burnish.passes.grids import Float8
 from burnish.passes.pipeline import constant_bytes
 from burnish.passes.simulated import LABEL
 from burnish.tools import report
@@ -49,7 +49,7 @@ def unseen(model: oir.Model) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("axis", [None, 0])
 @pytest.mark.parametrize("clip", ["minmax", "mse"])
-def test_numbers_are_rounded_to_the_nearest_and_nothing_overflows(kind: str, axis: int | None, clip: grids.Clip) -> None:
+def test_numbers_are_rounded_to_the_nearest(kind: str, axis: int | None, clip: grids.Clip) -> None:
     values = np.random.default_rng(0).standard_t(3, (20, 60)) * 10.0 ** np.arange(-10, 10)[:, None]
     scales = grids.fit(values, Float8(kind=kind), axis, clip=clip)
     found = grids.dequantize(grids.quantize(values, scales), scales)
@@ -64,7 +64,7 @@ def test_numbers_are_rounded_to_the_nearest_and_nothing_overflows(kind: str, axi
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("float8e4m3fn", ""), ("float8e5m2", ""), ("float8e5m2", ",per_channel=false,correct_bias=false,rounding=nearest")],
+    [("float8e4m3fn", ""), ("float8e5m2", ""), ("float8e5m2", ",per_channel=false,correct_bias=false")],
 )
 def test_it_computes_the_same_with_and_without_the_rewrites_of_the_runtime(name: str, kind: str, options: str) -> None:
     model = model_of(MODELS[name])
@@ -84,7 +84,8 @@ def test_it_computes_the_same_with_and_without_the_rewrites_of_the_runtime(name:
 
 
 def test_negative_numbers_do_not_come_through_a_relu_and_large_biases_do_not_overflow() -> None:
-    source = """g (float[2, 8, 6, 6] x) => (float[2, 8, 4, 4] y) <float[8, 8, 1, 1] w0, float[8] b0, float[8, 8, 3, 3] w1> {
+    source = """g (float[2, 8, 6, 6] x) => (float[2, 8, 4, 4] y)
+    <float[8, 8, 1, 1] w0, float[8] b0, float[8, 8, 3, 3] w1> {
       c = Conv (x, w0, b0)
       r = Relu (c)
       y = Conv (r, w1)

@@ -13,7 +13,7 @@ from integer_models import ATTENTIVE, GATED, HARD, RESIDUAL, kernels, model_of, 
 from laws import OrtRunner
 
 import burnish
-from burnish.ir.errors import InputError
+from burnish.ir.errors import InputError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.ir.text import fingerprint
 from burnish.ir.views.convolution import convolutions
@@ -301,3 +301,39 @@ def test_weights_are_rounded_for_what_layers_read(bits: int) -> None:
     assert changes["gptq"] < 0.5 * min(changes["mse"], changes["nearest"]) and len(texts) == 3
     with pytest.raises(InputError, match="a scale for each output"):
         catalog.make("quantize-static", {"rounding": "gptq", "per_channel": False})
+
+
+def test_a_channel_far_from_zero_is_rounded_by_its_moment_about_the_mean() -> None:
+    model = model_of(RESIDUAL)
+    bias = model.graph.initializers["b1"]
+    bias.const_value = oir.tensor(np.full(8, 1e6, np.float32))
+    one, edits, _ = proposed(model, samples_of(model), "{rounding=gptq}")
+    for edit in edits:
+        assert all(np.isfinite(array.astype(np.float64)).all() for array in edit.payload.values())
+    assert error(model, lossy.apply(model, edits, [one])[0]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    [
+        "q = QuantizeLinear <axis = 2> (x, s, z)  d = DequantizeLinear <axis = 2> (q, s, z)",
+        "q, t, u = DynamicQuantizeLinear (x)  d = DequantizeLinear (q, t, u)",
+    ],
+    ids=["each channel", "each run"],
+)
+def test_a_value_that_is_rounded_by_other_scales_is_rounded_by_one_scale(rounded: str) -> None:
+    zeros, scales = ", ".join(["128"] * 32), ", ".join(["0.04"] * 32)
+    source = f"""g (float[2, 9, 32] x) => (float[2, 9, 16] y)
+    <float[32, 16] w, float[32] s = {{{scales}}}, uint8[32] z = {{{zeros}}}> {{ {rounded}  y = MatMul (d, w) }}"""
+    model = model_of(source)
+    assert error(model, quantized(model)) < 0.05
+
+
+def test_a_weight_that_callers_may_change_is_told(tmp_path: Path) -> None:
+    proto = parse_graph("g (float[N, 32] x) => (float[N, 8] y) <float[32, 8] w> { y = MatMul (x, w) }")
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [32, 8]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    data = [{"x": np.random.default_rng(seed).standard_normal((4, 32)).astype(np.float32)} for seed in range(6)]
+    for name in ("quantize-static", "quantize-dynamic", "quantize-fptq", "quantize-weights{bits=8}"):
+        with pytest.raises(UnchangedError, match="`w` is an input with a default"):
+            burnish.optimize(tmp_path / "m.onnx", tmp_path / "o.onnx", data=data, passes=[name])

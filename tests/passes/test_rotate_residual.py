@@ -43,6 +43,16 @@ def test_a_pre_norm_model_is_rotated_exactly(options: str) -> None:
     check_laws(one, model, after, outcome)
 
 
+@pytest.mark.parametrize(("form", "reason"), [("sandwich", "the results of 7 norms"), ("post", "post-norm")])
+def test_sums_that_are_joined_with_norms_hide_no_other_reason(form: str, reason: str) -> None:
+    joins = catalog.parse("fuse-norm{target=ort-cuda},fuse-skip-norm{target=ort-cuda}")
+    fused = Pipeline(joins).rewrite(encoder(form)).model
+    assert any(node.op_type.startswith("Skip") for node in fused.graph)
+    after, outcome = rewrite(RotateResidual(), fused)
+    assert not outcome.rewritten
+    assert any(reason in skip.reason for skip in outcome.skipped), outcome.skipped
+
+
 @pytest.mark.parametrize("form", ["parallel", "sandwich", "post"])
 def test_other_forms_are_rotated_where_that_is_proven_and_else_refused_with_a_reason(form: str) -> None:
     model = encoder(form)

@@ -22,9 +22,9 @@ The same layers with `dtype=float8e4m3fn` and `float8e5m2`, else by default. The
 CPU converts the numbers and multiplies in float32, so everything is slower than the original.
 
 A floating-point number keeps its relative error where it is small, so one scale is enough for channels that reach
-unlike: MiniLM, Magika and PP-OCR's reader lose less by `float8e4m3fn` than by `int8` (which also rounds what lies between
-layers; with scales that each run finds, `quantize-dynamic` loses less than both on the first two). Where ranges are
-even, as in the other convolutional networks and the digits ViT, a mantissa of three bits is less than an integer of
+unlike: MiniLM, Magika and PP-OCR's reader lose less by `float8e4m3fn` than by `int8` (which also rounds what lies
+between layers; with scales that each run finds, `quantize-dynamic` loses less than both on the first two). Where ranges
+are even, as in the other convolutional networks and the digits ViT, a mantissa of three bits is less than an integer of
 eight, and it loses three to four times as much. `float8e5m2`, with two bits, loses twice that.
 """
 _INTEGERS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
