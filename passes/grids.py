@@ -90,7 +90,9 @@ class Float8(Grid):
         """That of `ml_dtypes`."""
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.float8_e4m3fn if self.kind == "float8e4m3fn" else ml_dtypes.float8_e5m2)
+        kind = ml_dtypes.float8_e4m3fn if self.kind == "float8e4m3fn" else ml_dtypes.float8_e5m2
+        found: np.dtype = np.dtype(kind)
+        return found
 
     def round(self, steps: np.ndarray) -> None:
         """See `Grid`; what lies in the middle goes to the number whose last bit is 0."""

@@ -84,8 +84,10 @@ def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> F
     if not between:
         own = frozenset(layer.node for layer in layers)
         read = _in_order(graph, {layer.input for layer in layers})
-        users = {value: [user for user in match.consumers(value) if user in own] for value in read}
-        return Flow(dict.fromkeys(read), dict(users), frozenset(), {})
+        readers: dict[oir.Value, list[oir.Node] | None] = {}
+        for value in read:
+            readers[value] = [user for user in match.consumers(value) if user in own]
+        return Flow(dict.fromkeys(read), readers, frozenset(), {})
     marked: set[oir.Value] = set()
     for layer in layers:
         marked.add(layer.input)
@@ -122,7 +124,7 @@ def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> F
         scaled = with_number(above) if above in followed and is_op(above, "Mul") else None
         if scaled is not None and above is not None and above.outputs[0] is value:
             scale_of[value], factors[value] = scaled
-    readers: dict[oir.Value, list[oir.Node] | None] = {}
+    readers = {}
     for value in scale_of:
         whole = value in on_integers
         readers[value] = None if whole else [user for user in match.consumers(value) if user in nodes]

@@ -82,8 +82,8 @@ class RotateResidual(ExactPass):
             number += 1
             if not isinstance(found, Stream):
                 outcome.skip(*_missed(found))
-            elif reason := self._refusal(found):
-                outcome.skip(*reason)
+            elif refusal := self._refusal(found):
+                outcome.skip(*refusal)
             elif not outcome.take(found.readers[0].linear.node):
                 return
             else:

@@ -130,8 +130,8 @@ class QuantizeStatic(LossyPass):
             centred = [name for name, layer in found.items() if self._corrected(layer)]
             grids, limit = (self._grid, self._weights), self.memory << 20
             for name, *made_of in integer_layers.by_moments(model, found, centred, known, *grids, context, limit):
-                node = found[name].node.name
-                rounded[name] = {f"{kind}{node}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
+                at = found[name].node.name
+                rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
         return [
             Edit(
                 catalog.spec(self),
