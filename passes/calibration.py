@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.samples import Sample
 from burnish.passes import integer_clips, integer_layers, ranges
 from burnish.passes.grids import Grid
 from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context
-from burnish.passes.measure_choice import measure
-from burnish.passes.measures import spread
 from burnish.passes.ranges import Method
 from burnish.passes.reducers import Moments, Reducer
 from burnish.passes.reservoirs import Several
 from burnish.passes.sites import Site
+from burnish.passes.trying import Tried
 
 Known = dict[str, np.ndarray]
 """The least and the largest number of values by their names, and mean inputs of layers under `mean NAME`."""
-
-TRIED = 64
-"""Samples on which calibrations are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -114,28 +109,9 @@ def best(
     """
     if len(known) == 1:
         return next(iter(known))
-    samples = context.samples[:TRIED]
-    divergence = measure("divergence", model, keeps=context.keeps).measure
-    reference = list(_outputs(model, samples, context))
-    partials: dict[Method, list[Any]] = {}
-    for method, one in known.items():
-        pairs = zip(_outputs(make(one), samples, context), reference, samples, strict=True)
-        try:
-            partials[method] = [divergence.partial(*pair) for pair in pairs]
-        except InputError:
-            return "mse"
-    first = divergence.value(partials["mse"])
-    gains = {
-        method: first - divergence.value(one) - spread(divergence, partials["mse"], one)
-        for method, one in partials.items()
-    }
-    return max(gains, key=lambda method: gains[method] if method != "mse" else 0.0)
-
-
-def _outputs(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterator[Mapping[str, np.ndarray]]:
-    runner = context.execute(model)
+    tried = Tried(model, context)
     try:
-        for sample in samples:
-            yield runner.run(sample.feeds)
-    finally:
-        runner.close()
+        tried.run({method: partial(make, one) for method, one in known.items()})
+    except InputError:
+        return "mse"
+    return max(known, key=lambda method: tried.gain("mse", method) if method != "mse" else 0.0)

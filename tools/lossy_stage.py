@@ -39,6 +39,7 @@ from burnish.tools.lossy_context import context_for, largest, with_seconds
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
 from burnish.tools.rotations import with_samples
+from burnish.tools.sparing import spared
 from burnish.tools.worthwhile import worthwhile
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ class _Stage:
             edits += self._worthwhile(found, one, found.free(wanted, edits, outcome), outcome)
         if not edits:
             raise UnchangedError(_nothing(outcomes, {}), hint=_others(self.todo.lossy))
+        if self.parts is not None and "size" in self.todo.guard:
+            edits = spared(found.model, edits, self.todo, self.context, outcomes, self.on_step)
         self._make(found, edits, outcomes)
 
     def _worthwhile(self, found: Lossy, one: LossyPass, edits: Sequence[Edit], outcome: Outcome) -> Sequence[Edit]:

@@ -427,8 +427,19 @@ def test_a_pass_of_a_recipe_that_saves_little_leaves_its_layers_to_the_next(tmp_
     found = optimize(tmp_path, "digits_resnet", passes=None, recipe="int8", max_drop=None).lossy
     assert found is not None
     dynamic, static, _ = (step.outcome for step in found.steps)
-    assert dynamic.rewritten == 0 and static.rewritten == 9
+    assert dynamic.rewritten == 0 and static.rewritten == 8
     assert "all edits of the pass together make the file" in dynamic.skipped[-1].reason
+    assert [skip.reason for skip in static.skipped if "of the squared error and saves" in skip.reason]
+
+
+def test_a_small_last_layer_stays_where_it_makes_much_of_the_error(tmp_path: Path) -> None:
+    errors, bytes_left = {}, {}
+    for asked in ({"passes": None, "recipe": "int8"}, {"passes": ["quantize-static"]}):
+        result = optimize(tmp_path, "digits_resnet", max_drop=None, metric="relative-error", **asked)
+        found = report.as_dict(result)["lossy"]
+        errors["recipe" in asked], bytes_left["recipe" in asked] = found["result"]["drop"], result.sizes[1]
+    assert errors[True] < 0.97 * errors[False]
+    assert bytes_left[False] < bytes_left[True] < bytes_left[False] + 0.01 * result.sizes[0]
 
 
 def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:
