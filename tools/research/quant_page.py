@@ -38,15 +38,14 @@ without an error. None of the others finds the LSTM and the weights of Silero (A
 branches and nodes of constants: what they write computes the same, and is 0.77 to 1.43 times as large. onnxsim leaves
 the float32 weights in its files beside the integers.
 
-Among files of about one size ours have the smallest error on all models but two. On the digits ResNet ONNX Runtime's
-dynamic quantizer loses a tenth less than `int8`, and is nine times slower than float32. On SmolLM2 (A3) its HQQ keeps
-the float32 model nearly as it is, in 36 % of the bytes: these weights were published in 4 bits, each block of 32 with a
-step and an offset of its own (GGUF's Q4_1), and zero points in floating point find both again. Kernels for such zero
-points are slower than float32, and `quantize-weights` does not write them. The two files of onnxsim for PP-OCR that
-lose less than `int8` are larger than the originals. Convolutions along one axis, as Magika's (A5), are products of
-integers since their ranges differ from file to file: with fixed ones its error was 0.018. On PP-OCR's classifier 8
-bits are quicker than float32 by nobody; nearly all its lines are certain, so that few make the error: it is judged on
-200.
+Among files of about one size ours have the smallest error on all models but one, on the digits ResNet by a hundredth.
+On SmolLM2 (A3) ONNX Runtime's HQQ keeps the float32 model nearly as it is, in 36 % of the bytes: these weights were
+published in 4 bits, each block of 32 with a step and an offset of its own (GGUF's Q4_1), and zero points in floating
+point find both again. Kernels for such zero points are slower than float32, and `quantize-weights` does not write
+them. The two files of onnxsim for PP-OCR that lose less than `int8` are larger than the originals. Convolutions along
+one axis, as Magika's (A5), are products of integers since their ranges differ from file to file: with fixed ones its
+error was 0.018. On PP-OCR's classifier 8 bits are quicker than float32 by nobody; nearly all its lines are certain, so
+that few make the error: it is judged on 200.
 
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
