@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,25 +71,56 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def write_beside(text: str, config: Path, model: Path) -> Path:
-    """Write an updated configuration beside a written model, whole or not at all; the original's is never replaced.
+@dataclass(frozen=True)
+class Staged:
+    """A configuration that is written, but not yet under its name."""
+
+    path: Path
+    target: Path
+
+    def commit(self) -> list[Path]:
+        """Give the file its name.
+
+        Raises:
+            InputError: it cannot be moved.
+        """
+        try:
+            self.path.replace(self.target)
+        except OSError as error:
+            raise _write_error(error, self.target) from error
+        return [self.target]
+
+
+@contextmanager
+def staged(text: str, config: Path, model: Path) -> Iterator[Staged]:
+    """Write an updated configuration aside, to be moved beside a model by `commit`; the original is never replaced.
+
+    The file is `genai_config.json`, or with the model's name before it where the original lies in the same folder.
 
     Args:
         text: what `updated` gave.
         config: the configuration of the original.
-        model: the written model.
+        model: the model that is to be written.
 
-    Returns:
-        The file: `genai_config.json`, or with the model's name before it where the original lies in the same folder.
+    Raises:
+        InputError: it cannot be written; nothing is left behind then.
     """
     target = model.parent / NAME
     if target.exists() and config.exists() and target.samefile(config):
         target = model.with_suffix(f".{NAME}")
-    partial = target.with_name(f".burnish-{target.name}")
+    if target.is_dir():
+        raise InputError("it is a folder", place=str(target), hint="write the model into another folder")
+    aside = target.with_name(f".burnish-{target.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"it cannot be written: {error.strerror}", place=str(target)) from error
-    return target
+        try:
+            aside.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _write_error(error, target) from error
+        yield Staged(aside, target)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _write_error(error: OSError, target: Path) -> InputError:
+    return InputError(f"it cannot be written: {error.strerror}", place=str(target))

@@ -354,11 +354,13 @@ def optimize(
             layers = genai_config.updated(config, model, proof.run.model)
         compressor = companions.compressor(proof.run.model)
         if path is not None:
-            beside = [] if compressor is None else [stack.enter_context(companions.staged(compressor, Path(path)))]
+            beside: list[onnx_writer.Staged | genai_config.Staged] = []
+            if compressor is not None:
+                beside.append(stack.enter_context(companions.staged(compressor, Path(path))))
+            if layers is not None and config is not None:
+                beside.append(stack.enter_context(genai_config.staged(layers, config, Path(path))))
             made = [file for one in beside for file in one.commit()]
             result.files = stage[0].commit() + made
-            if layers is not None and config is not None:
-                result.files.append(genai_config.write_beside(layers, config, Path(path)))
         if reduced is not None:
             reduced.forget()
         for one in checkpoints:

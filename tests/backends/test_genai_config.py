@@ -77,3 +77,22 @@ def test_a_model_with_the_same_layers_needs_no_other_file(tmp_path: Path) -> Non
 def test_a_file_that_is_no_such_configuration_is_refused(tmp_path: Path, content: object, cause: str) -> None:
     with pytest.raises(InputError, match=cause):
         genai_config.updated(written(tmp_path, content), model(None), model([0, 1, 4, 5]))
+
+
+def test_it_is_under_its_name_when_it_is_committed_and_leaves_nothing_else(tmp_path: Path) -> None:
+    config, out = written(tmp_path, CONFIG), tmp_path / "out"
+    out.mkdir()
+    with genai_config.staged("{}", config, out / "m.onnx") as one:
+        assert not (out / genai_config.NAME).exists()
+        assert one.commit() == [out / genai_config.NAME]
+    with genai_config.staged("[]", config, tmp_path / "m.onnx") as one:
+        assert one.target == tmp_path / "m.genai_config.json"
+    assert json.loads(config.read_text()) == CONFIG
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [genai_config.NAME, genai_config.NAME, "out"]
+
+
+def test_a_folder_in_its_place_is_refused_beforehand(tmp_path: Path) -> None:
+    config, out = written(tmp_path, CONFIG), tmp_path / "out"
+    (out / genai_config.NAME).mkdir(parents=True)
+    with pytest.raises(InputError, match="it is a folder"), genai_config.staged("{}", config, out / "m.onnx"):
+        pass

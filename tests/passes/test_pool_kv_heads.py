@@ -392,6 +392,10 @@ def test_the_command_writes_a_model_and_its_configuration(
     (tmp_path / "genai_config.json").write_text(json.dumps(said))
     (tmp_path / "out").mkdir()
     run = runner(monkeypatch, capsys, tmp_path, "optimize")
+    (tmp_path / "taken" / "genai_config.json").mkdir(parents=True)
+    code, _, error = run("model.onnx", "-o", "taken/model.onnx", "-p", "pool-kv-heads{groups=1}")
+    assert code == 2 and "it is a folder" in error
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["genai_config.json"]
     asked = ("model.onnx", "-o", "out/model.onnx", "-p", "pool-kv-heads{groups=1}")
     assert run(*asked)[0] == 0
     written = json.loads((tmp_path / "out" / "genai_config.json").read_text())
