@@ -102,9 +102,16 @@ class Plan:
 
 
 def logarithmic(largest: np.ndarray) -> np.ndarray:
-    """What channels are divided by, float64 [channels], from their largest magnitudes; ones where all are 0."""
+    """What channels are divided by, float64 [channels], from their largest magnitudes; ones where all are 0.
+
+    Of a channel that was 0 on all samples, as behind a Relu, nothing is known: it is divided as half of the others are.
+    Divided by almost nothing, it would set the scale of all where it is not 0.
+    """
     scale = largest / np.log2(2 + largest)
-    return np.maximum(scale, _LEAST * scale.max()) if scale.any() else np.ones(len(largest))
+    if not scale.any():
+        return np.ones(len(largest))
+    usual = np.median(scale[scale > 0])
+    return np.asarray(np.where(scale > 0, np.maximum(scale, _LEAST * scale.max()), usual))
 
 
 def groups(model: oir.Model) -> tuple[list[Group], list[tuple[Layer, str]]]:

@@ -171,5 +171,5 @@ def _dtype(value: oir.Value | None) -> oir.DataType | None:
             return None
         if node.op_type == "Cast":
             return oir.DataType(match.attribute(node, "to"))
-        value = node.inputs[1] if node.op_type == "DequantizeLinear" else next(iter(node.inputs), None)
+        value = match.input_of(node, 1 if node.op_type in ("DequantizeLinear", "Where") else 0)
     return None

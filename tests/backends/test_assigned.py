@@ -77,3 +77,12 @@ g (bool[1] up, float[N, 16] x) => (float[N, 16] y) <float[16, 16] w, float[16] b
     before = oir.to_proto(model).SerializeToString()
     assert list(assigned(model).values()) == ["FusedGemm (float32)"]
     assert oir.to_proto(model).SerializeToString() == before
+
+
+def test_the_dtype_of_a_choice_is_that_of_what_is_chosen() -> None:
+    model = parsed("""
+g (float[N, 16] x, bool[N, 16] c, float[N, 16] z) => (float[N, 16] y) <float[16, 16] w> {
+  t = Where (c, x, z)
+  y = MatMul (t, w)
+}""")
+    assert assigned(model) == {"MatMul_1": "MatMul (float32)"}

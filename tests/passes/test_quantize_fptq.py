@@ -144,6 +144,7 @@ def test_folding_where_another_node_reads_the_norm_would_be_wrong() -> None:
 def test_a_dead_channel_is_divided_by_no_less_than_a_share_of_the_widest() -> None:
     scale = logarithmic(np.array([0.0, 1e-30, 3.0, 100.0]))
     assert scale.min() >= scale.max() / 1024 > 0
+    assert scale[0] == logarithmic(np.array([3.0]))[0], "what samples say nothing of is divided like the others"
     assert np.allclose((np.array([3.0, 100.0]) / scale[2:]), np.log2([5.0, 102.0]))
     assert (logarithmic(np.zeros(3)) == 1).all()
 
