@@ -146,16 +146,19 @@ def _onnxsim(source: str, target: str, feeds: Feeds) -> None:
         onnx.save(onnxsim.quantize_static(_raised(prepared), calibration_data=feeds), target)
 
 
-def _olive(source: str, target: str, feeds: Feeds) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).with_name("olive")), "quantize", "-m", source, "-o", folder]
-        subprocess.run([*command, "--algorithm", "hqq", "--precision", "int4"], check=True)
-        found = sorted(Path(folder).rglob("*.onnx"))
-        if not found:
-            raise RuntimeError("olive ended without an error and wrote no model")
-        shutil.copy(found[0], target)
-        for data in found[0].parent.glob("*.data"):
-            shutil.copy(data, Path(target).parent)
+def _olive(algorithm: str) -> Callable[[str, str, Feeds], None]:
+    def run(source: str, target: str, feeds: Feeds) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [str(Path(sys.executable).with_name("olive")), "quantize", "-m", source, "-o", folder]
+            subprocess.run([*command, "--algorithm", algorithm, "--precision", "int4"], check=True)
+            found = sorted(Path(folder).rglob("*.onnx"))
+            if not found:
+                raise RuntimeError("olive ended without an error and wrote no model")
+            shutil.copy(found[0], target)
+            for data in found[0].parent.glob("*.data"):
+                shutil.copy(data, Path(target).parent)
+
+    return run
 
 
 TOOLS: dict[str, Callable[[str, str, Feeds], None]] = {
@@ -166,7 +169,8 @@ TOOLS: dict[str, Callable[[str, str, Feeds], None]] = {
     "onnxruntime 4 bits, k-quant": _ort_blocks("k-quant"),
     "nncf": _nncf,
     "onnxsim static": _onnxsim,
-    "olive 4 bits, hqq": _olive,
+    "olive 4 bits, rtn": _olive("rtn"),
+    "olive 4 bits, hqq": _olive("hqq"),
 }
 
 if __name__ == "__main__":
