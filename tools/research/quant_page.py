@@ -24,7 +24,8 @@ What each encoding does alone is on its own page: [weights](quant-weights.md), [
 that quantize ONNX files, each run on the same file with the same samples in a process of its own, as its users do:
 ONNX Runtime 1.32's quantizers (behind its own pre-processing, per channel, 4 bits in blocks of 32), NNCF 3.4
 (`quantize_with_accuracy_control`, 1 %), onnxsim 0.8.1 (`quantize_static` of the simplified file), Olive 0.13. Files of
-an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF ten minutes, and 14 GB.
+an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF ten minutes, and 14
+GB.
 Everything is judged on samples that none saw.
 
 *size* is the share of the bytes of the file, its data included; *error* the relative error of the first output;
