@@ -48,6 +48,9 @@ OURS: dict[str, tuple[str, ...]] = {
     "burnish mixed, size within 1 %": ("--recipe", "mixed", "--max-drop", "1%"),
     "burnish mixed, latency within 1 %": ("--recipe", "mixed", "--max-drop", "1%", "--objective", "latency"),
 }
+OURS_TIMED = OURS | {"burnish int8 for ONNX Runtime's CPU": ("--recipe", "int8", "--target", "ort-cpu")}
+"""With what is written for the time alone."""
+
 THEIRS = (
     "onnxruntime dynamic",
     "onnxruntime static",
@@ -95,7 +98,7 @@ def _limit(minutes: int) -> None:
 
 def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) -> dict[str, Any]:
     """Run a tool as its users do: its seconds, and the last line it said when it failed."""
-    if tool in OURS:
+    if tool in OURS_TIMED:
         command = [
             sys.executable,
             "-c",
@@ -105,7 +108,7 @@ def made(tool: str, source: Path, target: Path, data: Path, rivals: str | None) 
             str(target),
             "--data",
             str(data.with_suffix("")),
-            *OURS[tool],
+            *OURS_TIMED[tool],
         ]
     else:
         assert rivals is not None

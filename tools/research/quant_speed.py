@@ -25,26 +25,28 @@ from burnish.tools.research import quant
 
 Feeds = Mapping[str, np.ndarray]
 
+_INT8 = ("burnish int8", "burnish int8 for ONNX Runtime's CPU")
+
 
 @dataclass(frozen=True)
 class Case:
-    """A file of the zoo, the row of `quant.OURS` that writes it anew, what that is fitted to, and what is timed."""
+    """A file of the zoo, the rows of `quant.OURS` that write it anew, what these are fitted to, and what is timed."""
 
     file: str
-    tool: str
+    tools: Sequence[str]
     fit: Sequence[Feeds]
     runs: dict[str, Feeds]
 
 
 def _a1(folder: Path) -> Case:
     feeds = [sample.feeds for sample in quant.BEDS["a1"](folder).fit]
-    return Case("a1-efficientnet", "burnish int8", feeds, {"one picture of 224 x 224": feeds[0]})
+    return Case("a1-efficientnet", _INT8, feeds, {"one picture of 224 x 224": feeds[0]})
 
 
 def _a2(folder: Path) -> Case:
     feeds = [sample.feeds for sample in quant.BEDS["a2"](folder).fit]
     first = {key: array[:1] for key, array in feeds[0].items()}
-    return Case("a2-minilm", "burnish int8", feeds, {"one text of 128 tokens": first, "eight texts": feeds[0]})
+    return Case("a2-minilm", _INT8, feeds, {"one text of 128 tokens": first, "eight texts": feeds[0]})
 
 
 def _a3(folder: Path) -> Case:
@@ -52,7 +54,7 @@ def _a3(folder: Path) -> Case:
 
     texts, _ = topic_texts(folder, cached=True, count=12)
     runs = {f"one token behind {length}": _token(texts[0], length) for length in (256, 512)}
-    return Case("a3-smollm2-kv", "burnish int4", texts[8:], runs)
+    return Case("a3-smollm2-kv", ("burnish int4",), texts[8:], runs)
 
 
 def _token(text: Feeds, length: int) -> Feeds:
@@ -77,22 +79,21 @@ def measure(name: str, folder: Path) -> None:
     """The rows of one file."""
     case = CASES[name](folder)
     source = (folder / f"{case.file}.onnx").resolve()
-    with tempfile.TemporaryDirectory() as place:
-        target, data = Path(place) / "out.onnx", Path(place) / "data.npz"
-        quant.write_samples([Sample(str(index), dict(one)) for index, one in enumerate(case.fit)], data)
-        row = quant.made(case.tool, source, target, data, None)
-        if "failed" in row:
-            raise RuntimeError(row["failed"])
-        both = [from_path(one, threads=1) for one in (source, target)]
-        found: dict[str, Any] = {"file": case.file, "tool": case.tool, "runs": {}}
-        found["bytes"] = [
-            sum(one.stat().st_size for one in where.parent.glob(f"{where.name}*")) for where in (source, target)
-        ]
-        for label, feeds in case.runs.items():
-            pair = timing.paired(*(partial(one.run, feeds) for one in both), rounds=60, seconds=30.0, alone=True)
-            found["runs"][label] = [1000 * pair.median_a, 1 / pair.ratio, 1 / pair.high, 1 / pair.low]
-        print(name, found, flush=True)
-        quant.note("speed", name, found)
+    for tool in case.tools:
+        with tempfile.TemporaryDirectory() as place:
+            target, data = Path(place) / "out.onnx", Path(place) / "data.npz"
+            quant.write_samples([Sample(str(index), dict(one)) for index, one in enumerate(case.fit)], data)
+            row = quant.made(tool, source, target, data, None)
+            if "failed" in row:
+                raise RuntimeError(row["failed"])
+            both = [from_path(one, threads=1) for one in (source, target)]
+            sizes = [sum(one.stat().st_size for one in at.parent.glob(f"{at.name}*")) for at in (source, target)]
+            found: dict[str, Any] = {"file": case.file, "tool": tool, "bytes": sizes, "runs": {}}
+            for label, feeds in case.runs.items():
+                pair = timing.paired(*(partial(one.run, feeds) for one in both), rounds=60, seconds=30.0, alone=True)
+                found["runs"][label] = [1000 * pair.median_a, 1 / pair.ratio, 1 / pair.high, 1 / pair.low]
+            print(name, found, flush=True)
+            quant.note("speed", f"{name}, {tool}", found)
 
 
 def main() -> None:
