@@ -44,7 +44,12 @@ _COMMAND = "import sys; from burnish.tools.cli import optimize_main; sys.exit(op
 OURS: dict[str, tuple[str, ...]] = {
     "burnish int8": ("--recipe", "int8"),
     "burnish int4": ("--recipe", "int4"),
+    "burnish, 4 bits in blocks of 128": ("--passes", "quantize-weights{bits=4,rounding=gptq,block=128}"),
     "burnish, weights alone in 8 bits": ("--passes", "quantize-weights{bits=8}"),
+    "burnish, weights alone in 8 bits, convolutions too": (
+        "--passes",
+        "quantize-weights{bits=8,rounding=gptq,convolutions=true}",
+    ),
     "burnish mixed, size within 1 %": ("--recipe", "mixed", "--max-drop", "1%"),
     "burnish mixed, latency within 1 %": ("--recipe", "mixed", "--max-drop", "1%", "--objective", "latency"),
 }

@@ -51,6 +51,18 @@ that few make the error: it is judged on 200.
 Made by `python -m burnish.tools.research.quant NAME... --rivals PYTHON` and `... page`.
 """
 
+_ABOUT = 1.1
+"""How many times as many bytes are still about as many."""
+
+_SAME = 1e-5
+"""The error of a file that computes the same."""
+
+_SIZES = """## At equal size
+
+The files of the other tools, without those that take fewer bytes by nothing or compute the same and those that another
+one undercuts in both bytes and error; and of our files of at most 1.1 times their bytes the one with the least error.
+"""
+
 _FAST = """## How fast
 
 The files that `optimize --recipe int8` and `--recipe int4` write, timed in turns with the float32 files that they were
@@ -60,7 +72,7 @@ made of, on one thread, by its own clock, on a processor with AVX512-VNNI; with 
 
 def page(known: Mapping[str, Any], tools: Sequence[str]) -> str:
     """The page as Markdown; which of the tools were not run on a model is said."""
-    lines = [_TOP]
+    lines = [_TOP, *_equal(known)]
     for name in (one for one in _NAMES if one in known):
         found = known[name]
         metric = "" if found["metric"] is None else f", metric {found['metric']:.3f}"
@@ -70,6 +82,28 @@ def page(known: Mapping[str, Any], tools: Sequence[str]) -> str:
         missing = ", ".join(tool for tool in tools if tool not in found["rows"])
         lines += ["", *([f"Not run: {missing}.", ""] if missing else [])]
     return "\n".join([*lines, *_speed(known.get("speed", {}))])
+
+
+def _equal(known: Mapping[str, Any]) -> list[str]:
+    """The files of the others that none of them undercuts in bytes and error, each beside ours of about its size."""
+    lines = [_SIZES, "| model | other tool | size | error | ours | size | error |", "| --- " * 7 + "|"]
+    for name in (one for one in _NAMES if one in known):
+        whole = known[name]["bytes"]
+        rows = {k: row for k, row in known[name]["rows"].items() if "failed" not in row and row["error"] > _SAME}
+        others = {k: row for k, row in rows.items() if not k.startswith("burnish") and row["bytes"] < whole}
+        for tool, row in others.items():
+            if any(one["bytes"] <= row["bytes"] and one["error"] < row["error"] for one in others.values()):
+                continue
+            fits = [k for k in rows if k.startswith("burnish") and rows[k]["bytes"] <= _ABOUT * row["bytes"]]
+            best = min(fits, key=lambda one: rows[one]["error"], default=None)
+            ours = "none so small | |"
+            if best is not None:
+                mark = " **more**" if rows[best]["error"] > row["error"] else ""
+                ours = f"{best} | {100 * rows[best]['bytes'] / whole:.1f} % | {rows[best]['error']:.3g}{mark}"
+            lines.append(
+                f"| {_NAMES[name]} | {tool} | {100 * row['bytes'] / whole:.1f} % | {row['error']:.3g} | {ours} |"
+            )
+    return [*lines, ""]
 
 
 def _speed(known: Mapping[str, Any]) -> list[str]:
