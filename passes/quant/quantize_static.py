@@ -101,7 +101,8 @@ class QuantizeStatic(LossyPass):
         for name, layer in layers(model).items():
             reason = integer_layers.refusal(model, layer)
             if reason is None and not self.stem and integer_layers.is_stem(layer):
-                reason = f"on {layer.in_channels} channels it is slower and saves little; `stem` would take it"
+                few = "one channel" if layer.in_channels == 1 else f"{layer.in_channels} channels"
+                reason = f"on {few} it is slower and saves little; `stem` would take it"
             if reason is None:
                 found[name] = layer
             else:
