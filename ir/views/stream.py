@@ -124,6 +124,10 @@ def streams(model: oir.Model, facts: Inference | None = None) -> Iterator[Stream
         yield result
 
 
+def _bits(value: oir.Value) -> int:
+    return value.dtype.bitwidth if value.dtype is not None else 0
+
+
 class _Stopped(Exception):
     """Why a stream cannot be rotated; `ends` are results of norms that may be ends of it."""
 
@@ -167,10 +171,13 @@ class _Reach:
             self._down(value, self.axes[value])
         gains = self._gains()
         for value in self.axes:
+            maker = value.producer()
+            assert maker is not None
             if value.is_graph_output():
-                maker = value.producer()
-                assert maker is not None
                 raise _Stopped(maker, f"the stream itself is an output, `{value.name}`")
+            if is_op(maker, "Cast") and _bits(value) < _bits(seed):
+                kind = str(value.dtype).lower()
+                raise _Stopped(maker, f"it rounds the stream to {kind}, and would round other numbers of a rotated one")
         readers = sorted(self.readers.values(), key=lambda one: self.order[one.node])
         for layer in (*readers, *self.writers.values()):
             if layer.read_only is not None:

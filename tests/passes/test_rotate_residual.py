@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 from block_networks import Encoder, Translator, built, exported, torch
+from golden import parse_graph, prepare
 from laws import check_laws, rewrite
 from small_llama import decoder
 
@@ -41,6 +42,36 @@ def test_a_pre_norm_model_is_rotated_exactly(options: str) -> None:
     after, outcome = rewrite(one, model)
     assert outcome.rewritten == (1 if "values" in options else 4)
     check_laws(one, model, after, outcome)
+
+
+@pytest.mark.parametrize("kind", [oir.DataType.FLOAT16, oir.DataType.DOUBLE])
+def test_a_stream_that_is_rounded_on_its_way_is_refused(kind: oir.DataType) -> None:
+    source = """g (int64[N, 5] ids) => (float[N, 5, 7] y)
+    <float[20, 24] t, float[24] g0, float[24] g1, float[24] g2, float[24, 48] u0, float[48, 24] d0, float[24, 48] u1,
+     float[48, 24] d1, float[24, 7] h> {
+      x0 = Gather (t, ids)
+      n0 = LayerNormalization (x0, g0)
+      a0 = MatMul (n0, u0)
+      r0 = Gelu (a0)
+      b0 = MatMul (r0, d0)
+      s0 = Add (x0, b0)
+      c0 = Cast <to = KIND> (s0)
+      x1 = Cast <to = 1> (c0)
+      n1 = LayerNormalization (x1, g1)
+      a1 = MatMul (n1, u1)
+      r1 = Gelu (a1)
+      b1 = MatMul (r1, d1)
+      x2 = Add (x1, b1)
+      n2 = LayerNormalization (x2, g2)
+      y = MatMul (n2, h)
+    }""".replace("KIND", str(int(kind)))
+    model = prepare(parse_graph(source), RotateResidual())
+    after, outcome = rewrite(RotateResidual(), model)
+    if kind == oir.DataType.DOUBLE:
+        assert outcome.rewritten
+        check_laws(RotateResidual(), model, after, outcome)
+    else:
+        assert [skip.reason.partition(",")[0] for skip in outcome.skipped] == ["it rounds the stream to float16"]
 
 
 @pytest.mark.parametrize(("form", "reason"), [("sandwich", "the results of 7 norms"), ("post", "post-norm")])
