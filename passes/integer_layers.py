@@ -88,6 +88,11 @@ def by_moments(
             yield name, levels, scales.scale
 
 
+def images(found: Mapping[str, Layer]) -> dict[str, Layer]:
+    """The convolutions."""
+    return {name: layer for name, layer in found.items() if isinstance(layer, Convolution)}
+
+
 def is_stem(layer: Layer) -> TypeGuard[Convolution]:
     """Whether it is a convolution on the few channels of an image."""
     return isinstance(layer, Convolution) and layer.groups == 1 and layer.in_channels <= _FEW

@@ -31,7 +31,7 @@ _ROUNDS = 2
 _ROWS = 2048
 
 
-def clip_of(rounding: Rounding) -> Clip:
+def clip_of(rounding: Rounding | Literal["best"]) -> Clip:
     """How scales are fitted without samples."""
     return "minmax" if rounding == "nearest" else "hqq" if rounding == "hqq" else "mse"
 

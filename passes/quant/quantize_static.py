@@ -43,7 +43,8 @@ class QuantizeStatic(LossyPass):
         symmetric: activations have their zero point in the middle, or at 0 where none is negative.
         per_channel: weights have a scale for each output, else one for all.
         rounding: of weights: `nearest` with steps that reach all of them; `mse` cuts off a few where that makes the
-            squared error less; `gptq` makes the change of what the layer computes on the samples small.
+            squared error less; `gptq` makes the change of what the layer computes on the samples small; `best` is that
+            for convolutions with a scale for each output, else `mse`.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
         stem: also convolutions on at most four channels, as the first of images: kernels on integers are slower there
@@ -56,7 +57,7 @@ class QuantizeStatic(LossyPass):
     percentile: float = 99.99
     symmetric: bool = False
     per_channel: bool = True
-    rounding: Literal["nearest", "mse", "gptq"] = "mse"
+    rounding: Literal["best", "nearest", "mse", "gptq"] = "best"
     weight_bits: int = 8
     correct_bias: bool = True
     stem: bool = False
@@ -124,15 +125,15 @@ class QuantizeStatic(LossyPass):
         if not found:
             return []
         whole = integer_layers.whole(model, list(found.values()), self._grid)
-        made = partial(self._made, model, list(found.values()))
-        known = seen.known[best(model, seen.known, made, context)]
+        known = seen.known[best(model, seen.known, partial(self._made, model, list(found.values())), context)]
         rounded: dict[str, Known] = {}
-        if self.rounding == "gptq":
-            centred = [name for name, layer in found.items() if self._corrected(layer)]
-            grids, limit = (self._grid, self._weights), self.memory << 20
-            for name, *made_of in integer_layers.by_moments(model, found, centred, known, *grids, context, limit):
-                at = found[name].node.name
-                rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
+        images = self.rounding == "best" and self.per_channel and self.dtype == "int8"
+        measured = found if self.rounding == "gptq" else integer_layers.images(found) if images else {}
+        centred = [name for name, layer in measured.items() if self._corrected(layer)]
+        grids, limit = (self._grid, self._weights), self.memory << 20
+        for name, *made_of in integer_layers.by_moments(model, measured, centred, known, *grids, context, limit):
+            at = found[name].node.name
+            rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
         return [
             Edit(
                 catalog.spec(self),

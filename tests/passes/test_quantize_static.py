@@ -299,6 +299,8 @@ def test_weights_are_rounded_for_what_layers_read(bits: int) -> None:
         changes[rounding] = float(np.einsum("goi,gij,goj->", apart, np.asarray(moment), apart))
         texts.add((rounding, fingerprint(after)))
     assert changes["gptq"] < 0.5 * min(changes["mse"], changes["nearest"]) and len(texts) == 3
+    one, edits, _ = proposed(model, samples, f"{{weight_bits={bits}}}")
+    assert ("gptq", fingerprint(lossy.apply(model, edits, [one])[0])) in texts, "the default for convolutions"
     with pytest.raises(InputError, match="a scale for each output"):
         catalog.make("quantize-static", {"rounding": "gptq", "per_channel": False})
 
