@@ -14,7 +14,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, match, weights
 from burnish.ir.errors import InputError
-from burnish.ir.views.convolution import Convolution
+from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
@@ -26,6 +26,7 @@ from burnish.passes.lossy import Context, Savings
 from burnish.passes.moments import moments
 
 _FEW = 4
+_ACTIVATIONS = ("Relu", "Clip")
 
 
 def refusal(model: oir.Model, layer: Layer) -> str | None:
@@ -94,8 +95,14 @@ def images(found: Mapping[str, Layer]) -> dict[str, Layer]:
 
 
 def is_stem(layer: Layer) -> TypeGuard[Convolution]:
-    """Whether it is a convolution on the few channels of an image."""
-    return isinstance(layer, Convolution) and layer.groups == 1 and layer.in_channels <= _FEW
+    """Whether it is a convolution on the few channels of an image, or a depthwise one behind such a convolution."""
+    if not isinstance(layer, Convolution) or layer.groups == 1:
+        return isinstance(layer, Convolution) and layer.in_channels <= _FEW
+    above = layer.input.producer() if layer.groups == layer.in_channels else None
+    if is_op(above, *_ACTIVATIONS) and above is not None and above.inputs[0] is not None:
+        above = above.inputs[0].producer()
+    image = None if above is None else find_convolution(above)
+    return image is not None and image.groups == 1 and image.in_channels <= _FEW
 
 
 def feature_axis(layer: Layer) -> int:

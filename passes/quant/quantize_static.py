@@ -47,8 +47,8 @@ class QuantizeStatic(LossyPass):
             for convolutions with a scale for each output, else `mse`.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
-        stem: also convolutions on at most four channels, as the first of images: kernels on integers are slower there
-            than those on floating-point numbers, and rounding an image costs more than the few weights save.
+        stem: also convolutions on at most four channels, as the first of images, and depthwise ones right behind them:
+            kernels on integers are slower there, and rounding what they read costs more than the few weights save.
         memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
     """
 
@@ -102,8 +102,7 @@ class QuantizeStatic(LossyPass):
         for name, layer in layers(model).items():
             reason = integer_layers.refusal(model, layer)
             if reason is None and not self.stem and integer_layers.is_stem(layer):
-                few = "one channel" if layer.in_channels == 1 else f"{layer.in_channels} channels"
-                reason = f"on {few} it is slower and saves little; `stem` would take it"
+                reason = "at the image it is slower on integers and saves little; `stem` would take it"
             if reason is None:
                 found[name] = layer
             else:
