@@ -38,6 +38,13 @@ Told = Callable[[int, float, float], None]
 """Is told the number of a step, its loss, and the least loss so far on the samples that are kept apart."""
 
 
+_MOST = 0.5
+"""A channel with a larger share of the energy of a row of the stream is left where it is."""
+
+_WORSE = 1.05
+"""Beyond so many times the least loss, learning goes back; less is the noise of few samples."""
+
+
 @dataclass(frozen=True)
 class LearnOptions:
     """How rotations are learned.
@@ -55,8 +62,8 @@ class LearnOptions:
         top: how many scores of each row are compared.
         seed: of the order of the samples, and of the random matrices to begin with.
         apart: samples that nothing is learned from: what has the least loss on them is the result. No more than half.
-        every: steps between two looks at these, and between two checkpoints. Where a look is no better than the best,
-            learning goes on from that one at half the rates.
+        every: steps between two looks at these, and between two checkpoints. Where a look is worse than the best by a
+            twentieth, learning goes on from that one at half the rates.
         device: a torch device. On `cuda` products are of TF32 while gradients are made.
     """
 
@@ -66,7 +73,7 @@ class LearnOptions:
     starts: int = 1
     steps: int = 100
     texts: int = 1
-    angle: float = 0.004
+    angle: float = 0.003
     scale_rate: float = 0.005
     top: int = 1000
     seed: int = 0
@@ -132,10 +139,11 @@ def _learned(
     apart, order = order[:count] or order, order[count:]
     used = {*apart, *order[: options.steps * options.texts]}
     known = _wanted(model, {index: samples[index] for index in sorted(used)}, options.top)
+    kept = _kept(model, samples[apart[0]])
     student = make_student(model, options.bits, hadamard=options.hadamard)
     gc.collect()  # graphs refer to themselves
     heap.give_back()
-    loop = _Loop(model, samples, options, known, student)
+    loop = _Loop(model, samples, options, known, student, kept)
     file = None if folder is None else checkpoint(folder, model, samples, options)
     if file is None or not loop.restored(file):
         loop.start(apart)
@@ -175,6 +183,31 @@ def _wanted(model: oir.Model, samples: Mapping[int, Sample], count: int) -> dict
     return found
 
 
+def _kept(model: oir.Model, sample: Sample) -> Tensor | None:
+    """Orthonormal rows of the stream that its rotation has to leave where they begin, [rows, width]; None for none.
+
+    That of ones where the stream keeps its mean; and each channel that has most of the energy of some row before a norm
+    (massive activations, Sun et al. 2024, arXiv:2402.17762). A Hadamard matrix writes such a row as two numbers, which
+    a grid of few bits holds exactly, and gradients that pass straight through rounding do not see what a turn spoils.
+    """
+    graph = model.clone()
+    stream = learned.stream_of(graph)
+    places = dict.fromkeys(norm.input for norm in stream.norms)
+    given = len(graph.graph.outputs)
+    graph.graph.outputs.extend(places)
+    module = to_graph_module(graph).to(torch.get_default_device())
+    largest = torch.zeros(stream.width)
+    with torch.no_grad():
+        for rows in module(*tensors(module, sample.feeds))[given:]:
+            energy = rows.square().flatten(0, -2)
+            shares = energy / energy.sum(-1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
+            largest = torch.maximum(largest, shares.amax(0))
+    kept = torch.eye(stream.width)[largest > _MOST]
+    if stream.keeps_ones:
+        kept = torch.cat([torch.ones(1, stream.width), kept])
+    return torch.linalg.qr(kept.T)[0].T if len(kept) else None
+
+
 class _Loop:
     """What is learned, and how far it is."""
 
@@ -185,7 +218,9 @@ class _Loop:
         options: LearnOptions,
         known: Mapping[int, tuple[Tensor, Tensor]],
         student: Student,
+        kept: Tensor | None,
     ) -> None:
+        self.kept = kept
         self.model, self.samples, self.options, self.known, self.student = model, samples, options, known, student
         self.keeps_ones = learned.stream_of(model).keeps_ones
         pairs = [scaling.score_pairs(layer) for layer in learned.attention_of(model)]
@@ -195,7 +230,7 @@ class _Loop:
 
     def _begin(self, found: Learned) -> None:
         self.space = _space(found)
-        self.turns = Turns([self.space.turn, *self.space.values], [self.keeps_ones, *([False] * len(found.values))])
+        self.turns = Turns([self.space.turn, *self.space.values], [self.kept, *([None] * len(found.values))])
         self.scales = torch.optim.Adam(self.space.scales() or [torch.zeros(1)])
         self.best = [one.detach().clone() for one in _parts(self.space)]
 
@@ -251,15 +286,18 @@ class _Loop:
         return total
 
     def judge(self, apart: Sequence[int]) -> None:
-        """Keep what is learned if it is the best so far; else go back to that, with half the rates."""
+        """Keep what is learned if it is the best so far; if it is much worse, go back to that, with half the rates."""
         loss = self.loss(self.space, apart)
-        better = loss < self.least
+        better, worse = loss < self.least, not loss <= _WORSE * self.least
         with torch.no_grad():
             for kept, one in zip(self.best, _parts(self.space), strict=True):
-                kept.copy_(one) if better else one.copy_(kept)
+                if better:
+                    kept.copy_(one)
+                elif worse:
+                    one.copy_(kept)
         if better:
             self.least = loss
-        else:
+        elif worse:
             self.rate /= 2
             self.turns.forget()
             self.scales.state.clear()

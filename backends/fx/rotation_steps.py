@@ -26,13 +26,13 @@ class Turns:
 
     Attributes:
         matrices: leaves that take gradients.
-        fixed: of each, whether it leaves the row of ones as it is, and has to.
+        kept: of each, rows [rows, size], orthonormal, which no step turns elsewhere; None for none.
         first, second: the averages.
         count: steps so far.
     """
 
     matrices: Sequence[Tensor]
-    fixed: Sequence[bool]
+    kept: Sequence[Tensor | None]
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
     count: int = 0
@@ -44,14 +44,15 @@ class Turns:
             self.second = [one.new_zeros((*one.shape[:-2], 1, 1)) for one in self.matrices]
         self.count += 1
         with torch.no_grad():
-            for one, fixed, first, second in zip(self.matrices, self.fixed, self.first, self.second, strict=True):
+            for one, kept, first, second in zip(self.matrices, self.kept, self.first, self.second, strict=True):
                 if one.grad is None:
                     continue
                 skew = one.mT @ one.grad
                 skew = (skew - skew.mT) / 2
-                if fixed:
-                    skew = skew - skew.mean(-2, keepdim=True)
-                    skew = skew - skew.mean(-1, keepdim=True)
+                if kept is not None:
+                    rows = kept @ one
+                    skew = skew - rows.mT @ (rows @ skew)
+                    skew = skew - (skew @ rows.mT) @ rows
                 first.mul_(_FIRST).add_(skew, alpha=1 - _FIRST)
                 size = skew.square().sum((-2, -1), keepdim=True)
                 second.mul_(_SECOND).add_(size, alpha=1 - _SECOND)

@@ -29,12 +29,12 @@ MODEL = "a3-smollm2-nocache"
 FOLDER = zoo.ROOT / "rotations"
 
 LEARNED = LearnOptions(
-    bits=Bits(weights=0), starts=16, steps=222, texts=1, angle=0.01, scale_rate=0.01, apart=3, every=14, device="cuda"
+    bits=Bits(activation_range=0.85, cache_range=0.95), steps=300, apart=4, every=20, device="cuda"
 )
-SEEDS = (0, 100, 200)
-"""How rotations are learned, and the seeds from which on beginnings are tried."""
+SEEDS = (0, 1, 2)
+"""How rotations are learned, and from which random matrices on."""
 
-TOKENS, BATCH, TESTED = 256, 16, 8
+TOKENS, BATCH, TESTED = 256, 8, 8
 """Tokens of a text, texts of a sample, and how many of the topics the perplexity is measured on."""
 
 _LISTS = ("values", "norm_logs", "value_logs", "score_logs", "gated_logs")
