@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from burnish.backends.fx import bridge
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.operators.quantize import nearest
+from burnish.backends.fx.straight_through import through_rounding
 from burnish.ir import edit, weights
 from burnish.ir.errors import InputError
 from burnish.ir.views.linear import Linear, find_linear
@@ -190,9 +191,7 @@ def make_student(model: oir.Model, bits: Bits, *, hadamard: bool) -> Student:
     simulated.simulate(graph, replace(bits, weights=0), hadamard=hadamard)
     weights.forget_unrounded(graph)
     module = to_graph_module(graph)
-    for node in module.graph.nodes:
-        if node.target is torch.round:
-            node.target = nearest
+    through_rounding(module, graph.opset_imports[""])
     module.requires_grad_(False).to(torch.get_default_device()).recompile()
     paths = {origin.name: path for path, origin in bridge.bridge_of(module).weights.items()}
     pieces = []

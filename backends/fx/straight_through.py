@@ -9,11 +9,14 @@ arXiv:1902.08153).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
+from burnish.backends.fx import registry
 from burnish.backends.fx.operators.network import Ints, conv
 from burnish.backends.fx.operators.quantize import columns, nearest, spread
 from burnish.backends.fx.values import Tensor, Value
@@ -135,3 +138,30 @@ def conv_integer(
     """As ConvInteger, in floating point, through which gradients pass."""
     right = _centred(w, None if w_zero is None else columns(w_zero, w))
     return conv(_centred(x, x_zero), right, None, strides, dilations, pads, group, auto_pad, kernel_shape)
+
+
+def _larger(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x >= y, x, y)
+
+
+def _smaller(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x <= y, x, y)
+
+
+_SMOOTH: Mapping[str, Callable[..., Tensor]] = {"Round": nearest, "Max": _larger, "Min": _smaller}
+
+
+def through_rounding(module: fx.GraphModule, version: int) -> None:
+    """Let gradients pass straight through rounding that is written out in a graph, as `simulated.TokenRounding` does.
+
+    `Round` has no gradient of its own. Of `Max` and `Min` of two tensors, the gradient between equal numbers is the
+    first's alone: torch halves it, and would send half of that of all numbers at an end of a grid to the range of their
+    row.
+
+    Args:
+        module: of a graph; its nodes change, it is to be recompiled.
+        version: of its operators.
+    """
+    found = {entry.function: _SMOOTH[name] for name in _SMOOTH if (entry := registry.find("", name, version))}
+    for node in module.graph.nodes:
+        node.target = found.get(node.target, node.target)
