@@ -51,7 +51,7 @@ class LearnRotations(ExactPass):
     weights: int = 4
     activations: int = 4
     cache: int = 4
-    clip: float = 0.9
+    clip: float = 0.85
     cache_clip: float = 0.95
     hadamard: bool = True
     seed: int = 0

@@ -38,7 +38,7 @@ class SimulateBits(LossyPass):
         cache: bits of keys, behind their rotary embedding, and of values.
         rounding: of weights: `mse` makes their own squared error small, `gptq` that of what the layers compute, and
             needs samples.
-        clip: the share of the range of a token that its grid spans; the default is that of QuaRot's paper.
+        clip: the share of the range of a token that its grid spans.
         cache_clip: likewise for a head of keys and values.
         hadamard: multiply by Hadamard matrices what the last layer of each MLP reads, and queries and keys behind their
             rotary embedding, as `rotate-residual{online=true}` does.
@@ -49,7 +49,7 @@ class SimulateBits(LossyPass):
     activations: int = 4
     cache: int = 4
     rounding: Literal["mse", "gptq"] = "gptq"
-    clip: float = 0.9
+    clip: float = 0.85
     cache_clip: float = 0.95
     hadamard: bool = True
     memory: int = 1024

@@ -33,7 +33,7 @@ from burnish.passes.recipes import NORMAL_FORM
 from burnish.passes.simulated import Bits
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import quant_rotation_learn, zoo, zoo_tasks
-from burnish.tools.research.quant_rotation_learn import MODEL, SEEDS
+from burnish.tools.research.quant_rotation_learn import LEARNED, MODEL, SEEDS
 from burnish.tools.research.quant_weights import smollm
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -110,7 +110,8 @@ def simulated_perplexity(model: oir.Model, bits: Bits, *, hadamard: bool = True)
 def gptq_perplexity(model: oir.Model) -> dict[str, float]:
     """With 4 bits for weights, activations and cache, and for weights alone, rounded by GPTQ on 32 texts of 256 tokens.
 
-    `clipped` has grids for activations and cache that span 0.9 and 0.95 of what they do otherwise (QuaRot's paper).
+    `clipped` has grids for activations and cache that span 0.9 and 0.95 of what they do otherwise (QuaRot's paper),
+    `narrow` 0.85 and 0.95.
     """
     name_nodes(model)
     one = SimulateBits(clip=1.0, cache_clip=1.0)
@@ -119,6 +120,7 @@ def gptq_perplexity(model: oir.Model) -> dict[str, float]:
         "perplexity": one,
         "weights": replace(one, activations=0, cache=0),
         "clipped": replace(one, clip=0.9, cache_clip=0.95),
+        "narrow": replace(one, clip=0.85, cache_clip=0.95),
     }
     edits = {name: replace(edit, spec=catalog.spec(way)) for name, way in ways.items()}
     return {name: perplexity(lossy.apply(model, [edits[name]], [way])[0]) for name, way in ways.items()}
@@ -173,7 +175,7 @@ def learned_rotations(seed: int) -> dict[str, Any]:
     """How it was learned, what merging it does to the logits, and the perplexity with few bits but for weights."""
     record = quant_rotation_learn.load(quant_rotation_learn.file_of(seed))[1]
     model = learned_model(seed)
-    few = simulated_perplexity(model, Bits(weights=0))
+    few = simulated_perplexity(model, replace(LEARNED.bits, weights=0))
     return record | {"losses": record["losses"][::10], "exact": difference(model), "activations and cache": few}
 
 

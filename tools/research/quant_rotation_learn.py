@@ -28,9 +28,7 @@ from burnish.tools.research import zoo, zoo_data, zoo_real
 MODEL = "a3-smollm2-nocache"
 FOLDER = zoo.ROOT / "rotations"
 
-LEARNED = LearnOptions(
-    bits=Bits(activation_range=0.85, cache_range=0.95), steps=300, apart=4, every=20, device="cuda"
-)
+LEARNED = LearnOptions(bits=Bits(activation_range=0.85, cache_range=0.95), steps=300, apart=4, every=20, device="cuda")
 SEEDS = (0, 1, 2)
 """How rotations are learned, and from which random matrices on."""
 

@@ -168,7 +168,7 @@ def test_rates_that_are_too_large_are_halved_until_they_lower_the_loss() -> None
 
 
 def rounded_by_hand(x: torch.Tensor, share: float) -> torch.Tensor:
-    """Rows on 4-bit grids over a share of their range: gradients of the numbers inside and of the range, none of both."""
+    """Rows on 4-bit grids over a share of their range; gradients are those of the numbers inside and of the range."""
     low, high = (share * one for one in (x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)))
     step = (high - low) / 15
     with torch.no_grad():
