@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,10 +146,30 @@ def _last(said: list[str], places: Sequence[Path]) -> str:
     return line[:160]
 
 
+_SESSIONS = 8
+"""Of a fast model: where ONNX Runtime puts its arrays makes one session of a file 1.5 times as slow as another."""
+
+_FAST = 0.003
+"""Seconds of a run, below which a model is fast."""
+
+
+def session(path: Path, feeds: Mapping[str, np.ndarray]) -> Any:
+    """A session of one thread, for a fast model the quickest of several."""
+    first = from_path(path, threads=_THREADS)
+
+    def seconds(one: Any) -> float:
+        run = partial(one.run, feeds)
+        return timing.paired(run, run, rounds=5, seconds=1.0, alone=True).median_b
+
+    if seconds(first) > _FAST:
+        return first
+    return min((first, *(from_path(path, threads=_THREADS) for _ in range(_SESSIONS - 1))), key=seconds)
+
+
 def judged(bed: Bed, target: Path, reference: Outputs, original: Any) -> dict[str, Any]:
     """What a file takes, how far its outputs are from the original's, and its time against the original's, paired."""
-    own = from_path(target, threads=_THREADS)
     feeds = [sample.feeds for sample in bed.held]
+    own = session(target, feeds[0])
     outputs = [dict(own.run(one)) for one in feeds]
     pair = timing.paired(lambda: original.run(feeds[0]), lambda: own.run(feeds[0]), rounds=30, seconds=10.0, alone=True)
     files = (target, *target.parent.glob("*.data"))
@@ -168,7 +188,7 @@ def measure(name: str, folder: Path, rivals: str | None, only: str | None) -> No
         source, data = Path(place) / "model.onnx", Path(place) / "data.npz"
         oir.save(bed.model, source, external_data="model.onnx.data" if name == "a3" else None)
         write_samples(bed.fit, data)
-        original = from_path(source, threads=_THREADS)
+        original = session(source, bed.held[0].feeds)
         reference = [dict(original.run(sample.feeds)) for sample in bed.held]
         size = source.stat().st_size + sum(one.stat().st_size for one in source.parent.glob("model.onnx.data"))
         own = {"bytes": size, "metric": None if bed.metric is None else bed.metric(reference)}
