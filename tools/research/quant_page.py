@@ -31,15 +31,16 @@ an opset before 13 are raised for those that need it. Each gets half an hour of 
 *agreement* the share of rows whose first class is that of the float32 model; *metric* that of the task, by labels, on
 SmolLM2 (A3) the perplexity, where less is better; *time* a run in ONNX Runtime against the original, in turns, on a
 processor with AVX512-VNNI that other work shared, with its 95 % interval: of one thread, by the time that it had a
-processor, or, where a star says so, of two threads by the clock on the wall, which is less certain.
+processor; of a model that takes less than 3 ms the quickest of eight sessions of each file, since one may take 1.5
+times as long as another, by where ONNX Runtime puts its arrays.
 
 Quantizers to 4 bits change products of two matrices only: where a file keeps its size they did nothing and ended
 without an error. None of the others finds the LSTM and the weights of Silero (A4) where they stand in its files, in
 branches and nodes of constants: what they write computes the same, and is 0.77 to 1.43 times as large. onnxsim leaves
 the float32 weights in its files beside the integers.
 
-Among files of about one size ours have the smallest error on all models but one ([below](#at-equal-size)), on the
-digits ResNet by a hundredth. On SmolLM2 (A3) ONNX Runtime's HQQ keeps the float32 model nearly as it is, in 36 % of the
+Among files of about one size ours have the smallest error on all models but one ([below](#at-equal-size)).
+On SmolLM2 (A3) ONNX Runtime's HQQ keeps the float32 model nearly as it is, in 36 % of the
 bytes, where our smallest error at that size is four times as large, in 28 %: these weights were published in 4 bits,
 each block of 32 with a step and an offset of its own (GGUF's Q4_1), and zero points in floating point find both again.
 Kernels for such zero points are slower than float32, and `quantize-weights` does not write them. Files of onnxsim for
@@ -138,7 +139,7 @@ def _time(row: Mapping[str, Any]) -> str:
     if "time" not in row:
         return "not measured"
     ratio, low, high = row["time"]
-    return f"{ratio:.2f} ({low:.2f} to {high:.2f}){'' if row.get('threads') == 1 else ' *'}"
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _number(value: float | None) -> str:
