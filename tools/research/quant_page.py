@@ -43,9 +43,8 @@ Among files of about one size ours have the smallest error on all models but one
 (A3) ONNX Runtime's HQQ keeps the float32 model nearly as it is, in 36 % of the bytes; the least error of ours at that
 size is four times as large, in 28 %. These weights were published in 4 bits, each block of 32 with a step and an offset
 of its own (GGUF's Q4_1), and zero points in floating point find both again. Kernels for such zero points are slower
-than float32, and `quantize-weights` does not write them. On PP-OCR's classifier only ONNX Runtime's dynamic quantizer
-writes a file as small as 39 %, with four times the error of `int8` at 45 %. onnxsim loses a twelfth less than `int8` on
-PP-OCR's reader, in a file that is larger than the original.
+than float32, and `quantize-weights` does not write them. onnxsim loses a twelfth less than `int8` on PP-OCR's reader,
+in a file that is larger than the original. Convolutions whose weights alone are integers are smaller, not faster.
 
 With 16 texts to fit to SmolLM2's perplexity of 19.5 becomes 20.1 by `int8` and 21.5, 1.10 times as much, by `int4`;
 [rotated first](quant-recipes.md), by `ostquant-w4`, 21.0. Convolutions along one axis, as Magika's (A5), are products
