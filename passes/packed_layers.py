@@ -1,9 +1,14 @@
 """Writing matrices as blocks of few bits: MatMulNBits and GatherBlockQuantized, or DequantizeLinear.
 
 ONNX Runtime's CPU has kernels of MatMulNBits for 2, 4 and 8 bits, with blocks of 16, 32, 64, ... numbers. They are
-quick with `accuracy_level` 4, which rounds what is multiplied to 8 bits, block by block; without it 8 bits and 2 bits
-are up to two hundred times slower than float32. ONNX Runtime turns DequantizeLinear in blocks before a MatMul, or a
-Gemm that does not transpose the weight, into the same kernels.
+quick with `accuracy_level` 4, which rounds what is multiplied to 8 bits, block by block; without it 4 bits are quick as
+well, but 8 bits and 2 bits up to two hundred times slower than float32. So 8 bits that multiply numbers which are not
+rounded are two products of 4 bits, q = 16 * high + low. ONNX Runtime turns DequantizeLinear in blocks before a MatMul,
+or a Gemm that does not transpose the weight, into the same kernels.
+
+Zero points that are no integers have no quick kernel. Each block of a matrix can have an offset all the same: it counts
+for the sum of what the block multiplies, and a product of these sums with all offsets is added, one of `block` as
+large as the layer's.
 
 MatMulNBits stores [out, blocks, bytes] and GatherBlockQuantized [rows, bytes], with the same scales, so that a table
 that is also multiplied by is stored once, where whole blocks fill its rows.
@@ -11,6 +16,7 @@ that is also multiplied by is stored once, where whole blocks fill its rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,9 +33,13 @@ from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, Table
 
 CONTRIB = "com.microsoft"
 Form = Literal["matmul-nbits", "dequantize"]
+Activations = Literal["int8", "float"]
 
 OPSET = 21
 """The first opset whose DequantizeLinear takes blocks."""
+
+SUMS = 13
+"""The first opset whose ReduceSum reads its axes as an input: that of offsets."""
 
 
 def grid(form: Form, bits: int, symmetric: bool) -> Grid:
@@ -69,16 +79,48 @@ def refusal(model: oir.Model, matrix: Matrix, form: Form, bits: int) -> str | No
     return None
 
 
-def sizes(matrix: Matrix, form: Form, block: int, symmetric: bool, bits: int) -> tuple[int, int]:
-    """Elements and bytes of the constants that take the place of a matrix, as `ir.cost` counts them."""
+def takes_offsets(model: oir.Model, matrix: Matrix, form: Form) -> bool:
+    """Whether the blocks of a matrix can have offsets."""
+    known = all(match.rank(one.input) or match.rank(one.node.outputs[0]) for one in matrix.linears)
+    return form == "matmul-nbits" and known and not matrix.tables and model.graph.opset_imports.get("", 1) >= SUMS
+
+
+def sizes(
+    matrix: Matrix,
+    form: Form,
+    block: int,
+    symmetric: bool,
+    bits: int,
+    *,
+    activations: Activations = "int8",
+    shifted: bool = False,
+) -> tuple[int, int]:
+    """Elements and bytes of the constants that take the place of a matrix, as `ir.cost` counts them.
+
+    Args:
+        matrix: the matrix.
+        form: how it is written.
+        block: how many neighbours share a scale.
+        symmetric: there are no zero points.
+        bits: of each integer.
+        activations: `float` writes 8 bits as two times 4.
+        shifted: each block has an offset.
+    """
+    if form == "matmul-nbits" and bits == 8 and activations == "float":
+        high, low = (sizes(matrix, form, block, one, 4) for one in (symmetric, False))
+        bias, stored = _bias_sizes(matrix)
+        return high[0] + low[0] - bias, high[1] + low[1] - stored
     out, features = matrix.shape
+    if shifted:
+        elements, stored = sizes(matrix, form, block, symmetric, bits)
+        width = matrix.dtype.bitwidth // 8 if matrix.dtype is not None else 4
+        more = sum(len(_split(layer, features // block)) + 1 for layer in matrix.linears)
+        offsets = out * (features // block)
+        return elements + offsets + more, stored + offsets * width + 8 * more
     blocks = -(-features // block)
     width = matrix.dtype.bitwidth // 8 if matrix.dtype is not None else 4
-    elements, stored = out * features + out * blocks, out * blocks * width
-    for layer in matrix.linears:
-        if layer.bias_parameter is not None and layer.add is None and _plain_bias(layer) is None:
-            more = layer.out_features - _held_alone(layer)
-            elements, stored = elements + more, stored + more * width
+    more, held = _bias_sizes(matrix)
+    elements, stored = out * features + out * blocks + more, out * blocks * width + held
     if form == "dequantize":
         zeros = 0 if symmetric else out * blocks
         return elements + zeros, stored + -(-out * features * bits // 8) + -(-zeros * bits // 8)
@@ -90,7 +132,16 @@ def sizes(matrix: Matrix, form: Form, block: int, symmetric: bool, bits: int) ->
     return elements + shapes, stored + out * blocks * (block * bits // 8) + 8 * shapes
 
 
-def write(model: oir.Model, matrix: Matrix, form: Form, levels: np.ndarray, scales: Scales) -> None:
+def write(
+    model: oir.Model,
+    matrix: Matrix,
+    form: Form,
+    levels: np.ndarray,
+    scales: Scales,
+    *,
+    activations: Activations = "int8",
+    offset: np.ndarray | None = None,
+) -> None:
     """Let all readers of a matrix read integers.
 
     Args:
@@ -99,6 +150,8 @@ def write(model: oir.Model, matrix: Matrix, form: Form, levels: np.ndarray, scal
         form: how.
         levels: integers [out, in].
         scales: of blocks along the last axis.
+        activations: `float` multiplies numbers as they are; of `matmul-nbits`, with 4 or 8 bits.
+        offset: added to the numbers of each block, [out, blocks]; see `takes_offsets`.
     """
     stem = matrix.parameter.source.name or "weight"
     if form == "dequantize":
@@ -107,6 +160,43 @@ def write(model: oir.Model, matrix: Matrix, form: Form, levels: np.ndarray, scal
             _replace(layer.node, _multiplied(model, layer, value))
         return
     model.graph.opset_imports.setdefault(CONTRIB, 1)
+    halved = activations == "float" and scales.grid.bits == 8
+    parts = _halves(levels, scales) if halved else [(levels, scales)]
+    first, *others = [_packed(model, matrix, stem, *part) for part in parts]
+    offsets = None if offset is None else edit.add_constant(model, f"{stem}_offset", offset.T.copy())
+    for layer in matrix.linears:
+        second = None if offsets is None else _shifted(model, layer, offsets)
+        for other in others:
+            second = _product(layer, other, activations, None)
+        _replace(layer.node, _sum(layer.node, _product(layer, first, activations, _bias(model, layer)), second))
+    for table in matrix.tables:
+        looked = [_looked_up(model, table, stem, term, matrix) for term in (first, *others)]
+        _replace(table.node, _sum(table.node, looked[0], looked[1] if others else None))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """The constants of a matrix, or of half of its bits."""
+
+    data: oir.Value
+    scale: oir.Value
+    zero: oir.Value | None
+    bits: int
+    block: int
+
+
+def _halves(levels: np.ndarray, scales: Scales) -> list[tuple[np.ndarray, Scales]]:
+    """Integers of 8 bits as two times 4; the sum of what both stand for is what the integers stood for."""
+    high, low = (replace(scales.grid, bits=4, symmetric=one) for one in (scales.grid.symmetric, False))
+    whole, zero = levels.astype(np.uint8), scales.zero_point.astype(np.uint8)
+    coarse = (scales.scale * 16).astype(scales.scale.dtype)
+    return [
+        (whole >> 4, replace(scales, grid=high, scale=coarse, zero_point=zero >> 4)),
+        (whole & 15, replace(scales, grid=low, zero_point=zero & 15)),
+    ]
+
+
+def _packed(model: oir.Model, matrix: Matrix, stem: str, levels: np.ndarray, scales: Scales) -> _Term:
     bits, block = scales.grid.bits, scales.block or 1
     out, features = levels.shape
     blocks = -(-features // block)
@@ -120,15 +210,57 @@ def write(model: oir.Model, matrix: Matrix, form: Form, levels: np.ndarray, scal
     zero = None
     if not scales.grid.symmetric:
         zero = edit.add_constant(model, f"{stem}_zero_point", pack(scales.zero_point, bits))
-    for layer in matrix.linears:
-        attributes = {"K": features, "N": out, "bits": bits, "block_size": block, "accuracy_level": 4}
-        inputs = [layer.input, data, scale, zero, None, _bias(model, layer)]
-        _replace(layer.node, edit.make("MatMulNBits", inputs, attributes, like=layer.node, domain=CONTRIB))
-    for table in matrix.tables:
-        rows = data if not matrix.linears else _rows(model, stem, data, table)
-        attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": block}
-        inputs = [rows, table.node.inputs[1], scale, zero]
-        _replace(table.node, edit.make("GatherBlockQuantized", inputs, attributes, like=table.node, domain=CONTRIB))
+    return _Term(data, scale, zero, bits, block)
+
+
+def _product(layer: Linear, term: _Term, activations: Activations, bias: oir.Value | None) -> oir.Node:
+    level = 4 if activations == "int8" else 1
+    attributes = {
+        "K": layer.in_features,
+        "N": layer.out_features,
+        "bits": term.bits,
+        "block_size": term.block,
+        "accuracy_level": level,
+    }
+    inputs = [layer.input, term.data, term.scale, term.zero, None, bias]
+    return edit.make("MatMulNBits", inputs, attributes, like=layer.node, domain=CONTRIB)
+
+
+def _looked_up(model: oir.Model, table: Table, stem: str, term: _Term, matrix: Matrix) -> oir.Node:
+    rows = term.data if not matrix.linears else _rows(model, stem, term.data, table)
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": term.bits, "block_size": term.block}
+    inputs = [rows, table.node.inputs[1], term.scale, term.zero]
+    return edit.make("GatherBlockQuantized", inputs, attributes, like=table.node, domain=CONTRIB)
+
+
+def _split(layer: Linear, blocks: int) -> list[int]:
+    """What a Reshape is given to let the blocks of a layer's input be rows: 0 keeps a dimension."""
+    rank = match.rank(layer.input) or match.rank(layer.node.outputs[0]) or 2
+    return [*[0] * (rank - 1), blocks, layer.in_features // blocks]
+
+
+def _shifted(model: oir.Model, layer: Linear, offsets: oir.Value) -> oir.Node:
+    """The product of the sums of the blocks of a layer's input with offsets [blocks, out]."""
+    blocks = (match.static_shape(offsets) or (0,))[0]
+    sizes = _split(layer, blocks)
+    shape = edit.add_constant(model, "blocks", np.array(sizes, np.int64))
+    parted = edit.make("Reshape", [layer.input, shape], like=layer.node)
+    axis = edit.add_constant(model, "axis", np.array([len(sizes) - 1], np.int64))
+    summed = edit.make("ReduceSum", [parted.outputs[0], axis], {"keepdims": 0}, like=layer.node)
+    dims = layer.input.shape.dims[:-1] if layer.input.shape is not None else None
+    for node, own in ((parted, (blocks, sizes[-1])), (summed, (blocks,))):
+        node.outputs[0].type = layer.input.type
+        node.outputs[0].shape = None if dims is None else oir.Shape([*dims, *own])
+    edit.insert_before(layer.node, [parted, summed])
+    return edit.make("MatMul", [summed.outputs[0], offsets], like=layer.node)
+
+
+def _sum(old: oir.Node, first: oir.Node, second: oir.Node | None) -> oir.Node:
+    """A node, or the sum of two, which stand before an old one then."""
+    if second is None:
+        return first
+    edit.insert_before(old, [first, second])
+    return edit.make("Add", [same_shape(one, old.outputs[0]) for one in (first, second)], like=old)
 
 
 def _replace(old: oir.Node, new: oir.Node) -> None:
@@ -181,6 +313,16 @@ def _bias(model: oir.Model, layer: Linear) -> oir.Value | None:
     dtype = layer.dtype
     assert dtype is not None
     return edit.add_rounded(model, f"{layer.node.name}_bias", bias, dtype)
+
+
+def _bias_sizes(matrix: Matrix) -> tuple[int, int]:
+    """Elements and bytes by which the biases that the nodes add are more than those before."""
+    width = matrix.dtype.bitwidth // 8 if matrix.dtype is not None else 4
+    more = 0
+    for layer in matrix.linears:
+        if layer.bias_parameter is not None and layer.add is None and _plain_bias(layer) is None:
+            more += layer.out_features - _held_alone(layer)
+    return more, more * width
 
 
 def _plain_bias(layer: Linear) -> oir.Value | None:

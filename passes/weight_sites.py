@@ -159,6 +159,8 @@ def refusal(matrix: Matrix, facts: Inference) -> str | None:
     for layer in matrix.linears:
         if layer.read_only is not None:
             return layer.read_only
+        if _adds_offsets(layer):
+            return "it adds the offsets of a matrix that is stored in few bits"
         if layer.input_axis != -1:
             return "its input is transposed"
         rank = match.rank(layer.input) or len(facts.shape(layer.input) or ())
@@ -169,3 +171,12 @@ def refusal(matrix: Matrix, facts: Inference) -> str | None:
     if any(not np.array_equal(first, one.weight()) for one in alone[1:] if first is not None):
         return "its weight is read in two ways"
     return None
+
+
+def _adds_offsets(layer: Linear) -> bool:
+    """Whether a layer multiplies sums of blocks for a matrix of integers, see `packed_layers`."""
+    beside = [value for use in layer.output.uses() if is_op(use.node, "Add") for value in use.node.inputs]
+    stored = any(
+        value is not None and is_op(value.producer(), "MatMulNBits", domain="com.microsoft") for value in beside
+    )
+    return stored and is_op(layer.input.producer(), "ReduceSum")

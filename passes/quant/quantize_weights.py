@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir import weights
 from burnish.ir.errors import InputError
-from burnish.ir.packing import pack, unpack
 from burnish.ir.views.convolution import Convolution, convolutions
 from burnish.ir.walk import walk
-from burnish.passes import catalog, packed_layers, stored_convolutions
+from burnish.passes import catalog, stored_convolutions
 from burnish.passes.base import Outcome
-from burnish.passes.grids import Scales, signed
 from burnish.passes.layers import Layer
-from burnish.passes.lossy import Context, Edit, LossyPass, Savings, Undecided
+from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.moments import moments
-from burnish.passes.packed_layers import Form
-from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of, error, of_tied, rounded
+from burnish.passes.packed_layers import Activations, Form
+from burnish.passes.stored_matrices import Storage
+from burnish.passes.weight_rounding import MEASURED, Rounding, clip_of
 from burnish.passes.weight_sites import LEAST_BLOCK, Matrix, found_again, matrices
 
 _PLACE = "quantize-weights"
@@ -31,6 +29,8 @@ _GRID = (8, 4, 2)
 @dataclass(frozen=True)
 class QuantizeWeights(LossyPass):
     """Store the weights of linear layers and embeddings in 8, 4 or 2 bits, in blocks that share a scale.
+
+    Weights that were published in few bits lie on such integers already: they are found and stored without loss.
 
     Attributes:
         bits: 8, 4 or 2; 0 proposes all three for each layer, and a search takes one or none of them.
@@ -42,6 +42,8 @@ class QuantizeWeights(LossyPass):
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples.
+        activations: `int8` rounds what is multiplied to 8 bits in each run, which is fastest; `float` multiplies it as
+            it is, 8 bits as two times 4. Of `matmul-nbits`.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
         convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq`
             rounds them for their patches, with `bits` one after the other; transposed ones by `mse`.
@@ -53,6 +55,7 @@ class QuantizeWeights(LossyPass):
     symmetric: bool = True
     form: Form = "matmul-nbits"
     rounding: Rounding = "mse"
+    activations: Activations = "int8"
     embeddings: bool = True
     convolutions: bool = False
     memory: int = 1024
@@ -62,15 +65,15 @@ class QuantizeWeights(LossyPass):
 
     def __post_init__(self) -> None:
         if self.bits == 3:
-            raise InputError(
-                "nothing stores 3 bits",
-                place="quantize-weights{bits=3}",
-                hint="ONNX has no type and ONNX Runtime no kernel for them; 4 bits take the bytes that 3 in 4 would",
-            )
+            hint = "ONNX has no type and ONNX Runtime no kernel for them; 4 bits take the bytes that 3 in 4 would"
+            raise InputError("nothing stores 3 bits", place="quantize-weights{bits=3}", hint=hint)
         if self.bits not in (0, *_GRID):
             raise InputError(f"`bits` is {self.bits}", place=_PLACE, hint="give 8, 4, 2, or 0 for a search")
         if self.block < LEAST_BLOCK or self.block & (self.block - 1):
             raise InputError(f"`block` is {self.block}", place=_PLACE, hint=f"a power of two from {LEAST_BLOCK} on")
+        if self.activations == "float" and self.form == "dequantize":
+            hint = "leave `activations` out: ONNX Runtime chooses for this form"
+            raise InputError("`activations=float` is for `form=matmul-nbits`", place=_PLACE, hint=hint)
         if self.memory < 1:
             raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
 
@@ -89,21 +92,28 @@ class QuantizeWeights(LossyPass):
                 hint="give `bits=4` and a `rounding` that needs no samples, or samples with `--data`, and a budget",
             )
         images = stored_convolutions.found(model, self.convolutions)
-        return self._plain(model, self._found(model, outcome), images, outcome)
+        found = self._found(model, outcome)
+        exact = self._storage.exact(model, found, self._wanted, outcome)
+        return [*exact.values(), *self._plain(model, found, exact, images, outcome)]
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
-        """See the class of passes. A payload holds `levels`, packed, `scale` and `zero`, where samples made them."""
+        """See the class of passes. A payload holds `levels`, packed, `scale` and `zero` (and `offset`), where samples
+        made them or the weight lies on them.
+        """
         found, images = self._found(model, outcome), stored_convolutions.found(model, self.convolutions)
         samples, limit = self.rounding in MEASURED, self.memory << 20
         seen = {name: one for name, one in images.items() if samples and stored_convolutions.measured(one)}
-        measured: dict[str, Sequence[Layer]] = {n: one.linears for n, one in found.items() if samples and one.linears}
-        plain = {name: one for name, one in found.items() if name not in measured}
-        edits = self._plain(model, plain, {n: one for n, one in images.items() if n not in seen}, outcome)
+        exact = self._storage.exact(model, found, self._wanted, outcome)
+        left = {name: one for name, one in found.items() if self._left(exact.get(name))}
+        measured: dict[str, Sequence[Layer]] = {n: one.linears for n, one in left.items() if samples and one.linears}
+        plain = {name: one for name, one in left.items() if name not in measured}
+        stored = {name: one for name, one in images.items() if name not in seen}
+        edits = [*exact.values(), *self._plain(model, plain, exact, stored, outcome)]
         measured |= {} if self.bits else {name: [one] for name, one in seen.items()}
         for name, moment in moments(model, measured, context, limit):
             known = None if isinstance(moment, str) else moment
             if name in found:
-                made = self._edits(model, name, found[name], known, outcome)
+                made = self._storage.edits(model, name, found[name], self._left(exact.get(name)), known, outcome)
             else:
                 made = self._stored(model, name, images[name], known, outcome)
             if made and isinstance(moment, str):
@@ -115,17 +125,23 @@ class QuantizeWeights(LossyPass):
         return sorted(edits, key=lambda edit: places[edit.site])
 
     def _plain(
-        self, model: oir.Model, found: dict[str, Matrix], images: dict[str, Convolution], outcome: Outcome
+        self,
+        model: oir.Model,
+        found: dict[str, Matrix],
+        exact: dict[str, Edit],
+        images: dict[str, Convolution],
+        outcome: Outcome,
     ) -> list[Edit]:
-        """The edits that need no samples."""
-        edits = [edit for name, one in found.items() for edit in self._edits(model, name, one, None, outcome)]
+        """The edits that need no samples, but those that lose nothing."""
+        edits = []
+        for name, one in found.items():
+            edits += self._storage.edits(model, name, one, self._left(exact.get(name)), None, outcome)
         return edits + [e for name, one in images.items() for e in self._stored(model, name, one, None, outcome)]
 
     def _stored(
         self, model: oir.Model, name: str, layer: Convolution, moment: np.ndarray | None, outcome: Outcome
     ) -> list[Edit]:
-        wanted = (self.bits,) if self.bits else _GRID
-        return stored_convolutions.edits(model, catalog.spec(self), name, layer, wanted, moment, outcome)
+        return stored_convolutions.edits(model, catalog.spec(self), name, layer, self._wanted, moment, outcome)
 
     def _found(self, model: oir.Model, outcome: Outcome) -> dict[str, Matrix]:
         found = {}
@@ -140,49 +156,17 @@ class QuantizeWeights(LossyPass):
             outcome.skip(layer.node, "it is a convolution, and `convolutions` is off")
         return found
 
-    def _edits(
-        self, model: oir.Model, name: str, matrix: Matrix, moment: np.ndarray | None, outcome: Outcome
-    ) -> list[Edit]:
-        """Storing a matrix in so many bits, for each that is wanted; where it is not, `outcome` is told why."""
-        found, tensor = [], weights.tensor_of(matrix.parameter.source)
-        assert tensor is not None
-        for bits in [self.bits] if self.bits else _GRID:
-            reason = packed_layers.refusal(model, matrix, self.form, bits)
-            block = packed_layers.block_for(matrix, self.block)
-            elements, stored = packed_layers.sizes(matrix, self.form, block, self.symmetric, bits)
-            if reason is None and stored >= tensor.nbytes:
-                reason = f"{bits} bits with their scales take no fewer bytes"
-            if reason is not None:
-                outcome.skip(matrix.readers[0].node, reason)
-                continue
-            edit = Edit(
-                catalog.spec(self),
-                name,
-                f"int{bits} block {block}",
-                frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
-                Savings(tensor.size - elements, tensor.nbytes - stored, 0),
-                anchors=tuple(str(one.node.name) for one in matrix.readers),
-            )
-            found.append(edit if moment is None else self._measured(edit, matrix, moment, outcome))
-        return found
+    @property
+    def _storage(self) -> Storage:
+        return Storage(catalog.spec(self), self.form, self.block, self.symmetric, self.rounding, self.activations)
 
-    def _measured(self, edit: Edit, matrix: Matrix, moment: np.ndarray, outcome: Outcome) -> Edit:
-        """The edit with integers and scales for a moment."""
-        moment = of_tied(moment) if matrix.tables else moment
-        levels, scales = self._rounded(matrix, edit, moment)
-        outcome.errors[edit.key] = error(matrix.weight(), levels, scales, moment)
-        payload = {"levels": pack(levels, scales.grid.bits), "scale": scales.scale, "zero": scales.zero_point}
-        return replace(edit, payload=payload)
+    @property
+    def _wanted(self) -> tuple[int, ...]:
+        return (self.bits,) if self.bits else _GRID
 
-    def _rounded(self, matrix: Matrix, edit: Edit, moment: np.ndarray | None = None) -> tuple[np.ndarray, Scales]:
-        grid = packed_layers.grid(self.form, stored_convolutions.bits_of(edit), self.symmetric)
-        block = int(edit.option.split()[-1])
-        assert matrix.dtype is not None
-        dtype, mirrored = np.dtype(matrix.dtype.numpy()), self.form == "matmul-nbits"
-        if edit.payload:
-            scales = Scales(grid, edit.payload["scale"], edit.payload["zero"], 1, block)
-            return signed(unpack(edit.payload["levels"], grid.bits)[:, : matrix.shape[1]], grid), scales
-        return rounded(matrix.weight(), grid, block, self.rounding, mirrored=mirrored, dtype=dtype, moment=moment)
+    def _left(self, exact: Edit | None) -> list[int]:
+        """The bits in which a matrix is rounded."""
+        return [bits for bits in self._wanted if exact is None or bits < stored_convolutions.bits_of(exact)]
 
     def apply(self, model: oir.Model, edits: Sequence[Edit], outcome: Outcome) -> None:
         """See the class of passes."""
@@ -193,8 +177,4 @@ class QuantizeWeights(LossyPass):
             if edit.option.endswith("per channel"):
                 stored_convolutions.write(model, nodes[edit.anchors[0]], edit, clip_of(self.rounding), outcome)
                 continue
-            matrix = found_again(nodes, edit.anchors)
-            levels, scales = self._rounded(matrix, edit)
-            if not edit.payload:
-                outcome.errors[edit.key] = error(matrix.weight(), levels, scales)
-            packed_layers.write(model, matrix, self.form, levels, scales)
+            self._storage.write(model, found_again(nodes, edit.anchors), edit, outcome)

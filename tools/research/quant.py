@@ -47,6 +47,10 @@ OURS: dict[str, tuple[str, ...]] = {
     "burnish int4": ("--recipe", "int4"),
     "burnish, 4 bits in blocks of 128": ("--passes", "quantize-weights{bits=4,rounding=gptq,block=128}"),
     "burnish, weights alone in 8 bits": ("--passes", "quantize-weights{bits=8}"),
+    "burnish, weights alone in 8 bits, activations in float": (
+        "--passes",
+        "quantize-weights{bits=8,activations=float}",
+    ),
     "burnish, weights alone in 8 bits, convolutions too": (
         "--passes",
         "quantize-weights{bits=8,rounding=gptq,convolutions=true}",

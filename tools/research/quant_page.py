@@ -98,8 +98,8 @@ def _equal(known: Mapping[str, Any]) -> list[str]:
     lines = [_SIZES, "| model | other tool | size | error | ours | size | error |", "| --- " * 7 + "|"]
     for name in (one for one in _NAMES if one in known):
         whole = known[name]["bytes"]
-        rows = {k: row for k, row in known[name]["rows"].items() if "failed" not in row and row["error"] > _SAME}
-        others = {k: row for k, row in rows.items() if not k.startswith("burnish") and row["bytes"] < whole}
+        rows = {k: row for k, row in known[name]["rows"].items() if "failed" not in row and row["bytes"] < whole}
+        others = {k: row for k, row in rows.items() if not k.startswith("burnish") and row["error"] > _SAME}
         for tool, row in others.items():
             if any(one["bytes"] <= row["bytes"] and one["error"] < row["error"] for one in others.values()):
                 continue
