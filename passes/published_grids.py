@@ -179,10 +179,12 @@ class _Blocks:
     def _of_rows(
         self, rows: np.ndarray, start: np.ndarray, reach: np.ndarray, most: int, half: int | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
+        """`_steps` of some rows; most blocks use all of their bits, so those counts are tried first."""
         step, levels = np.zeros(len(rows)), np.zeros((len(rows), self.rows.shape[1]))
         left = np.flatnonzero(reach[rows, 0] > self.slack[rows, 0] * (half is None))
-        counts = [most - 1, most, *range(most - 2, 0, -1)] if half is not None else range(most, 0, -1)
-        for count in counts:
+        for count in sorted(
+            range(1, most + 1), key=lambda one: (bool(one & (one + 1)) and bool(one & (one - 1)), -one)
+        ):
             if not len(left):
                 break
             which = rows[left]

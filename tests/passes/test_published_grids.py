@@ -53,6 +53,22 @@ def with_zero_points(rng: np.random.Generator, out: int, size: int) -> np.ndarra
     return ((levels - zero) * steps(rng, out, size // 64)).astype(np.float32).reshape(out, size)
 
 
+def q4_k(rng: np.random.Generator, out: int, size: int) -> np.ndarray:
+    """Blocks of 32 whose steps and offsets are multiples, of 6 bits, of those of 256."""
+    shape = (out, size // 256, 8, 1)
+    step = (half(rng.uniform(1e-3, 2e-3, (out, size // 256, 1, 1))) * rng.integers(1, 64, shape)).astype(np.float32)
+    least = (half(rng.uniform(1e-3, 2e-3, (out, size // 256, 1, 1))) * rng.integers(0, 64, shape)).astype(np.float32)
+    levels = rng.integers(0, 16, (out, size // 256, 8, 32)).astype(np.float32)
+    return (levels * step - least).astype(np.float32).reshape(out, size)
+
+
+def q6_k(rng: np.random.Generator, out: int, size: int) -> np.ndarray:
+    """Blocks of 16 whose steps are multiples, of 8 bits, of one of 256."""
+    step = half(rng.uniform(1e-4, 2e-4, (out, size // 256, 1, 1))) * rng.integers(-128, 128, (out, size // 256, 16, 1))
+    levels = rng.integers(-32, 32, (out, size // 256, 16, 16))
+    return (levels * step.astype(np.float32)).astype(np.float32).reshape(out, size)
+
+
 def ternary(rng: np.random.Generator, out: int, size: int) -> np.ndarray:
     return (rng.integers(-1, 2, (out, size)) * np.float32(0.0317)).astype(np.float32)
 
@@ -61,6 +77,8 @@ KINDS: dict[str, tuple[Maker, int, int, bool, bool]] = {
     "Q4_0": (q4_0, 4, 32, True, False),
     "Q4_1": (q4_1, 4, 32, True, True),
     "Q8_0": (q8_0, 8, 32, True, False),
+    "Q4_K": (q4_k, 4, 32, True, True),
+    "Q6_K": (q6_k, 8, 16, True, False),
     "zero points": (with_zero_points, 4, 64, False, False),
     "ternary": (ternary, 2, 128, True, False),
 }
@@ -186,7 +204,7 @@ def proposed(model: oir.Model, **options: object) -> tuple[LossyPass, list[lossy
 @pytest.mark.parametrize(
     ("source", "kind", "activations"),
     [
-        *(("MatMul", kind, "float") for kind in KINDS),
+        *(("MatMul", kind, "float") for kind in KINDS if kind not in ("Q4_K", "Q6_K")),
         *((source, kind, "float") for source in ("Gemm", "tied") for kind in ("Q4_1", "Q8_0", "zero points")),
         *((source, kind, "int8") for source in ("MatMul", "tied") for kind in ("Q4_1", "Q8_0")),
         ("opset 11", "Q4_1", "float"),
