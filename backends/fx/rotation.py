@@ -73,7 +73,7 @@ class LearnOptions:
     starts: int = 1
     steps: int = 100
     texts: int = 1
-    angle: float = 0.003
+    angle: float = 0.002
     scale_rate: float = 0.005
     top: int = 1000
     seed: int = 0

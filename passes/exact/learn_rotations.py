@@ -46,7 +46,7 @@ class LearnRotations(ExactPass):
     steps: int = 40
     texts: int = 2
     starts: int = 4
-    angle: float = 0.003
+    angle: float = 0.002
     scale_rate: float = 0.005
     weights: int = 4
     activations: int = 4
