@@ -122,10 +122,10 @@ TITLES = {
     "a3": (
         "SmolLM2-135M (A3)",
         "perplexity",
-        f"{_CALIBRATED} texts of 256 tokens are given, 8 others judged. `int4` and `ostquant-w4` ran before the bar told"
-        " that it was rounding; rotating alone took 3.96 GB then and takes 3.14 GB now.",
+        f"{_CALIBRATED} texts of 256 tokens are given, 8 others judged. `int4` and `ostquant-w4` ran before the bar"
+        " said that it was rounding; rotating alone took 3.96 GB then and takes 3.14 GB now.",
     ),
-    "a3-kv": ("SmolLM2-135M with a cache (A3)", "perplexity", "The same, with an empty cache."),
+    "a3-kv": ("SmolLM2-135M with a cache (A3)", "perplexity", "As many texts, with an empty cache."),
     "vit": ("the digits ViT", "accuracy", "250 labelled digits are given, 250 others judged."),
 }
 
