@@ -26,6 +26,9 @@ FOLLOWERS = (
 Sums over many numbers (norms, means) and exponentials (Softmax) are not among them: they lose digits, or overflow.
 """
 
+_ONE_DTYPE = "MatMul Gemm Conv ConvTranspose Add Sub Mul Div Min Max Concat PRelu".split()
+"""Operators all of whose inputs have one dtype."""
+
 LIMITS = {oir.DataType.FLOAT16: (65504.0, 2.0**-14), oir.DataType.BFLOAT16: (3.39e38, 2.0**-126)}
 """The largest number, and the smallest that has all its digits."""
 
@@ -34,8 +37,13 @@ SMALL = 256
 
 
 def floats(node: oir.Node) -> list[int]:
-    """Which inputs of a node are float32."""
-    return [index for index, value in enumerate(node.inputs) if value is not None and value.dtype == oir.DataType.FLOAT]
+    """Which inputs of a node are float32.
+
+    What operators of `com.microsoft` compute has no known dtype; where all inputs have one, it is that of the others.
+    """
+    kinds = [value.dtype if value is not None else oir.DataType.UNDEFINED for value in node.inputs]
+    known = oir.DataType.FLOAT in kinds and is_op(node, *_ONE_DTYPE)
+    return [index for index, kind in enumerate(kinds) if kind == oir.DataType.FLOAT or (kind is None and known)]
 
 
 def unfit(node: oir.Node, dtype: oir.DataType) -> str | None:
@@ -132,8 +140,9 @@ def write(model: oir.Model, nodes: Collection[oir.Node]) -> None:
     """
     half = oir.DataType.FLOAT16
     narrow: dict[oir.Value, oir.Value] = {}
-    for node in [node for node in model.graph if node in nodes]:
-        for index in floats(node):
+    wanted = [(node, floats(node)) for node in model.graph if node in nodes]
+    for node, indices in wanted:
+        for index in indices:
             value = node.inputs[index]
             assert value is not None
             if value not in narrow:

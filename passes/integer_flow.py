@@ -144,13 +144,41 @@ def _operands(node: oir.Node) -> list[oir.Value]:
         return [] if power or any(weights.is_constant(value) for value in found) else found
     if node.op_type in ("Relu", "Clip") and not _begins_at_zero(node):
         return []
-    if is_op(node, "Resize") and match.attribute(node, "mode", "nearest") != "nearest":
+    if is_op(node, "Resize") and not _repeats(node):
+        return []
+    if _is_miscounted(node):
         return []
     if is_op(node, "MaxPool") and len(node.outputs) > 1:
         return []
     value = match.input_of(node, 0)
     known = is_op(node, *COMPUTING, *MOVING) and value is not None and not weights.is_constant(value)
     return [value] if known and value is not None else []
+
+
+def _repeats(resize: oir.Node) -> bool:
+    """Whether all that a Resize gives are numbers that it reads."""
+    crops = match.attribute(resize, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    return match.attribute(resize, "mode", "nearest") == "nearest" and not crops
+
+
+def _is_miscounted(node: oir.Node) -> bool:
+    """Whether it is a pool whose kernel on integers is wrong (ONNX Runtime 1.32).
+
+    With `count_include_pad` it also counts what `ceil_mode` adds behind the padding; with `dilations` it is not loaded.
+    """
+    whole = match.attribute(node, "count_include_pad", 0) and match.attribute(node, "ceil_mode", 0)
+    return is_op(node, "AveragePool") and bool(whole or max(match.attribute(node, "dilations", (1,))) > 1)
+
+
+def miscounted(value: oir.Value) -> oir.Node | None:
+    """The pool above a value that would be computed wrongly on integers if the value were rounded.
+
+    What only moves numbers, and a Relu or Clip, does not keep the runtime from seeing the pool between two pairs.
+    """
+    node = value.producer()
+    while node is not None and is_op(node, "Relu", "Clip", "Identity", *MOVING) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and _is_miscounted(node) else None
 
 
 def _root(value: oir.Value) -> oir.Value:

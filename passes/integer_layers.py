@@ -20,7 +20,7 @@ from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import grids, integer_clips, qdq, ranges, weight_rounding
 from burnish.passes.grids import Clip, Float8, Grid, Scales
-from burnish.passes.integer_flow import CLIPPED, Flow, flow
+from burnish.passes.integer_flow import CLIPPED, Flow, flow, miscounted
 from burnish.passes.layers import Layer, unobservable, unusable
 from burnish.passes.lossy import Context, Savings
 from burnish.passes.moments import moments
@@ -38,6 +38,8 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
         return (
             "ONNX Runtime has no kernel on integers for a transposed convolution; `quantize-weights` makes it smaller"
         )
+    if miscounted(layer.input) is not None:
+        return "ONNX Runtime computes the AveragePool before it wrongly on integers"
     if match.sole_consumer(layer.output, "BatchNormalization") is not None:
         return "a BatchNormalization stands behind it, which `fold-batchnorm` puts into its weights first"
     if layer.shared:

@@ -176,3 +176,33 @@ def test_an_opset_without_a_cast_of_bfloat16_is_told() -> None:
     assert not cast_half(stored=True, dtype="bfloat16").asked(model, outcome)
     assert [skip.reason for skip in outcome.skipped] == ["opset 11 has no Cast of bfloat16; `--opset 13` raises it"]
     assert cast_half(stored=True).asked(model, Outcome(""))
+
+
+def test_what_has_no_known_dtype_is_cast_where_a_layer_reads_it() -> None:
+    source = """<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+    g (float[N, 5, 32] x, float[N, 5, 32] s) => (float[N, 5, 40] y)
+    <float[32] g, float[32, 32] w, float[32, 32] v, float[40, 32] u> {
+      n = com.microsoft.SkipSimplifiedLayerNormalization (x, s, g)
+      a = MatMul (n, w)
+      b = MatMul (n, v)
+      c = Mul (a, b)
+      m = com.microsoft.SkipSimplifiedLayerNormalization (c, x, g)
+      t = Transpose <perm = [1, 0]> (u)
+      y = MatMul (m, t)
+    }"""
+    model = oir.from_proto(onnx.shape_inference.infer_shapes(parse_graph(source)))
+    edit.name_nodes(model)
+    for node in walk(model, "MatMul", "Mul"):
+        node.outputs[0].type = oir.TensorType(oir.DataType.FLOAT)
+    assert next(iter(model.graph)).outputs[0].dtype is None
+    samples, one = list(make_samples(model)), cast_half()
+    edits = one.propose(model, context_for(model, samples), Outcome(""))
+    assert len(edits) == 3
+    for chosen in (edits, edits[:1], edits[2:]):
+        after, _ = lossy.apply(model, chosen, [one])
+        first, now = (OrtRunner(each, optimize=True) for each in (model, after))
+        for sample in samples:
+            wanted, found = (each.run(sample.feeds)["y"] for each in (first, now))
+            np.testing.assert_allclose(found, wanted, atol=2e-2 * max(float(np.abs(wanted).max()), 1e-3))
+        first.close()
+        now.close()

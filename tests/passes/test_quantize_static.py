@@ -339,3 +339,39 @@ def test_a_weight_that_callers_may_change_is_told(tmp_path: Path) -> None:
     for name in ("quantize-static", "quantize-dynamic", "quantize-fptq", "quantize-weights{bits=8}"):
         with pytest.raises(UnchangedError, match="`w` is an input with a default"):
             burnish.optimize(tmp_path / "m.onnx", tmp_path / "o.onnx", data=data, passes=[name])
+
+
+@pytest.mark.parametrize(
+    ("operator", "layers"),
+    [
+        ("AveragePool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1, count_include_pad = 1> (a)", 1),
+        ("AveragePool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (a)", 2),
+        ("AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (a)", 2),
+        ("AveragePool <kernel_shape = [3, 3], dilations = [2, 2]> (a)", 1),
+        (
+            'Resize <mode = "nearest", coordinate_transformation_mode = "tf_crop_and_resize",'
+            " extrapolation_value = 7.0> (a, roi, factors)",
+            2,
+        ),
+    ],
+    ids=["rounded up, padding counted", "rounded up", "padding counted", "dilated", "numbers from outside"],
+)
+@pytest.mark.parametrize("behind", ["b = Identity (q)", "b = Relu (q)"])
+def test_what_kernels_on_integers_compute_otherwise_stays_in_float32(operator: str, layers: int, behind: str) -> None:
+    source = f"""<opset_import: ["": 19]> g (float[2, 8, 10, 10] x) => (float y)
+    <float[8, 8, 3, 3] w0, float[6, 8, 1, 1] w1, float[8] roi = {{0, 0, 0, 0, 1, 1, 1.5, 1.5}},
+     float[4] factors = {{1, 1, 2, 2}}> {{
+      a = Conv <pads = [1, 1, 1, 1]> (x, w0)
+      q = {operator}
+      {behind}
+      y = Conv (b, w1)
+    }}"""
+    proto = parse_graph(source)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = oir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    for index, node in enumerate(model.graph):
+        node.name = f"{node.op_type}_{index}"
+    _, edits, outcome = proposed(model, samples_of(model))
+    assert len(edits) == layers
+    assert layers == 2 or "the AveragePool before it wrongly" in outcome.skipped[0].reason
+    assert error(model, quantized(model)) < 0.05
