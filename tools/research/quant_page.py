@@ -24,8 +24,8 @@ What each encoding does alone is on its own page: [weights](quant-weights.md), [
 that quantize ONNX files, each run on the same file with the same samples in a process of its own, as its users do:
 ONNX Runtime 1.32's quantizers (behind its own pre-processing, per channel, 4 bits in blocks of 32), NNCF 3.4
 (`quantize_with_accuracy_control`, 1 %), onnxsim 0.8.1 (`quantize_static` of the simplified file), Olive 0.13. Files of
-an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF ten minutes, and
-14 GB. Everything is judged on samples that none saw.
+an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF ten minutes unless the
+row says less, and 14 GB. Everything is judged on samples that none saw.
 
 *size* is the share of the bytes of the file, its data included; *error* the relative error of the first output;
 *agreement* the share of rows whose first class is that of the float32 model; *metric* that of the task, by labels, on
@@ -42,9 +42,10 @@ the float32 weights in its files beside the integers.
 Among files of about one size ours have the smallest error on all models but one ([below](#at-equal-size)). On SmolLM2
 (A3) ONNX Runtime's HQQ keeps the float32 model nearly as it is, in 36 % of the bytes; the least error of ours at that
 size is four times as large, in 28 %. These weights were published in 4 bits, each block of 32 with a step and an offset
-of its own (GGUF's Q4_1), and zero points in floating point find both again. Kernels for such zero points are slower
-than float32, and `quantize-weights` does not write them. onnxsim loses a twelfth less than `int8` on PP-OCR's reader,
-in a file that is larger than the original. Convolutions whose weights alone are integers are smaller, not faster.
+of its own (GGUF's Q4_1), and zero points in floating point find both again, for which kernels are slower than float32.
+Since these rows were made `quantize-weights` [finds such steps, too](../ideas/quantization.md). On PP-OCR's reader
+onnxsim loses a fifth less than `int8`, in a file that is larger than the original. Convolutions whose weights alone are
+integers are smaller, not faster.
 
 With 16 texts to fit to SmolLM2's perplexity of 19.5 becomes 20.1 by `int8` and 21.5, 1.10 times as much, by `int4`;
 [rotated first](quant-recipes.md), by `ostquant-w4`, 21.0. Convolutions along one axis, as Magika's (A5), are products
