@@ -37,6 +37,10 @@ first output, `agreement` the share of rows whose first class is that of the flo
 by labels. Times are of one thread, both models in turns, by the thread's own clock, on a processor with AVX512-VNNI
 that other work shared.
 
+Our rows are older than the default `rounding=best`: they are those of `rounding=mse`, and the depthwise convolution
+behind an image was taken. Only those of the digits ResNet are new. By default the error of EfficientNet is now at most
+0.062, of Magika 0.0075, of PP-OCR's reader 0.174.
+
 Made by `python -m burnish.tools.research.quant_static NAME...` and `... page`.
 
 What to know before reading:
