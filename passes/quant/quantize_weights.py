@@ -30,7 +30,7 @@ _GRID = (8, 4, 2)
 class QuantizeWeights(LossyPass):
     """Store the weights of linear layers and embeddings in 8, 4 or 2 bits, in blocks that share a scale.
 
-    Weights that were published in few bits lie on such integers already: they are found and stored without loss.
+    Weights that were published in few bits lie on such integers already: they are found, and stored without loss.
 
     Attributes:
         bits: 8, 4 or 2; 0 proposes all three for each layer, and a search takes one or none of them.
@@ -42,6 +42,8 @@ class QuantizeWeights(LossyPass):
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples.
+        published: weights that lie on integers of at most `bits` bits already are stored as these, whatever `block`,
+            `symmetric` and `rounding` say; off rounds them like others.
         activations: `int8` rounds what is multiplied to 8 bits in each run, which is fastest; `float` multiplies it as
             it is, 8 bits as two times 4. Of `matmul-nbits`.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
@@ -55,6 +57,7 @@ class QuantizeWeights(LossyPass):
     symmetric: bool = True
     form: Form = "matmul-nbits"
     rounding: Rounding = "mse"
+    published: bool = True
     activations: Activations = "int8"
     embeddings: bool = True
     convolutions: bool = False
@@ -93,7 +96,7 @@ class QuantizeWeights(LossyPass):
             )
         images = stored_convolutions.found(model, self.convolutions)
         found = self._found(model, outcome)
-        exact = self._storage.exact(model, found, self._wanted, outcome)
+        exact = self._exact(model, found, outcome)
         return [*exact.values(), *self._plain(model, found, exact, images, outcome)]
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
@@ -103,7 +106,7 @@ class QuantizeWeights(LossyPass):
         found, images = self._found(model, outcome), stored_convolutions.found(model, self.convolutions)
         samples, limit = self.rounding in MEASURED, self.memory << 20
         seen = {name: one for name, one in images.items() if samples and stored_convolutions.measured(one)}
-        exact = self._storage.exact(model, found, self._wanted, outcome)
+        exact = self._exact(model, found, outcome)
         left = {name: one for name, one in found.items() if self._left(exact.get(name))}
         measured: dict[str, Sequence[Layer]] = {n: one.linears for n, one in left.items() if samples and one.linears}
         plain = {name: one for name, one in left.items() if name not in measured}
@@ -163,6 +166,9 @@ class QuantizeWeights(LossyPass):
     @property
     def _wanted(self) -> tuple[int, ...]:
         return (self.bits,) if self.bits else _GRID
+
+    def _exact(self, model: oir.Model, found: dict[str, Matrix], outcome: Outcome) -> dict[str, Edit]:
+        return self._storage.exact(model, found, self._wanted, outcome) if self.published else {}
 
     def _left(self, exact: Edit | None) -> list[int]:
         """The bits in which a matrix is rounded."""

@@ -238,6 +238,8 @@ def test_no_rounding_touches_them_and_a_search_gets_fewer_bits_too() -> None:
         assert [edit.option for edit in edits] == ["int4 block 32 exact"]
     _, edits, _ = proposed(model)
     assert [edit.option for edit in edits] == ["int4 block 32 exact", "int2 block 32"]
+    _, edits, outcome = proposed(model, bits=4, published=False)
+    assert [edit.option for edit in edits] == ["int4 block 32"] and not outcome.notes
     _, edits, _ = proposed(model, bits=2)
     assert [edit.option for edit in edits] == ["int2 block 32"]
 

@@ -92,12 +92,15 @@ def magika() -> Bed:
     return Bed(_normal("a5-magika"), samples[::2], [samples[index] for index in half], accuracy)
 
 
+ACTIVATIONS = {"int8": "", "float": " (activations in float)"}
+"""What is multiplied, and how a row says so."""
+
 BEDS: dict[str, Callable[[], Bed]] = {"a2": minilm, "a3": smollm, "a5": magika}
 
 
 def ours(bed: Bed, context: Context, **options: Any) -> oir.Model:
-    """A copy with every layer rounded by `quantize-weights`."""
-    one = catalog.make("quantize-weights", options)
+    """A copy with every layer rounded by `quantize-weights`, also where a weight was published in few bits."""
+    one = catalog.make("quantize-weights", {"published": False} | options)
     assert isinstance(one, LossyPass)
     outcome = Outcome("quantize-weights")
     edits = one.propose(bed.model, context, outcome) if one.decided else one.asked(bed.model, outcome)
@@ -171,6 +174,10 @@ def rows() -> dict[str, Callable[[Bed, Context], oir.Model]]:
         for bits, block in ((4, 32), (4, 64), (8, 64), (2, 32)):
             options = {"bits": bits, "block": block, "rounding": rounding}
             found[f"whole, {bits} bits, {rounding}, symmetric, {block}"] = _ours(options)
+    for activations, words in ACTIVATIONS.items():
+        options = {"published": True, "activations": activations}
+        found[f"ours as published{words}"] = _ours(options | {"bits": 4} | same)
+        found[f"whole as published{words}"] = _ours(options | {"bits": 8})
     return found
 
 
@@ -260,7 +267,7 @@ def _changed(weight: np.ndarray, moment: np.ndarray, scale: np.ndarray, rounding
     return change(scaled, levels, scales, own)
 
 
-def decode() -> None:
+def decode(wanted: list[str]) -> None:
     """The time of one token of SmolLM2 behind 256 others, in turns with float32, on one thread."""
     from burnish.backends.ort.timing import paired
 
@@ -278,11 +285,18 @@ def decode() -> None:
     context = context_for(model, [Sample("token", feeds)])
     bed = Bed(model, [], [], lambda outputs: 0.0)
     page.note("decode", "float32", {"ratio": 1.0, "low": 1.0, "high": 1.0, "bytes": constant_bytes(model)})
+    kinds: dict[str, dict[str, Any]] = {}
     for bits, block, embeddings in ((4, 32, True), (4, 64, True), (4, 128, False), (8, 64, True), (2, 64, True)):
-        made = ours(bed, context, bits=bits, block=block, embeddings=embeddings, rounding="nearest")
+        options = {"bits": bits, "block": block, "embeddings": embeddings, "rounding": "nearest"}
+        kinds[f"{bits} bits, {block}" + ("" if embeddings else ", layers only")] = options
+    for activations, words in ACTIVATIONS.items():
+        kinds[f"as published{words}"] = {"bits": 8, "published": True, "activations": activations}
+    for row, options in kinds.items():
+        if wanted and row not in wanted:
+            continue
+        made = ours(bed, context, **options)
         runner = executor()(made)
         timed = paired(partial(plain.run, feeds), partial(runner.run, feeds))
-        row = f"{bits} bits, {block}" + ("" if embeddings else ", layers only")
         found = {"ratio": timed.ratio, "low": timed.low, "high": timed.high, "bytes": constant_bytes(made)}
         page.note("decode", row, found)
         print(row, timed, flush=True)
@@ -292,7 +306,7 @@ def decode() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "decode":
-        decode()
+        decode(sys.argv[2:])
     elif sys.argv[1] == "awq":
         activation_aware()
     else:

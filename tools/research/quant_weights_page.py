@@ -26,8 +26,10 @@ Made by `python -m burnish.tools.research.quant_weights`; numbers in [quant-weig
 are rounded to 8 bits in blocks). `error` is the relative Frobenius error of all outputs against float32. `MB` is what
 all constants take. Rows of one block and one kind of zero points take the same bytes, save for HQQ of ONNX Runtime,
 whose zero points are floating-point numbers. `whole` rows store tables of embeddings, and a head that is tied to one,
-in few bits as well; the quantizers of ONNX Runtime leave the head of SmolLM2 and the tables as they are. CPU seconds
-are those of rounding on one core, with what it observes. Rows that are not listed were not measured.
+in few bits as well; the quantizers of ONNX Runtime leave the head of SmolLM2 and the tables as they are. Weights that
+were published in few bits, as all of SmolLM2's, are rounded like others here (`published=false`), save in rows `as
+published`, which store them in those bits, without loss. CPU seconds are those of rounding on one core, with what it
+observes. Rows that are not listed were not measured.
 """
 
 _AWQ = """## Scales of the inputs
