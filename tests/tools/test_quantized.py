@@ -71,7 +71,8 @@ def test_every_layer_that_a_recipe_rounds_has_bits_a_kernel_and_an_error(tmp_pat
         on_step=lambda what, number, total: told.append(what),
     )
     made = report.as_dict(result)["lossy"]["edits"]
-    assert {edit["pass"].partition("{")[0] for edit in made} <= set(RECIPES[recipe]) and len(made) >= 13
+    assert {edit["pass"].partition("{")[0] for edit in made} <= set(RECIPES[recipe])
+    assert len(made) >= 12  # all linear layers, and the last one where that loses little
     assert all(edit["option"].startswith("int") and edit["kernel"] for edit in made)
     assert all(0 < edit["layer_error"] < 0.2 for edit in made)
     assert ("rounding" in told) == (recipe != "int8") and "measuring what is written" in told
