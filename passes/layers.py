@@ -53,6 +53,8 @@ def unusable(parameter: Parameter) -> str | None:
     """Why the numbers of a weight cannot be rounded to integers, in plain words; None when they can be."""
     if not parameter.finite:
         return "its weight holds NaN or infinity"
+    if 0 in parameter.shape:
+        return "its weight holds no numbers"
     tensor = weights.tensor_of(parameter.source)
     if tensor is not None and tensor.dtype in _FLOATS and grids.too_small(tensor.numpy()):
         return f"the numbers of its weight are smaller than scales of {tensor.dtype.name.lower()} can be"

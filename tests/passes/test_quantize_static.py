@@ -375,3 +375,13 @@ def test_what_kernels_on_integers_compute_otherwise_stays_in_float32(operator: s
     assert len(edits) == layers
     assert layers == 2 or "the AveragePool before it wrongly" in outcome.skipped[0].reason
     assert error(model, quantized(model)) < 0.05
+
+
+@pytest.mark.parametrize("name", ["quantize-static", "quantize-dynamic", "quantize-fptq", "quantize-weights{bits=8}"])
+def test_a_weight_without_numbers_is_told(name: str, tmp_path: Path) -> None:
+    proto = parse_graph("g (float[N, 32] x) => (float[N, 0] y) <float[32, 8] w> { y = MatMul (x, w) }")
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.zeros((32, 0), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    data = [{"x": np.random.default_rng(seed).standard_normal((4, 32)).astype(np.float32)} for seed in range(6)]
+    with pytest.raises((InputError, UnchangedError)):
+        burnish.optimize(tmp_path / "m.onnx", tmp_path / "o.onnx", data=data, passes=[name])
