@@ -221,7 +221,8 @@ def _elsewhere(seen: dict[str, Any]) -> list[str]:
         "cosine between that gradient and the other implementation's was 0.03 for the rotation, in three layers of "
         "SmolLM2; it is 0.997 now, and 0.95 to 0.9998 for scales. With the wrong gradient, and channels that are "
         "massive left in place, 80 to 100 steps of 8 texts took the loss from 0.67, 0.62 and 0.61 to 0.67, 0.61 and "
-        "0.57.",
+        "0.57. In the first six layers alone, on a CPU, 40 steps of 4 texts of 64 tokens took the loss of texts kept "
+        "apart from 0.223 to 0.201; before, none of these steps made it smaller.",
         "",
         "`QuaRot, then 70 steps with rounded weights` is what `learn-rotations` does now, except that ranges were "
         "learned as well, one for each place (0.82 to 0.87 for activations at the end, 0.77 for down), that values "
