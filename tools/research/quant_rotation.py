@@ -239,6 +239,10 @@ def measure(numbers: Numbers) -> None:
             f"activations and cache | {way}",
             lambda way=way: simulated_perplexity(made(WAYS[way]), Bits(weights=0)),  # type: ignore[misc]
         )
+        numbers.get(
+            f"narrow activations and cache | {way}",
+            lambda way=way: simulated_perplexity(made(WAYS[way]), replace(LEARNED.bits, weights=0)),  # type: ignore[misc]
+        )
     for seed in SEEDS:
         if quant_rotation_learn.file_of(seed).exists():
             numbers.get(f"learned | {seed}", partial(learned_rotations, seed))

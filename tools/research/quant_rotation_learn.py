@@ -1,7 +1,8 @@
 """Learn rotations for `quant_rotation`: `python -m burnish.tools.research.quant_rotation_learn SEED [NAME=VALUE...]`.
 
-Writes `.zoo/rotations/learned-SEED.npz`: what was learned, and how. Options are those of `LearnOptions`; a step takes
-a second on an H100 and minutes on one core, so the default is `device=cuda`.
+Writes `.zoo/rotations/learned-SEED.npz`: what was learned, and how. Options are those of `LearnOptions`, `batch` (texts
+of a sample) and `count` (samples); a step of 8 texts takes a second on an H100 and a minute on one core, so the default
+is `device=cuda`. The row on the page was learned by `0 device=cpu batch=2 count=80 steps=60 apart=3 every=10`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ SEEDS = (0, 1, 2)
 """How rotations are learned, and from which random matrices on."""
 
 TOKENS, BATCH, TESTED = 256, 8, 8
-"""Tokens of a text, texts of a sample, and how many of the topics the perplexity is measured on."""
+"""Tokens of a text, texts of a sample by default, and how many of the topics the perplexity is measured on."""
 
 _LISTS = ("values", "norm_logs", "value_logs", "score_logs", "gated_logs")
 
 
-def samples() -> list[Sample]:
+def samples(batch: int = BATCH, count: int | None = None) -> list[Sample]:
     """Batches of texts: Python's help without the topics that are measured on, and docstrings of its library."""
     from tokenizers import Tokenizer
 
@@ -49,7 +50,7 @@ def samples() -> list[Sample]:
     ids = [one for text in strings for one in text]
     rows += [ids[start : start + TOKENS] for start in range(0, len(ids) - TOKENS + 1, TOKENS)]
     mixed = np.array(rows, np.int64)[np.random.default_rng(0).permutation(len(rows))]
-    batches = [mixed[start : start + BATCH] for start in range(0, len(mixed) - BATCH + 1, BATCH)]
+    batches = [mixed[start : start + batch] for start in range(0, len(mixed) - batch + 1, batch)][:count]
     return [
         Sample(f"texts {i}", {"input_ids": one, "attention_mask": np.ones_like(one)}) for i, one in enumerate(batches)
     ]
@@ -80,12 +81,12 @@ def load(file: Path) -> tuple[Learned, dict[str, Any]]:
         return Learned(kept["turn"], **lists), json.loads(str(kept["record"]))
 
 
-def teach(options: LearnOptions) -> tuple[Learned, dict[str, Any]]:
+def teach(options: LearnOptions, batch: int = BATCH, count: int | None = None) -> tuple[Learned, dict[str, Any]]:
     """What is learned, and with what options, in what time and memory, with what losses."""
     import torch
 
     model = Pipeline(NORMAL_FORM).rewrite(onnx_file.read(zoo.path(MODEL))).model
-    texts = samples()
+    texts = samples(batch, count)
     least: list[float] = []
     losses: list[float] = []
     started = time.perf_counter()
@@ -103,6 +104,7 @@ def teach(options: LearnOptions) -> tuple[Learned, dict[str, Any]]:
         "options": asdict(options),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "samples": len(texts),
+        "batch": batch,
         "least": least,
         "losses": losses,
         "seconds": time.perf_counter() - started,
@@ -114,9 +116,11 @@ def main() -> None:
     """Learn from one seed on."""
     seed, *rest = sys.argv[1:]
     given = dict(one.split("=", 1) for one in rest)
+    batch = int(given.pop("batch", BATCH))
+    count = int(given.pop("count")) if "count" in given else None
     kinds = {name: type(getattr(LEARNED, name)) for name in given}
     options = replace(LEARNED, seed=int(seed), **{name: kinds[name](value) for name, value in given.items()})
-    save(file_of(int(seed)), *teach(options))
+    save(file_of(int(seed)), *teach(options, batch, count))
 
 
 if __name__ == "__main__":
