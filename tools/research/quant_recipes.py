@@ -124,7 +124,8 @@ TITLES = {
         "perplexity",
         f"{_CALIBRATED} texts of 256 tokens are given, 8 others judged. `int4` and `ostquant-w4` ran before the bar"
         " said that it was rounding; rotating alone took 3.96 GB then and takes 3.14 GB now. `int4` ran before it found"
-        " weights that had been in 4 bits already: with 16 texts it [now makes](quant.md) 98.8 MB, perplexity 20.29.",
+        " weights that had been in 4 bits already: with 16 texts it [now makes](quant.md) 98.8 MB, perplexity 20.29."
+        " `ostquant-w4a4kv4` was halted for ten minutes, which its clock and its silence have in them.",
     ),
     "a3-kv": ("SmolLM2-135M with a cache (A3)", "perplexity", "As many texts, with an empty cache."),
     "vit": ("the digits ViT", "accuracy", "250 labelled digits are given, 250 others judged."),
@@ -243,7 +244,6 @@ its largest resident set. *silent* is the longest time in which its bar stood st
 
 _WHY = {
     ("a3", "int8"): " (in the [table of recipes](quant.md))",
-    ("a3", "ostquant-w4a4kv4"): " (stopped after 10 of 40 steps of learning and 7 minutes of CPU time)",
 }
 """Why rows are missing."""
 
