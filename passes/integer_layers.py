@@ -97,13 +97,16 @@ def images(found: Mapping[str, Layer]) -> dict[str, Layer]:
 
 
 def is_stem(layer: Layer) -> TypeGuard[Convolution]:
-    """Whether it is a convolution on the few channels of an image, or a depthwise one behind such a convolution."""
+    """Whether it is a convolution on the few channels of an image, or a depthwise one behind the Relu or Clip of such a
+    convolution.
+    """
     if not isinstance(layer, Convolution) or layer.groups == 1:
         return isinstance(layer, Convolution) and layer.in_channels <= _FEW
     above = layer.input.producer() if layer.groups == layer.in_channels else None
-    if is_op(above, *_ACTIVATIONS) and above is not None and above.inputs[0] is not None:
-        above = above.inputs[0].producer()
-    image = None if above is None else find_convolution(above)
+    if above is None or not is_op(above, *_ACTIVATIONS) or above.inputs[0] is None:
+        return False
+    node = above.inputs[0].producer()
+    image = None if node is None else find_convolution(node)
     return image is not None and image.groups == 1 and image.in_channels <= _FEW
 
 

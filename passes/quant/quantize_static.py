@@ -47,7 +47,7 @@ class QuantizeStatic(LossyPass):
             for convolutions with a scale for each output, else `mse`.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
-        stem: also convolutions on at most four channels, as the first of images, and depthwise ones right behind them:
+        stem: also convolutions on at most four channels, as the first of images, and depthwise ones behind their Relu:
             kernels on integers are slower there, and rounding what they read costs more than the few weights save.
         memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
     """

@@ -47,7 +47,7 @@ activations in float32 the outputs are those of the original to float rounding, 
 comes near by zero points in floating point, and leaves table and head in float32.
 Both take a quarter longer than float32 for 256 tokens at once; [one token](quant-weights.md#one-token-of-smollm2) is
 1.5 times as fast by ours. `int4` stores what lies in 4 bits as it is, and rounds the table.
-On PP-OCR's reader onnxsim loses a fifth less than `int8`, in a file that is larger than the original. Convolutions
+On PP-OCR's reader onnxsim loses a sixth less than `int8`, in a file that is larger than the original. Convolutions
 whose weights alone are integers are smaller, not faster.
 
 With 16 texts to fit to SmolLM2's perplexity of 19.5 becomes 20.1 by `int8` and 20.3, 1.04 times as much, by `int4`;
