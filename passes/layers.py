@@ -66,9 +66,12 @@ def others(model: oir.Model) -> Iterator[tuple[oir.Node, str]]:
     for node in walk(model, "MatMul", "Gemm", "Conv", "ConvTranspose"):
         given = match.input_of(node, 1)
         if given is not None and given.is_graph_input() and given.is_initializer():
-            yield node, (
-                f"its weight `{given.name}` is an input with a default, which callers may change; "
-                "`python -m onnxruntime.tools.remove_initializer_from_input` makes it a constant"
+            yield (
+                node,
+                (
+                    f"its weight `{given.name}` is an input with a default, which callers may change; "
+                    "`python -m onnxruntime.tools.remove_initializer_from_input` makes it a constant"
+                ),
             )
         if is_op(node, "Conv", "ConvTranspose"):
             continue

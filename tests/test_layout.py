@@ -48,7 +48,7 @@ def test_a_pass_says_in_one_line_what_it_does(name: str) -> None:
 def test_no_module_and_no_pass_is_too_long() -> None:
     passes = {catalog.load(name).__module__.replace("burnish.", "", 1) for name in catalog.names()}
     lengths = {}
-    for path in modules():
+    for path in [*modules(), *sorted((ROOT / "tests").rglob("*.py"))]:
         place = path.relative_to(ROOT)
         largest = LARGEST_PASS if ".".join(place.with_suffix("").parts) in passes else LARGEST_MODULE
         count = len(path.read_text().splitlines())

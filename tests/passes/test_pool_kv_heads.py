@@ -1,9 +1,8 @@
-"""Fewer heads of keys and values: heads that are alike change nothing, and decoding is computing at once."""
+"""Fewer heads of keys and values: decoding is computing at once, and what cannot be done is refused."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,52 +11,31 @@ import onnx_ir as oir
 import pytest
 from commands import runner
 from decoding import COUNTED, check_decoding, decoded, normal
-from golden import parse_graph, prepare
-from laws import OrtRunner, make_samples
+from laws import OrtRunner
+from pooled_heads import (
+    CACHED,
+    FAMILIES,
+    MORE,
+    SLOW,
+    UNCACHED,
+    alike,
+    caches,
+    fewer,
+    heads_of,
+    parsed,
+    sample,
+)
 
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 from burnish.ir.text import text
-from burnish.ir.views.attention_layer import AttentionLayer, Heads
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.kv_families import families, turn_of
-from burnish.passes.kv_heads import Turn, pooled
 from burnish.passes.kv_layers import KeyLayers
 from burnish.passes.lossy import LossyPass
 from burnish.tools.lossy_context import context_for
 from burnish.tools.research import structures
-
-SLOW = pytest.mark.slow
-CACHED = "llama-kv-dynp llama-kv-op23 llama-kv-dynp-fuse genai-llama genai-mha qwen-dynp".split()
-MORE = """
-    llama-kv-ts llama-kv-eager llama-kv-dyn llama-kv-ts-ort qwen-op23 qwen-ts qwen-dynp-fuse genai-qwen genai-moe
-    genai-window
-""".split()
-UNCACHED = "gpt2-ts gpt2-op23 phi-dynp".split()
-FAMILIES = "gpt2-dynp-ort gpt2-eager phi-ts phi-op23 phi-dynp-fuse llama-nocache-dynp-fuse gemma-dynp".split()
-ENCODERS = "bert-s-ts bert-s-op23 vit-timm-ts vit-timm-dynp-fuse t5-ts".split()
-
-
-def parsed(options: str) -> LossyPass:
-    (one,) = catalog.parse(f"pool-kv-heads{{{options}}}" if options else "pool-kv-heads")
-    assert isinstance(one, LossyPass)
-    return one
-
-
-def fewer(model: oir.Model, options: str) -> oir.Model:
-    """A copy with fewer heads of keys and values."""
-    after = model.clone()
-    parsed(options).rewrite(after, Outcome("pool-kv-heads"))
-    return after
-
-
-def caches(model: oir.Model) -> list[oir.Value]:
-    return [value for value in model.graph.inputs if value.shape is not None and len(value.shape) == 4]
-
-
-def heads_of(model: oir.Model) -> list[int]:
-    return [one.layer.kv_heads for one in KeyLayers(model).layers]
 
 
 @pytest.mark.parametrize("how", ["fit", pytest.param("mean", marks=SLOW)])
@@ -87,176 +65,6 @@ def test_caches_added_afterwards_have_fewer_heads(name: str) -> None:
     plain.close()
     found = decoded(cached, ids, np.ones_like(ids), [3, 4, 5])
     np.testing.assert_allclose(found, whole, atol=1e-4 * float(np.abs(whole).max()))
-
-
-def alike(layer: AttentionLayer, turn: Turn, groups: int, how: str, random: np.random.Generator) -> Heads:
-    """Weights whose heads are the same up to what queries and outputs can make up for."""
-    heads = layer.read()
-    assert heads.key is not None and heads.value is not None
-    members = np.repeat(np.arange(groups), layer.kv_heads // groups)
-    if how == "fit" and not turn.fixed:
-        members = random.permutation(members)
-    parts = {name: getattr(heads, name) for name in ("key", "value", "key_bias", "value_bias")}
-    parts = {name: None if one is None else one[:groups][members].copy() for name, one in parts.items()}
-    for head in range(layer.kv_heads if how == "fit" else 0):
-        for name, size in (("key", layer.head_size), ("value", layer.value_size)):
-            through = random.standard_normal((size, size)) + 2 * np.eye(size)
-            if name == "key":
-                through = np.eye(size) if turn.normed else turned(through, turn, random)
-            for part in (parts[name], parts[f"{name}_bias"]):
-                if part is not None:
-                    part[head] = through @ part[head]
-    return replace(heads, **parts)
-
-
-def turned(through: np.ndarray, turn: Turn, random: np.random.Generator) -> np.ndarray:
-    """A matrix that may stand between the projection of keys and their rotary embedding."""
-    if not turn.pairs.size:
-        return through
-    found, rest = np.zeros_like(through), np.setdiff1d(np.arange(len(through)), turn.pairs)
-    found[np.ix_(rest, rest)] = through[np.ix_(rest, rest)]
-    for a, b in turn.pairs.T:
-        real, imaginary = random.standard_normal(2)
-        found[a, a] = found[b, b] = real
-        found[b, a], found[a, b] = imaginary, -imaginary
-    return found
-
-
-def sample(model: oir.Model) -> Sample:
-    """A text of six tokens after empty caches, or what is made up for a model of something else."""
-    ids = np.random.default_rng(3).integers(1, 100, (1, 6))
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(6)[None]}
-    empty = {str(v.name): np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for v in caches(model) if v.shape}
-    made = next(iter(make_samples(model))).feeds
-    text = "input_ids" in made
-    names = [str(value.name) for value in model.graph.inputs]
-    told = {**known, **empty}
-    return Sample("text", {name: told.get(name, np.zeros_like(ids)) if text else made[name] for name in names})
-
-
-def outputs(model: oir.Model, given: oir.Model) -> np.ndarray:
-    """The first output on a sample of another model."""
-    runner = OrtRunner(model, optimize=True)
-    found = next(iter(runner.run(lossy.feeds(model, sample(given).feeds)).values()))
-    runner.close()
-    return found
-
-
-@pytest.mark.parametrize("how", ["fit", "mean"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("llama-kv-dynp", "gpt2-ts", "bert-s-ts"),
-        *(pytest.param(one, marks=SLOW) for one in (*CACHED[1:], *MORE, *UNCACHED[1:], *FAMILIES, *ENCODERS[1:])),
-    ],
-)
-def test_heads_that_are_alike_become_one_without_loss(name: str, how: str) -> None:
-    model, random = normal(name).clone(), np.random.default_rng(0)
-    found = KeyLayers(model)
-    for family in families(found):
-        if family.layer.kv_heads > 1:
-            family.layer.write(model, alike(family.layer, turn_of(found, family), 1, how, random))
-    after, _ = lossy.apply(
-        model, parsed(f"groups=1,how={how}").asked(model, Outcome("")), [parsed(f"groups=1,how={how}")]
-    )
-    assert set(heads_of(after)) == {1}
-    expected = outputs(model, model)
-    np.testing.assert_allclose(outputs(after, model), expected, atol=1e-4 * float(np.abs(expected).max()))
-
-
-_OWN = """
-<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
-g (float[N, S, 16] x) => (float[N, S, 16] y)
-<float[16, 16] qa, float[16, 16] ka, float[16, 16] va, float[48] bias, float[16, 16] oa> {
-  q = MatMul (x, qa)  k = MatMul (x, ka)  v = MatMul (x, va)
-  w = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, bias)  m = MatMul (w, oa)  y = Add (x, m)
-}
-"""
-_PACKED = """
-<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
-g (float[N, S, 16] x) => (float[N, S, 16] y) <float[16, 48] a, float[48] bias, float[16, 16] oa> {
-  f = MatMul (x, a)  q, k, v = Split <axis = 2, num_outputs = 3> (f)
-  w = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, bias)  m = MatMul (w, oa)  y = Add (x, m)
-}
-"""
-_GROUPED = """
-<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
-g (float[N, S, 64] x, float[N, 4, P, 16] past_key, float[N, 4, P, 16] past_value, int32[N] lengths, int32 total)
-  => (float[N, S, 64] y, float[N, 4, T, 16] key, float[N, 4, T, 16] value)
-<float[64, 192] a, float[192] bias, float[64, 64] oa, float[32, 8] cos, float[32, 8] sin> {
-  h = MatMul (x, a)  f = Add (h, bias)
-  w, key, value = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 4, do_rotary = 1>
-    (f, , , past_key, past_value, lengths, total, cos, sin)
-  m = MatMul (w, oa)  y = Add (x, m)
-}
-"""
-
-
-@pytest.mark.parametrize("source", [_OWN, _PACKED, _GROUPED], ids=["own bias", "packed", "packed into the operator"])
-def test_operators_with_packed_matrices_and_biases_of_their_own(source: str) -> None:
-    model, random = prepare(parse_graph(source), parsed("groups=2")), np.random.default_rng(2)
-    found = KeyLayers(model)
-    (family,) = families(found)
-    family.layer.write(model, alike(family.layer, turn_of(found, family), 2, "fit", random))
-    width = 64 if source is _GROUPED else 16
-    feeds = {"x": random.standard_normal((2, 5, width)).astype(np.float32)}
-    if source is _GROUPED:
-        empty = np.zeros((2, 4, 0, 16), np.float32)
-        feeds |= {"past_key": empty, "past_value": empty, "lengths": np.full(2, 4, np.int32)}
-        feeds |= {"total": np.array(5, np.int32)}
-    edits = parsed("groups=2").asked(model, Outcome(""))
-    after, _ = lossy.apply(model, edits, [parsed("groups=2")])
-    assert heads_of(after) == [2]
-    runners = [OrtRunner(one, optimize=True) for one in (model, after)]
-    expected, got = (one.run(lossy.feeds(two, feeds))["y"] for one, two in zip(runners, (model, after), strict=True))
-    for one in runners:
-        one.close()
-    np.testing.assert_allclose(got, expected, atol=1e-4 * float(np.abs(expected).max()))
-
-
-@pytest.mark.parametrize("name", ["genai-mha", pytest.param("bert-s-ts", marks=SLOW)])
-def test_heads_that_are_alike_find_each_other_wherever_they_are(name: str) -> None:
-    model, random = normal(name).clone(), np.random.default_rng(1)
-    found = KeyLayers(model)
-    for family in families(found):
-        family.layer.write(model, alike(family.layer, turn_of(found, family), 2, "fit", random))
-    expected = outputs(model, model)
-    losses = []
-    for how in ("fit", "mean"):
-        edits = parsed(f"groups=2,how={how}").asked(model, Outcome(""))
-        after, _ = lossy.apply(model, edits, [parsed(f"groups=2,how={how}")])
-        assert set(heads_of(after)) == {2}
-        losses.append(float(np.abs(outputs(after, model) - expected).max() / np.abs(expected).max()))
-    assert losses[0] < 1e-4 < 1e-2 < losses[1]
-
-
-def test_the_fit_is_the_best_head_for_what_the_samples_show() -> None:
-    """Of any head and any way to read it, none leaves less of what the outputs see of the values."""
-    random = np.random.default_rng(0)
-    count, size, inputs = 3, 4, 10
-    heads = Heads(
-        *(random.standard_normal((count, size, inputs)) for _ in range(3)), random.standard_normal((9, count, size))
-    )
-    x = random.standard_normal((200, inputs)) @ random.standard_normal((inputs, inputs))
-    moment = np.ones((inputs + 1, inputs + 1))
-    moment[:-1, :-1], moment[:-1, -1], moment[-1, :-1] = x.T @ x / len(x), x.mean(0), x.mean(0)
-    turn = Turn(np.zeros((2, 0), np.int64), False, False)
-
-    def left(new: Heads) -> float:
-        assert new.value is not None and heads.value is not None
-        total = 0.0
-        for head in range(count):
-            was = heads.output[:, head] @ heads.value[head]
-            now = new.output[:, head] @ new.value[0]
-            total += float(np.square((was - now) @ x.T).sum())
-        return total
-
-    best = pooled([heads], 1, "fit", turn, [moment], 0).heads[0]
-    mean = pooled([heads], 1, "mean", turn, [moment], 0).heads[0]
-    assert best.value is not None and left(best) < 0.9 * left(mean)
-    for _ in range(20):
-        other = replace(best, output=best.output + 0.01 * random.standard_normal(best.output.shape))
-        assert left(other) > left(best)
 
 
 def test_as_many_heads_as_before_change_no_byte_and_twice_is_once() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from lossy_runs import DEMO, QUICK, digits, optimize
 
 import burnish
 from burnish.backends.fx.healing_options import HealOptions
 from burnish.ir.errors import BudgetError, InputError, MissingPackageError, UnchangedError
-from burnish.passes import recipes
 from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
@@ -27,30 +24,7 @@ from burnish.passes.protocols import Verdict
 from burnish.passes.search import Judgement
 from burnish.tools import cli, lossy_report, report
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "tools" / "demo"
-QUICK = "project-rank{ranks=1,joint=False}"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of scores for each test."""
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def digits(tmp_path: Path, count: int = 200, **changed: np.ndarray) -> Path:
-    """A file with some labelled digits."""
-    with np.load(DEMO / "digits.npz") as data:
-        arrays = {"image": data["image"][:count], "labels": data["label"][:count]} | changed
-    np.savez(tmp_path / "digits.npz", **{name: array for name, array in arrays.items() if array is not None})
-    return tmp_path / "digits.npz"
-
-
-def optimize(tmp_path: Path, model: str = "digits_vit", **arguments: object) -> burnish.tools.api.Result:  # type: ignore[name-defined]
-    """A run on labelled digits."""
-    chosen: dict[str, object] = {"data": digits(tmp_path), "passes": [QUICK], "max_drop": "2%"} | arguments
-    return burnish.optimize(DEMO / f"{model}.onnx", tmp_path / "out.onnx", **chosen)  # type: ignore[arg-type]
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> None:
@@ -310,81 +284,6 @@ def test_a_picture_of_no_search_is_refused_before_anything_is_written(
         assert not output.exists() and not plot.exists()
 
 
-def killed_at(
-    tmp_path: Path, kind: str, *moments: str, data: Path | None = None
-) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
-    """What became of a run that nothing happens to, and of each that is killed with the run after it."""
-    data = data or digits(tmp_path, 100)
-    command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(data), kind, *moments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / ".src"), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
-    assert ended.returncode == 0, ended.stderr
-    [[whole], *others] = json.loads(ended.stdout)
-    assert whole["status"] == 0 and whole["bytes"] and not whole["left"]
-    for killed, again in others:
-        assert killed["status"] in (-signal.SIGKILL, 0) and killed["bytes"] in (None, whole["bytes"])
-        assert again["status"] == 0 and again["bytes"] == whole["bytes"] and not again["left"]
-        assert killed["scores"] + again["scores"] in (whole["scores"], whole["scores"] + 1)
-    return whole, others
-
-
-def many(tmp_path: Path) -> Path:
-    """A file of 180 digits, each a sample of its own; half of them are fitted to."""
-    with np.load(DEMO / "digits.npz") as held:
-        np.savez(tmp_path / "many.npz", image=held["image"][:180, None])
-    return tmp_path / "many.npz"
-
-
-def test_a_search_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """The original is scored first, and then six edits."""
-    _, [[scoring, _], [writing, again]] = killed_at(tmp_path, "search", "scoring edits:6", "writing:0")
-    assert scoring["status"] == writing["status"] == -signal.SIGKILL and scoring["scores"] == 1 + 6
-    assert writing["left"] and not again["scores"]
-
-
-def test_a_calibration_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """Of 90 samples the first 64 are kept, and all once they were seen."""
-    whole, others = killed_at(tmp_path, "gptq", "observing:70", "writing:0", data=many(tmp_path))
-    [[observing, again], [writing, rest]] = others
-    assert observing["samples"] == 70 and again["samples"] == whole["samples"] - 64 == 26
-    assert writing["samples"] == whole["samples"] and not rest["samples"] and writing["left"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["static", "fptq", "dynamic", "simulated"])
-def test_every_calibration_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    steps = ("learning rotations:2",) if kind == "simulated" else ()
-    whole, others = killed_at(tmp_path, kind, *steps, "observing:70", "writing:0", data=many(tmp_path))
-    observing, again = others[len(steps)]
-    assert observing["samples"] == 70 and again["samples"] == whole["samples"] - 64
-    writing, rest = others[-1]
-    assert writing["samples"] == whole["samples"] and not rest["samples"] and writing["left"]
-
-
-@pytest.mark.slow
-def test_searches_that_are_killed_anywhere_go_on(tmp_path: Path) -> None:
-    steps = ("infer-types:0", "project-rank:0", "scoring edits:0", "scoring edits:11", "finding how much:3")
-    killed_at(
-        tmp_path,
-        "search",
-        *steps,
-        "measuring on:0",
-        "fuse-norm:0",
-        *(str(moment) for moment in np.arange(0.1, 4, 0.37)),
-    )
-
-
-@pytest.mark.slow
-def test_healing_that_is_killed_goes_on_and_no_plan_is_healed_twice(tmp_path: Path) -> None:
-    """Of 24 steps every fourth is a checkpoint."""
-    steps = ("healing:100", "healing:500", "healing:1000", "fuse-norm:0", "writing:0")
-    whole, others = killed_at(tmp_path, "healing", *steps, *(str(moment) for moment in np.arange(2, 12, 1.3)))
-    assert whole["steps"] >= 24
-    for killed, again in others:
-        assert whole["steps"] <= killed["steps"] + again["steps"] <= whole["steps"] + 4
-    assert not others[len(steps) - 1][1]["steps"]
-
-
 def test_what_is_saved_is_measured_and_not_only_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     propose = ProjectRank.propose
 
@@ -408,58 +307,3 @@ def test_what_loses_more_once_it_is_written_is_not_written(
     with pytest.raises(BudgetError, match="what would be written loses") as refused:
         optimize(tmp_path)
     assert refused.value.exit_code == 1 and not (tmp_path / "out.onnx").exists()
-
-
-def test_of_passes_that_want_one_layer_the_first_gets_it(tmp_path: Path) -> None:
-    result = optimize(tmp_path, "digits_resnet", passes=list(recipes.QUANTIZED["int8"]), max_drop=None)
-    found = result.lossy
-    assert found is not None
-    claimed = [claim for edit in found.edits for claim in edit.claims]
-    assert len(claimed) == len(set(claimed))
-    dynamic, static, _ = (step.outcome for step in found.steps)
-    assert dynamic.rewritten == 1 and static.rewritten == 8, "the convolution on the image stays as it is"
-    taken = "`quantize-dynamic{balanced=True}` has it: int8, inputs in each run"
-    assert taken in [skip.reason for skip in static.skipped]
-    assert result.sizes[1] < 0.35 * result.sizes[0]
-
-
-def test_a_pass_of_a_recipe_that_saves_little_leaves_its_layers_to_the_next(tmp_path: Path) -> None:
-    found = optimize(tmp_path, "digits_resnet", passes=None, recipe="int8", max_drop=None).lossy
-    assert found is not None
-    dynamic, static, _ = (step.outcome for step in found.steps)
-    assert dynamic.rewritten == 0 and static.rewritten == 8
-    assert "all edits of the pass together make the file" in dynamic.skipped[-1].reason
-    assert [skip.reason for skip in static.skipped if "of the squared error and saves" in skip.reason]
-
-
-def test_a_small_last_layer_stays_where_it_makes_much_of_the_error(tmp_path: Path) -> None:
-    errors, bytes_left = {}, {}
-    for asked in ({"passes": None, "recipe": "int8"}, {"passes": ["quantize-static"]}):
-        result = optimize(tmp_path, "digits_resnet", max_drop=None, metric="relative-error", **asked)
-        found = report.as_dict(result)["lossy"]
-        errors["recipe" in asked], bytes_left["recipe" in asked] = found["result"]["drop"], result.sizes[1]
-    assert errors[True] < 0.97 * errors[False]
-    assert bytes_left[False] < bytes_left[True] < bytes_left[False] + 0.01 * result.sizes[0]
-
-
-def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:
-    others = ["remove-blocks", "drop-attention", "drop-mlp", "project-rank"]
-    result = optimize(tmp_path, "digits_resnet", passes=None, recipe="mixed", without=others)
-    found = report.as_dict(result)["lossy"]
-    assert found["result"]["drop"] + found["result"]["spread"] <= found["budget"]["allowed"]
-    assert {edit.spec for edit in result.lossy.edits} >= {"quantize-static", "quantize-weights"}  # type: ignore[union-attr]
-    assert result.sizes[1] < 0.35 * result.sizes[0]
-
-
-def test_a_pass_that_is_named_twice_edits_once_and_each_setting_has_its_own_account(tmp_path: Path) -> None:
-    asked = {"data": None, "max_drop": None}
-    twice = optimize(tmp_path, passes=2 * ["quantize-weights{bits=4}"], **asked)
-    once = optimize(tmp_path, passes=["quantize-weights{bits=4}"], **asked)
-    assert twice.lossy is not None and once.lossy is not None
-    assert twice.lossy.fired() == once.lossy.fired()
-    two = optimize(tmp_path, passes=["quantize-weights{bits=4}", "quantize-weights{bits=8}"], **asked)
-    assert two.lossy is not None
-    made = len(two.lossy.edits)
-    assert [step.outcome.rewritten for step in two.lossy.steps] == [made, 0]
-    taken = [[skip for skip in step.outcome.skipped if "has it" in skip.reason] for step in two.lossy.steps]
-    assert [len(skips) for skips in taken] == [0, made]

@@ -23,11 +23,7 @@ TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 96] x) => (float[N
 <float[96, 96] a, float[96, 10] b> {
   c = MatMul (x, a)  d = Relu (c)  y = MatMul (d, b) }"""
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of scores and times for each test."""
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def optimize(tmp_path: Path, **arguments: Any) -> api.Result:

@@ -15,10 +15,7 @@ from burnish.tools import cli, report
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_each_quantized_layer_is_told_with_its_kernel_and_each_other_with_the_reason(

@@ -19,11 +19,7 @@ pytest.importorskip("torch")
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
 QUICK = "learn-rotations{steps=4;starts=2}"
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def texts(tmp_path: Path, count: int = 12) -> Path:

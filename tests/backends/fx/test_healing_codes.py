@@ -126,4 +126,3 @@ def test_residual_codebooks_are_trained_together() -> None:
     for old, book in zip(before, codebooks(healed.model), strict=True):
         assert book.by_distance and len(book.lookups) == 1 and not np.array_equal(old, book.codes())
     assert _loss(healed.model) < _loss(student)
-

@@ -17,7 +17,6 @@ from burnish.backends.fx.healing import HealOptions, heal
 from burnish.backends.fx.healing_fading import FadingParts, RowNorm
 from burnish.backends.fx.healing_options import read_options
 from burnish.backends.ort.session import executor
-from burnish.frontends import onnx_file
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
@@ -80,13 +79,6 @@ def feeds() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def block() -> oir.Model:
     return Pipeline(recipes.NORMAL_FORM).rewrite(model_of(f'<ir_version: 10, opset_import: ["": 23]>{BLOCK}')).model
-
-
-@pytest.fixture(scope="module")
-def vit() -> oir.Model:
-    model = Pipeline(recipes.NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
-    name_nodes(model)
-    return model
 
 
 @pytest.fixture(scope="module")

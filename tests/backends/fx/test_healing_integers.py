@@ -177,13 +177,6 @@ def test_integers_and_scales_learn(spec: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def vit() -> oir.Model:
-    model = Pipeline(NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
-    edit.name_nodes(model)
-    return model
-
-
-@pytest.fixture(scope="module")
 def digits() -> list[Sample]:
     return [Sample("digits", {"image": np.load(DEMO / "digits.npz")["image"][:160]})]
 

@@ -13,30 +13,14 @@ from fx_checks import bytes_of, structure
 from burnish.backends.fx.bridge import bridge_of
 from burnish.backends.fx.builder import to_graph_module
 from burnish.backends.fx.healing import HealOptions, heal
-from burnish.frontends import onnx_file
-from burnish.ir.edit import name_nodes
 from burnish.ir.samples import Sample
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import LossyPass
-from burnish.passes.pipeline import Pipeline, constant_bytes
-from burnish.passes.recipes import NORMAL_FORM
+from burnish.passes.pipeline import constant_bytes
 
 torch.set_num_threads(1)
 DEMO = Path(__file__).resolve().parents[3] / "tools" / "demo"
-
-
-@pytest.fixture(scope="module")
-def vit() -> oir.Model:
-    model = Pipeline(NORMAL_FORM).rewrite(onnx_file.read(DEMO / "digits_vit.onnx")).model
-    name_nodes(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    data = np.load(DEMO / "digits.npz")
-    return [Sample("digits", {"image": data["image"][:160]}, data["label"][:160])]
 
 
 def tied(model: oir.Model, pairs: str) -> tuple[oir.Model, dict[str, str]]:

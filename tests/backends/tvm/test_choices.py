@@ -33,11 +33,7 @@ TEXT = """g (float[n, 4] x) => (float[k, 4] z, float[2, k] places)
     m = MatMul(x, w)  i = NonZero(m)  places = Cast<to=1>(i)  t = Transpose(i)  r = GatherND(m, t)
     u = Unsqueeze(r, one)  b = MatMul(u, v)  z = Tanh(b) }"""
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache for each test."""
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
