@@ -125,6 +125,37 @@ def whole(model: oir.Model, layers: Collection[Layer], grid: Grid) -> Flow:
     return flow(model.graph, layers, between=not isinstance(grid, Float8))
 
 
+def beside(model: oir.Model, layers: Mapping[str, Layer], grid: Grid) -> dict[str, dict[str, frozenset[str]]]:
+    """By layer the values that no conversion is needed for when all are on integers, and the layers that this takes.
+
+    These are the ones without which it is converted although all others are on integers, and where that is not enough,
+    as where one branch of two suffices, the nearest others.
+
+    Args:
+        model: the model.
+        layers: by what they are called.
+        grid: what numbers are rounded to.
+    """
+    together = whole(model, list(layers.values()), grid)
+    wanted = {name: together.unconverted(layer) for name, layer in layers.items()}
+    needed = {(name, value): {name} for name, own in wanted.items() for value in sorted(own)}
+    for other in layers if needed else ():
+        less = whole(model, [layer for name, layer in layers.items() if name != other], grid)
+        for name, value in needed:
+            if name != other and value not in less.unconverted(layers[name]):
+                needed[name, value].add(other)
+    place = {name: index for index, name in enumerate(layers)}
+    found: dict[str, dict[str, frozenset[str]]] = {name: {} for name in layers}
+    for (name, value), some in needed.items():
+        at = place[name]
+        for near in sorted(layers, key=lambda other: abs(place[other] - at)):
+            if value in whole(model, [layers[one] for one in some], grid).unconverted(layers[name]):
+                break
+            some.add(near)
+        found[name][value] = frozenset(some - {name})
+    return found
+
+
 def _on_integers(layer: Layer, grid: Grid) -> bool:
     """Whether the kernel adds the bias as integers; that of a product of more than two axes does not."""
     if isinstance(grid, Float8):

@@ -70,6 +70,7 @@ class Knapsack:
         gain, cost: float64 [things], finite.
         groups: places of things of which one at most can be taken.
         pairs: what two things together cost more than each alone; a < b, not 0.
+        joint: what several things gain when all of them are taken, beyond each alone; above 0, of two things or more.
         ties: float64 [things], 0 to 1: of equally good choices the one is taken whose sum is least.
     """
 
@@ -79,15 +80,17 @@ class Knapsack:
         cost: np.ndarray,
         groups: Sequence[frozenset[int]],
         pairs: Mapping[tuple[int, int], float],
+        joint: Mapping[frozenset[int], float],
         ties: np.ndarray,
     ) -> None:
-        self.gain, self.cost, self.groups, self.pairs, self.ties = gain, cost, groups, pairs, ties
+        self.gain, self.cost, self.groups, self.pairs = gain, cost, groups, pairs
+        self.joint, self.ties = joint, ties
         self.adds = bool((cost >= 0).all()) and all(extra >= 0 for extra in pairs.values())
         """Whether none makes room for another, so that one that alone costs too much is out."""
 
     def most_gain(self, budget: float) -> Choice | None:
         """The largest gain of all that cost no more than `budget`, and of those the least cost; None when none does."""
-        paired = {place for pair in self.pairs for place in pair}
+        paired = {place for some in (*self.pairs, *self.joint) for place in some}
         wanted = [
             place
             for place in range(len(self.gain))
@@ -109,11 +112,13 @@ class Knapsack:
         """The sums over what is taken, rounded once."""
         costs = [float(self.cost[place]) for place in taken]
         costs += [extra for (a, b), extra in self.pairs.items() if a in taken and b in taken]
-        return Choice(taken, math.fsum(float(self.gain[place]) for place in taken), math.fsum(costs))
+        gains = [float(self.gain[place]) for place in taken]
+        gains += [extra for some, extra in self.joint.items() if some <= taken]
+        return Choice(taken, math.fsum(gains), math.fsum(costs))
 
 
 class _System:
-    """Variables and constraints: a variable for each open thing, then one for each pair of such.
+    """Variables and constraints: a variable for each open thing, then one for each pair of such, and each joint gain.
 
     Args:
         knapsack: what is chosen from.
@@ -143,6 +148,16 @@ class _System:
                     rows.extend(({at: 1.0, column[place]: -1.0}, 0.0) for place in (one, other))
             elif (one in column and other in settled) or (other in column and one in settled):
                 self.cost[column[one if one in column else other]] += extra
+        for some, extra in knapsack.joint.items():
+            left = [column[place] for place in sorted(some - settled) if place in column]
+            if len(left) < len(some - settled):
+                continue
+            if len(left) == 1:
+                self.gain[left[0]] += extra
+            elif left:
+                rows.extend(({len(self.gain): 1.0, at: -1.0}, 0.0) for at in left)
+                self.cost.append(0.0)
+                self.gain.append(extra)
         self.rows = rows
         self.base = knapsack.choice(settled)
 

@@ -59,11 +59,13 @@ class Timed:
         edits: in the order in which they were given.
         parts: by the key of an edit: the seconds of what it takes away, and of what it puts there.
         reasons: by the key of an edit: why it could not be timed.
+        together: by the keys of edits: the seconds of conversions that vanish when all of them are made.
     """
 
     edits: list[Edit]
     parts: dict[str, tuple[float, float]]
     reasons: dict[str, str]
+    together: dict[frozenset[str], float] = field(default_factory=dict)
 
 
 def timed(
@@ -78,9 +80,10 @@ def timed(
     fused: bool = False,
     on_step: Callable[[int, int], None] = lambda done, all_of_them: None,
 ) -> Timed:
-    """The edits, in their order, with `savings.seconds` filled in where that could be measured.
+    """The edits, in their order, with `savings.seconds` and `conversions` filled in where they could be measured.
 
-    A saving within `NOISE` of the time of what is taken away counts as 0.
+    A saving within `NOISE` of the time of what is taken away counts as 0. What converts integers that edits beside it
+    may read and write as such is timed apart: once without all of these conversions, then with each.
 
     Args:
         model: what the edits were proposed for; not changed.
@@ -103,25 +106,34 @@ def timed(
             reasons[case.key] = error.cause
     arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])
     works: dict[str, Work] = {}
-    groups: dict[str, dict[str, list[str]]] = {}
+    groups: dict[str, dict[str, list[tuple[str, str]]]] = {}
     ends = {case.key: case.unconverted for case in cases}
     for key, one in changes.items():
+        names = frozenset(ends[key])
+        versions = {"": names} | {name: names - {name} for name, some in ends[key].items() if some}
         try:
-            before, after = _keyed(one.removed, arrays, works), _keyed(one.added, arrays, works, ends[key])
+            before = _keyed(one.removed, arrays, works)
+            keyed = {name: _keyed(one.added, arrays, works, own) for name, own in versions.items()}
         except InputError as error:
             reasons[key] = error.cause
             continue
-        groups.setdefault(before, {}).setdefault(after, []).append(key)
+        for name, after in keyed.items():
+            groups.setdefault(before, {}).setdefault(after, []).append((key, name))
     parts: dict[str, tuple[float, float]] = {}
+    converted: dict[tuple[str, str], float] = {}
     for number, (before, others) in enumerate(groups.items()):
         on_step(number, len(groups))
         for after, found in _compare(before, list(others), works, timer, lower).items():
-            for key in others[after]:
+            for key, name in others[after]:
                 if isinstance(found, str):
                     reasons[key] = found
+                elif name:
+                    converted[key, name] = found[1]
                 else:
                     parts[key] = found
     on_step(len(groups), len(groups))
+    parts = {key: one for key, one in parts.items() if key not in reasons}
+    conversions = {at: max(seconds - parts[at[0]][1], 0.0) for at, seconds in converted.items() if at[0] in parts}
     for edit in (edit for edit in edits if edit.cases):
         keys = [case.key for case in _cases(edit)]
         for reason in [reasons.pop(key) for key in keys if key in reasons][:1]:
@@ -131,7 +143,8 @@ def timed(
             shares = [share for share, _ in edit.cases]
             first, second = (float(np.dot(shares, side)) for side in zip(*found_parts, strict=True))
             parts[edit.key] = first, second
-    return Timed([_filled(edit, parts.get(edit.key)) for edit in edits], parts, reasons)
+    filled = [_filled(edit, parts.get(edit.key), conversions) for edit in edits]
+    return Timed(filled, parts, reasons, _together(edits, conversions))
 
 
 def _cases(edit: Edit) -> list[Edit]:
@@ -144,18 +157,34 @@ def _cases(edit: Edit) -> list[Edit]:
     ]
 
 
-def faster(edits: Iterable[Edit]) -> list[Edit]:
-    """Those edits that were measured to save time: the ones worth choosing from when latency is what counts."""
-    return [edit for edit in edits if edit.savings.seconds is not None and edit.savings.seconds > 0]
+def faster(found: Timed) -> list[Edit]:
+    """Those edits that were measured to save time, alone or since edits beside them do: worth choosing from."""
+    quick = {edit.key for edit in found.edits if edit.savings.seconds is not None and edit.savings.seconds > 0}
+    quick |= {key for some in found.together if some & quick for key in some}
+    return [edit for edit in found.edits if edit.key in quick and edit.savings.seconds is not None]
 
 
-def _filled(edit: Edit, parts: tuple[float, float] | None) -> Edit:
+def _filled(edit: Edit, parts: tuple[float, float] | None, conversions: Mapping[tuple[str, str], float]) -> Edit:
     """The edit with the difference of its parts' seconds; without a number where there are none."""
-    saving = None
-    if parts is not None:
-        saving = parts[0] - parts[1]
-        saving = 0.0 if abs(saving) < NOISE * max(parts) else saving
-    return replace(edit, savings=replace(edit.savings, seconds=saving))
+    if parts is None:
+        return replace(edit, savings=replace(edit.savings, seconds=None))
+    saving = parts[0] - parts[1]
+    saving = 0.0 if abs(saving) < NOISE * max(parts) else saving
+    lost = sum(conversions.get((edit.key, name), 0.0) for name in edit.unconverted)
+    return replace(edit, savings=replace(edit.savings, seconds=saving, conversions=lost))
+
+
+def _together(edits: Sequence[Edit], conversions: Mapping[tuple[str, str], float]) -> dict[frozenset[str], float]:
+    """The seconds of conversions that vanish, by the keys of an edit and of those beside it that this takes."""
+    places = {(edit.spec, edit.site): edit.key for edit in edits}
+    found: dict[frozenset[str], float] = {}
+    for edit in edits:
+        for name, beside in edit.unconverted.items():
+            seconds = conversions.get((edit.key, name), 0.0)
+            if seconds:
+                some = frozenset({edit.key, *(places.get((edit.spec, site), site) for site in beside)})
+                found[some] = found.get(some, 0.0) + seconds
+    return found
 
 
 def _compare(
@@ -194,12 +223,14 @@ def _keyed(
             value.type = oir.TensorType(oir.DataType.from_numpy(array.dtype))
         if value.shape is None:
             value.shape = oir.Shape([None] * array.ndim)
+    model = side.model
     if unconverted:
-        sources = dict(zip((str(value.name) for value in side.model.graph.inputs), side.sources, strict=True))
-        feeds = without_conversions(side.model, feeds, sources, unconverted)
+        model = model.clone()
+        sources = dict(zip((str(value.name) for value in model.graph.inputs), side.sources, strict=True))
+        feeds = without_conversions(model, feeds, sources, unconverted)
     shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in feeds.values())
-    key = f"{structure(side.model)}{shapes}"
-    works.setdefault(key, Work(side.model, feeds))
+    key = f"{structure(model)}{shapes}"
+    works.setdefault(key, Work(model, feeds))
     return key
 
 

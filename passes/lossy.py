@@ -45,12 +45,15 @@ class Savings:
         bytes: bytes of constants that the model holds.
         macs: multiply-adds of one run on the sample with the most; None when unknown.
         seconds: seconds of one run on the target, from timed kernels; None when not measured.
+        conversions: how many of these seconds conversions between integers and floating point take away again where
+            nothing beside the edit is edited as well.
     """
 
     parameters: int = 0
     bytes: int = 0
     macs: int | None = None
     seconds: float | None = None
+    conversions: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,8 @@ class Edit:
         anchors: names of the nodes or values by which `apply` finds its site again.
         cases: payloads in the place of its own, each with the share of the rows for which it does what they do; it is
             timed as these, since what a single sample decides tells little. None where it does the same for all.
-        unconverted: names of values that it rounds to integers and edits beside it round as well. With them nothing
-            is converted there, and so it is timed.
+        unconverted: names of values that it rounds to integers and edits beside it round as well, each with the sites
+            of these, which its pass edits. With all of them nothing is converted there, and never where none is named.
     """
 
     spec: str
@@ -78,7 +81,7 @@ class Edit:
     savings: Savings
     payload: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     anchors: tuple[str, ...] = ()
-    unconverted: frozenset[str] = frozenset()
+    unconverted: Mapping[str, frozenset[str]] = field(default_factory=dict)
     cases: tuple[tuple[float, Mapping[str, np.ndarray]], ...] = field(default=(), repr=False)
 
     @property

@@ -16,7 +16,7 @@ from typing import Protocol
 from burnish.ir.errors import BudgetError, InputError
 from burnish.passes.budget import Budget
 from burnish.passes.lossy import Edit
-from burnish.passes.selection import UnreachableError, select
+from burnish.passes.selection import Joint, UnreachableError, select, together
 
 PROBES = 9
 """Plans that are measured on the fitting samples to find the error that the budget has room for."""
@@ -149,6 +149,7 @@ class Search:
         fitting: measures plans on the samples that edits were fitted to.
         held_out: measures plans on the others.
         pairs: errors of pairs of edits beyond the sum of the two, by their keys.
+        joint: what sets of edits save beyond the sum of their savings, by their keys.
         slack: on the fitting samples the drop may be so many times the allowed one, where `held_out` heals plans first.
         on_step: progress.
     """
@@ -161,6 +162,7 @@ class Search:
     fitting: Judge
     held_out: Judge
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    joint: Joint = field(default_factory=dict)
     slack: float = 1.0
     on_step: OnStep = lambda what, number, total: None
     _measured: dict[tuple[str, ...], Plan] = field(default_factory=dict)
@@ -175,7 +177,12 @@ class Search:
         target = self._target()
         if self.budget.drop is None:
             plan = refined(
-                self._fitted(self._plan(target=target)), self.edits, self.errors, self.saving, self._fit_judge
+                self._fitted(self._plan(target=target)),
+                self.edits,
+                self.errors,
+                self.saving,
+                self._fit_judge,
+                joint=self.joint,
             )
             self._measured[plan.key] = plan
             plan = self._verified(plan)
@@ -215,7 +222,9 @@ class Search:
 
     def _plan(self, *, budget: float | None = None, target: float | None = None) -> Plan:
         try:
-            found = select(self.edits, self.errors, self.saving, budget=budget, target=target, pairs=self.pairs)
+            found = select(
+                self.edits, self.errors, self.saving, budget=budget, target=target, pairs=self.pairs, joint=self.joint
+            )
         except UnreachableError as error:
             reached = self.whole if error.nearest is None else self.whole - error.nearest.saved
             raise BudgetError(
@@ -286,6 +295,7 @@ def refined(
     saving: Callable[[Edit], float],
     judge: Callable[[Sequence[Edit]], Judgement],
     tries: int = TRIES,
+    joint: Joint | None = None,
 ) -> Plan:
     """A plan that loses less and saves no less: one edit at a time is exchanged where a measurement says it helps.
 
@@ -297,6 +307,7 @@ def refined(
         edits, errors, saving: as for `Search`.
         judge: measures plans, on samples that nothing is verified on.
         tries: plans that are measured at most.
+        joint: as for `Search`.
     """
     best = replace(plan, fitted=plan.fitted or judge(plan.edits))
     left, tried = tries, {best.key}
@@ -305,9 +316,9 @@ def refined(
         for chosen in _exchanges(best, edits, errors, saving):
             one = Plan(
                 chosen, plan.error + sum(errors[e.key] for e in chosen) - sum(errors[e.key] for e in plan.edits),
-                sum(saving(edit) for edit in chosen),
+                sum(saving(edit) for edit in chosen) + together(chosen, joint or {}),
             )  # fmt: skip
-            if one.key in tried:
+            if one.key in tried or one.saving < plan.saving * (1 - 1e-9):
                 continue
             tried.add(one.key)
             left -= 1

@@ -21,6 +21,9 @@ from burnish.passes.lossy import Edit
 Pairs = Mapping[tuple[str, str], float]
 """By the keys of two edits: the error of both together less the sum of those of each alone."""
 
+Joint = Mapping[frozenset[str], float]
+"""By the keys of edits: what is saved when all of them are made, beyond the sum of what each saves alone."""
+
 
 _FRONT = 1e-3
 """How near to the least error the points of a front are, as a part of it."""
@@ -63,6 +66,7 @@ def select(
     budget: float | None = None,
     target: float | None = None,
     pairs: Pairs | None = None,
+    joint: Joint | None = None,
 ) -> Selection:
     """The edits that save most within `budget`; or, with a `target` alone, those of the least error that save as much.
 
@@ -76,12 +80,13 @@ def select(
         budget: the largest sum of errors.
         target: the smallest sum of savings.
         pairs: what pairs add to the sum of errors, or take from it.
+        joint: what sets of two edits or more add to the sum of savings; above 0.
 
     Raises:
         UnreachableError: no choice is within the limits.
         InputError: a saving is no number.
     """
-    problem = _Problem(edits, errors, saving, pairs or {})
+    problem = _Problem(edits, errors, saving, pairs or {}, joint or {})
     if budget is None:
         if target is None:
             raise ValueError("neither a budget nor a target is given")
@@ -96,18 +101,19 @@ def frontier(
     *,
     points: int = 20,
     pairs: Pairs | None = None,
+    joint: Joint | None = None,
 ) -> list[Selection]:
     """What the least error is for savings from none to all that can be saved, none of them worse in both than another.
 
     Args:
-        edits, errors, saving, pairs: as for `select`.
+        edits, errors, saving, pairs, joint: as for `select`.
         points: how many targets are tried, evenly spaced.
 
     Returns:
         Choices of rising savings and errors, each within a thousandth of the least error for what it saves. The first
         is to do nothing, unless an edit lessens the error.
     """
-    problem = _Problem(edits, errors, saving, pairs or {})
+    problem = _Problem(edits, errors, saving, pairs or {}, joint or {})
     most = problem.most_saved(math.inf, -math.inf).saved
     found = [problem.least_error(most * step / points, _FRONT) for step in range(points + 1)]
     kept: list[Selection] = []
@@ -121,7 +127,12 @@ class _Problem:
     """The edits that can be chosen at all, in the order of their keys, as a knapsack."""
 
     def __init__(
-        self, edits: Sequence[Edit], errors: Mapping[str, float], saving: Callable[[Edit], float], pairs: Pairs
+        self,
+        edits: Sequence[Edit],
+        errors: Mapping[str, float],
+        saving: Callable[[Edit], float],
+        pairs: Pairs,
+        joint: Joint,
     ) -> None:
         savings = {edit.key: float(saving(edit)) for edit in edits}
         wrong = next((key for key, number in savings.items() if not math.isfinite(number)), None)
@@ -138,6 +149,7 @@ class _Problem:
             np.array([errors[edit.key] for edit in self.edits]),
             _exclusions([edit.claims for edit in self.edits], [p for p, extra in known.items() if extra == math.inf]),
             {pair: extra for pair, extra in known.items() if math.isfinite(extra) and extra},
+            {frozenset(place[key] for key in some): joint[some] for some in _ordered(joint) if some <= place.keys()},
             np.array([_weight(edit.key) for edit in self.edits]),
         )
 
@@ -165,6 +177,12 @@ class _Problem:
         return Selection(tuple(edit for edit in self.given if edit.key in keys), choice.gain, choice.cost, choice.gap)
 
 
+def together(edits: Sequence[Edit], joint: Joint) -> float:
+    """What edits save together beyond the sum of what each saves alone."""
+    keys = {edit.key for edit in edits}
+    return math.fsum(extra for some, extra in joint.items() if some <= keys)
+
+
 def _exclusions(claims: Sequence[frozenset[str]], apart: Sequence[tuple[int, int]]) -> list[frozenset[int]]:
     """Sets of edits of which one at most can be made, in a fixed order, none of them inside another."""
     holders: dict[str, set[int]] = {}
@@ -181,6 +199,11 @@ def _exclusions(claims: Sequence[frozenset[str]], apart: Sequence[tuple[int, int
             for member in group:
                 by_member.setdefault(member, []).append(group)
     return kept
+
+
+def _ordered(joint: Joint) -> list[frozenset[str]]:
+    """The sets in an order of their own: constraints are the same whatever order edits have."""
+    return sorted(joint, key=sorted)
 
 
 def _weight(key: str) -> float:

@@ -16,9 +16,11 @@ from burnish.tools.lossy import Scored
 from burnish.tools.lossy_judges import Fitting
 
 
-def saving(budget: Budget) -> Callable[[Edit], float]:
-    """What an edit saves of what is to become small: seconds or bytes."""
-    return _seconds if budget.objective == "latency" else _bytes
+def saving(budget: Budget, *, beside: bool = False) -> Callable[[Edit], float]:
+    """What an edit alone saves of what is to become small: seconds or bytes; or where edits beside it are made."""
+    if budget.objective == "latency":
+        return _beside_others if beside else _seconds
+    return _bytes
 
 
 def _bytes(edit: Edit) -> float:
@@ -26,6 +28,10 @@ def _bytes(edit: Edit) -> float:
 
 
 def _seconds(edit: Edit) -> float:
+    return (edit.savings.seconds or 0.0) - edit.savings.conversions
+
+
+def _beside_others(edit: Edit) -> float:
     return edit.savings.seconds or 0.0
 
 
@@ -44,7 +50,7 @@ def alone(
     """
     drop = todo.budget.drop
     allowed = math.inf if drop is None else drop.of(judge.original) * slack
-    scout = Scout(saving(todo.budget), {catalog.spec(one): one.order for one in todo.lossy}, allowed)
+    scout = Scout(saving(todo.budget, beside=True), {catalog.spec(one): one.order for one in todo.lossy}, allowed)
     refusals: dict[str, str] = {}
 
     def measured(some: Sequence[Edit]) -> list[tuple[float, float]]:
@@ -63,6 +69,8 @@ def pairs(
     edits: Sequence[Edit], scores: Mapping[str, Scored], scorer: Scorer, name: str, on_step: OnStep
 ) -> dict[tuple[str, str], float]:
     """What edits beside each other add to the sum of their errors, or take from it."""
+    if not edits:
+        return {}
     beside = neighbours([edit for edit in edits if math.isfinite(scores[edit.key].error)])
     found = scorer.scores(beside, lambda done, total: on_step("scoring pairs of edits", done, total))
     return {

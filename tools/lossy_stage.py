@@ -93,6 +93,7 @@ class _Stage:
         self.healed: dict[tuple[str, ...], Healed] = {}
         self.book = Book(folder_in_cache(f"observed/{__version__}"), lambda *at: self.on_step("observing", *at))
         self.checkpoints: list[Path] = []
+        self.together: dict[frozenset[str], float] = {}
 
     def run(self) -> Lossy:
         self.parts = None if self.samples is None else self._parted(self.samples)
@@ -259,9 +260,8 @@ class _Stage:
             judge = Fitting(alone, found.measure)
             found.scores = lossy_scores.alone(edits, judge, divergence.name, self.todo, self._slack, self.on_step)
             edits = [edit for edit in edits if found.scores[edit.key].measured]
-            pairs = {}
-            if self.options.pairs:
-                pairs = lossy_scores.pairs(edits, found.scores, alone, divergence.name, self.on_step)
+            beside = edits if self.options.pairs else []
+            pairs = lossy_scores.pairs(beside, found.scores, alone, divergence.name, self.on_step)
             if alone is not scorer:
                 alone.close()
             fitting = Fitting(scorer, found.measure)
@@ -274,12 +274,13 @@ class _Stage:
                 fitting,
                 AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
                 pairs=pairs,
+                joint=self.together,
                 slack=self._slack,
                 on_step=self.on_step,
             )
             found.found = search.run()
             errors, drops = search.errors, {key: one.drop for key, one in found.scores.items()}
-            front = frontier(edits, errors, saving, points=FRONT, pairs=pairs)
+            front = frontier(edits, errors, saving, points=FRONT, pairs=pairs, joint=self.together)
             found.frontier = [(one.saved, one.error, math.fsum(drops[edit.key] for edit in one.edits)) for one in front]
         found.warning = None if self.options.store is None else self.options.store.warning
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
@@ -331,7 +332,7 @@ class _Stage:
             kernels=self.options.kernels,
             on_step=lambda done, total: self.on_step("timing edits", done, total),
         )
-        quick = faster(looked.edits)
+        quick, self.together = faster(looked), looked.together
         if not quick:
             why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")
             raise BudgetError(f"none of {len(edits)} edits saves time {found.timed_in}: {why}", hint="ask for a size")

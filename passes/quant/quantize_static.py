@@ -123,7 +123,7 @@ class QuantizeStatic(LossyPass):
                 del found[name]
         if not found:
             return []
-        whole = integer_layers.whole(model, list(found.values()), self._grid)
+        beside = integer_layers.beside(model, found, self._grid)
         known = seen.known[best(model, seen.known, partial(self._made, model, list(found.values())), context)]
         rounded: dict[str, Known] = {}
         images = self.rounding == "best" and self.per_channel and self.dtype == "int8"
@@ -142,7 +142,7 @@ class QuantizeStatic(LossyPass):
                 integer_layers.savings(model, layer, self._grid, self.per_channel, self._corrected(layer)),
                 known | rounded.get(name, {}),
                 (str(layer.node.name),),
-                whole.unconverted(layer),
+                beside[name],
             )
             for name, layer in found.items()
         ]

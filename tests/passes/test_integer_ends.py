@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from laws import OrtRunner
 
 from burnish.backends.ort.observe import OrtObserver
 from burnish.ir.text import text
+from burnish.ir.walk import walk
 from burnish.passes import latency, lossy
+from burnish.passes.budget import Budget, budget
 from burnish.passes.difference import change
 from burnish.passes.latency import Work
 from burnish.passes.lossy import Edit
+from burnish.passes.search import Judgement, Search
+from burnish.tools import lossy_scores
 
 
 class Kept:
@@ -31,7 +36,7 @@ class Kept:
 
 
 def parts(model: oir.Model, edit: Edit) -> list[Work]:
-    """What is timed of one edit: before and after."""
+    """What is timed of one edit: before, after without conversions, and with each of them."""
     one, _, _ = proposed(model, samples_of(model, 2))
     timer = Kept()
     latency.timed(model, [edit], [one], timer, OrtObserver(model), samples_of(model)[0].feeds)
@@ -41,7 +46,7 @@ def parts(model: oir.Model, edit: Edit) -> list[Work]:
 def test_a_convolution_between_others_is_timed_on_integers_alone(tmp_path: Path) -> None:
     model = model_of(RESIDUAL)
     _, edits, _ = proposed(model, samples_of(model))
-    before, after = parts(model, edits[1])
+    before, after, *_ = parts(model, edits[1])
     assert [node.op_type for node in before.model.graph] == ["Conv", "Relu"]
     (given,), (array,) = after.model.graph.inputs, after.feeds.values()
     assert given.dtype == oir.DataType.UINT8 and array.dtype == np.uint8 and array.shape == (2, 16, 16, 8)
@@ -56,9 +61,68 @@ def test_the_ends_of_the_model_are_converted(source: str) -> None:
     model = model_of(source)
     _, edits, _ = proposed(model, samples_of(model))
     assert "x" not in edits[0].unconverted
-    first, last = (parts(model, edit)[-1].model.graph for edit in (edits[0], edits[-1]))
+    first, last = (parts(model, edit)[1].model.graph for edit in (edits[0], edits[-1]))
     assert [value.dtype for value in first.inputs] == [oir.DataType.FLOAT]
     assert [value.dtype for value in last.outputs] == [oir.DataType.FLOAT]
+
+
+ROW = """g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)
+<float[8, 8, 1, 1] w0, float[8, 8, 1, 1] w1, float[8, 8, 1, 1] w2, float[8, 8, 1, 1] w3> {
+  c0 = Conv (x, w0)  r0 = Relu (c0)  c1 = Conv (r0, w1)  r1 = Relu (c1)
+  c2 = Conv (r1, w2)  r2 = Relu (c2)  y = Conv (r2, w3)
+}"""
+
+
+def priced(first: Work, others: Sequence[Work]) -> list[float | str]:
+    """10 for a convolution, 3 on integers, and 4 for each of its ends that is converted."""
+
+    def seconds(work: Work) -> float:
+        (node,) = (node for node in work.model.graph if node.op_type == "Conv")
+        above = node.inputs[0]
+        if above is None or above.producer() is None:
+            return 10.0
+        ends = (*work.model.graph.inputs, *work.model.graph.outputs)
+        return 3.0 + 4.0 * sum(value.dtype == oir.DataType.FLOAT for value in ends)
+
+    return [seconds(work) for work in (first, *others)]
+
+
+@pytest.mark.parametrize(("room", "count", "saved"), [(0.01, 0, 0.0), (0.02, 2, 6.0), (0.03, 3, 13.0), (0.9, 4, 20.0)])
+def test_layers_that_pay_only_beside_each_other_are_found(room: float, count: int, saved: float) -> None:
+    model = model_of(ROW)
+    one, edits, _ = proposed(model, samples_of(model))
+    found = latency.timed(model, edits, [one], priced, OrtObserver(model), samples_of(model)[0].feeds)
+    quick = latency.faster(found)
+    seconds = lossy_scores.saving(Budget(objective="latency"))
+    assert len(quick) == 4 and all(seconds(edit) < 0 < (edit.savings.seconds or 0) for edit in quick)
+
+    class Judge:
+        original = 1.0
+
+        def __call__(self, chosen: Sequence[Edit]) -> Judgement:
+            return Judgement(1 - 0.01 * len(chosen), 0.01 * len(chosen), 0.0)
+
+    errors = {edit.key: 1.0 for edit in quick}
+    limits = budget(max_drop=room + 1e-9, objective="latency")
+    search = Search(quick, errors, seconds, 40.0, limits, Judge(), Judge(), joint=found.together)
+    plan = search.run().plan
+    keys = [edit.key for edit in edits]
+    places = [keys.index(edit.key) for edit in plan.edits]
+    assert (len(places), plan.saving) == (count, saved)
+    assert all(after == before + 1 for before, after in itertools.pairwise(places))
+    edited = lossy.apply(model, plan.edits, [one])[0]
+    assert len(walk(edited, "QuantizeLinear")) == count + bool(count)
+
+
+def test_what_takes_no_conversion_is_named_with_all_that_this_takes(tmp_path: Path) -> None:
+    """The three layers that keep the residual sum on integers leave one conversion before them and one behind."""
+    model = model_of(RESIDUAL)
+    one, edits, _ = proposed(model, samples_of(model))
+    by_site = {edit.site: edit for edit in edits}
+    beside = by_site["Conv_0"].unconverted["r0"]
+    assert beside == {"Conv_2", "Conv_4"}
+    found = kernels(lossy.apply(model, [by_site[site] for site in sorted(beside | {"Conv_0"})], [one])[0], tmp_path)
+    assert (found["QLinearConv"], found["QuantizeLinear"], found["DequantizeLinear"]) == (3, 1, 1)
 
 
 def test_a_node_between_new_ones_only_is_on_both_sides() -> None:

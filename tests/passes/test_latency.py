@@ -132,7 +132,7 @@ def test_equal_blocks_and_equal_layers_are_asked_for_once(vit: tuple[oir.Model, 
     blocks = [edit for edit in edits if edit.spec == "remove-blocks"]
     assert len(blocks) == 3 and timer.asked.count(1) == 1
     assert sum(timer.asked) < len(edits)
-    assert {edit.key for edit in latency.faster(found.edits)} == {edit.key for edit in blocks}
+    assert {edit.key for edit in latency.faster(found)} == {edit.key for edit in blocks}
 
 
 def test_an_edit_with_cases_saves_what_its_cases_save_by_their_shares(
@@ -183,7 +183,7 @@ def test_what_cannot_be_timed_has_no_seconds_and_a_reason(vit: tuple[oir.Model, 
     model, sample, edits = vit
     refusing = latency.timed(model, edits[:2], PASSES, lambda *_: ["no such kernel"], OrtObserver(model), sample.feeds)
     assert set(refusing.reasons.values()) == {"no such kernel"}
-    assert [edit.savings.seconds for edit in refusing.edits] == [None, None] and latency.faster(refusing.edits) == []
+    assert [edit.savings.seconds for edit in refusing.edits] == [None, None] and latency.faster(refusing) == []
     before = parsed("g (float[N, 4] x) => (float[N, 4] y) { h = Neg (x)  y = Relu (h) }")
     beside = parsed("g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { h = Add (x, z)  y = Relu (h) }")
     found = seconds_of(before, beside, KernelTimes(seconds=0.01))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,43 @@ def test_edits_that_break_the_model_are_never_chosen() -> None:
     judge = Counted(lambda edits: 0.0)
     found = Search(edits, errors, lambda one: 1.0, BYTES, budget(max_drop="50%"), judge, judge).run()
     assert not found.plan.edits
+
+
+def row(room: float, held_out: Callable[[Sequence[Edit]], float], spread: float = 0.0) -> Found:
+    """The result for eight sites in a row, each of which saves only beside the next one, where one loses 0.002."""
+    edits = [edit(f"site {site}", "option", 4) for site in range(8)]
+    errors = {one.key: 1.0 for one in edits}
+    joint = {frozenset({one.key, other.key}): 20.0 for one, other in itertools.pairwise(edits)}
+    judges = Counted(lambda chosen: 0.002 * len(chosen)), Counted(held_out, spread)
+    return Search(edits, errors, lambda _: -5.0, BYTES, budget(max_drop=room), *judges, joint=joint).run()
+
+
+@pytest.mark.parametrize("room", [0.001, 0.003, 0.005, 0.009, 0.02])
+def test_edits_that_save_only_together_are_made_beside_each_other_or_not_at_all(room: float) -> None:
+    found = row(room, lambda chosen: 0.002 * len(chosen))
+    sites = [int(one.site.split()[1]) for one in found.plan.edits]
+    assert len(sites) == (int(room / 0.002) if room > 0.004 else 0) if room < 0.016 else len(sites) == 8
+    assert not sites or sites == list(range(sites[0], sites[-1] + 1))
+    assert found.plan.saving == (20 * (len(sites) - 1) - 5 * len(sites) if sites else 0)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.7, 4.0, 1000.0])
+@pytest.mark.parametrize("spread", [0.0, 0.001, 0.1])
+def test_edits_that_save_together_are_never_taken_over_the_budget(factor: float, spread: float) -> None:
+    found = row(0.009, lambda chosen: 0.002 * factor * len(chosen), spread)
+    assert found.plan.held_out is not None and found.plan.held_out.sure <= 0.009
+    assert bool(found.plan.edits) == (factor < 4 and spread < 0.1)
+
+
+def test_exchanges_save_no_less_together() -> None:
+    """One of two neighbours is not exchanged for another that saves as much alone."""
+    edits = [edit(f"site {site}", "option", 4) for site in range(4)]
+    errors = {one.key: 1.0 for one in edits}
+    joint = {frozenset({edits[0].key, edits[1].key}): 5.0}
+    start = Plan(tuple(edits[:2]), 2.0, 7.0)
+    judge = Counted(lambda chosen: 1.0 * (edits[0] in chosen) + 0.5)
+    assert refined(start, edits, errors, lambda _: 1.0, judge, joint=joint).edits == start.edits
+    assert refined(replace(start, saving=2.0), edits, errors, lambda _: 1.0, judge).edits != start.edits
 
 
 def test_exchanges_find_what_sums_of_errors_do_not_know() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from burnish.ir.errors import InputError
 from burnish.passes.lossy import Edit, Savings
-from burnish.passes.selection import Selection, UnreachableError, frontier, select
+from burnish.passes.selection import Selection, UnreachableError, frontier, select, together
 
 Pairs = dict[tuple[str, str], float]
 
@@ -107,6 +107,55 @@ def test_the_order_of_the_edits_does_not_matter_even_where_all_are_equal(seed: i
     found = select(edits, errors, saving, budget=4.0, pairs=pairs)
     turned = select(edits[::-1], errors, saving, budget=4.0, pairs={(b, a): extra for (a, b), extra in pairs.items()})
     assert set(turned.edits) == set(found.edits)
+
+
+def in_company(seed: int) -> tuple[list[Edit], dict[str, float], dict[frozenset[str], float]]:
+    """Edits with an option or two each, most of which save less than nothing alone; some sets of them save more."""
+    rng = np.random.default_rng(seed)
+    edits = [
+        edit(f"{i:02} {option}", int(rng.integers(-4, 3)), f"n{i}")
+        for i in range(int(rng.integers(2, 9)))
+        for option in range(1 + (seed % 3 == 0 and i % 2))
+    ]
+    errors = {one.key: float(np.exp(rng.normal())) for one in edits}
+    joint: dict[frozenset[str], float] = {}
+    for _ in range(int(rng.integers(1, 9))):
+        some = rng.choice(len(edits), int(rng.integers(1, min(5, len(edits) + 1))), replace=False)
+        joint[frozenset(edits[i].key for i in some)] = float(rng.integers(1, 7))
+    joint[frozenset({edits[0].key, "another that was left out"})] = 100.0
+    return edits, errors, joint
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_edits_save_only_together_is_found_as_by_trying_everything(seed: int) -> None:
+    edits, errors, joint = in_company(seed)
+    every = []
+    for flags in itertools.product((False, True), repeat=len(edits)):
+        chosen = [one for one, flag in zip(edits, flags, strict=True) if flag]
+        claims = [claim for one in chosen for claim in one.claims]
+        if len(claims) == len(set(claims)):
+            saved = math.fsum(map(saving, chosen)) + together(chosen, joint)
+            every.append((saved, math.fsum(errors[one.key] for one in chosen)))
+    rng = np.random.default_rng(seed)
+    for budget in (0.0, float(rng.choice([cost for _, cost in every])), math.inf):
+        found = select(edits, errors, saving, budget=budget, joint=joint)
+        allowed = [one for one in every if one[1] <= budget * (1 + 1e-12)]
+        assert near((found.saved, found.error), max(allowed, key=lambda one: (one[0], -one[1])))
+        assert found.saved == pytest.approx(math.fsum(map(saving, found.edits)) + together(found.edits, joint))
+    target = float(rng.choice([saved for saved, _ in every]))
+    found = select(edits, errors, saving, target=target, joint=joint)
+    assert near((found.saved, found.error), min((o for o in every if o[0] >= target), key=lambda o: (o[1], -o[0])))
+
+
+def test_hundreds_of_edits_that_save_together_are_chosen_among_in_seconds() -> None:
+    edits, errors = network(210, 3, 3)
+    first = {int(one.site): one for one in edits if one.site.isdigit() and one.option == "0"}
+    joint = {frozenset({first[i].key, first[i + 1].key}): 0.7 * saving(first[i]) for i in range(209)}
+    alone = {one.key: saving(one) * (0.4 if one in first.values() else 1.0) for one in edits}
+    start = time.perf_counter()
+    found = select(edits, errors, lambda one: alone[one.key], budget=0.05, joint=joint)
+    assert time.perf_counter() - start < 60 and found.gap < 0.01
+    assert found.saved >= select(edits, errors, lambda one: alone[one.key], budget=0.05).saved
 
 
 def network(layers: int, ranks: int, seed: int) -> tuple[list[Edit], dict[str, float]]:

@@ -200,7 +200,7 @@ def measured(one: Subject, found: Timed) -> Iterator[Row]:
     """Every plan made, lowered, and timed against the lowered original."""
     lowering = Pipeline(recipes.named("default", "ort-cpu", None))
     before = Work(lowering.rewrite(one.model).model, one.sample.feeds)
-    for plan, chosen in plans(faster(found.edits)):
+    for plan, chosen in plans(faster(found)):
         changed = lowering.rewrite(lossy.apply(one.model, chosen, PASSES)[0]).model
         after = Work(changed, {str(v.name): one.sample.feeds[str(v.name)] for v in changed.graph.inputs})
         first, second = whole(before, after)
