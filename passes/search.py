@@ -150,6 +150,8 @@ class Search:
         held_out: measures plans on the others.
         pairs: errors of pairs of edits beyond the sum of the two, by their keys.
         joint: what sets of edits save beyond the sum of their savings, by their keys.
+        beside: what an edit saves where all edits beside it are made; with `timed`, plans are made by that, too.
+        timed: measures what plans save as a whole, by which the better of two is taken.
         slack: on the fitting samples the drop may be so many times the allowed one, where `held_out` heals plans first.
         on_step: progress.
     """
@@ -163,6 +165,8 @@ class Search:
     held_out: Judge
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
     joint: Joint = field(default_factory=dict)
+    beside: Callable[[Edit], float] | None = None
+    timed: Callable[[Sequence[Sequence[Edit]]], Sequence[float]] | None = None
     slack: float = 1.0
     on_step: OnStep = lambda what, number, total: None
     _measured: dict[tuple[str, ...], Plan] = field(default_factory=dict)
@@ -234,6 +238,18 @@ class Search:
             ) from None
         return Plan(found.edits, found.error, found.saved)
 
+    def _quickest(self, error: float) -> Plan:
+        """The plan within this error that saves most; of the two where what edits save together is known, measured."""
+        plan = self._plan(budget=error)
+        if self.timed is None or self.beside is None or not self.joint:
+            return plan
+        found = select(self.edits, self.errors, self.beside, budget=error, pairs=self.pairs)
+        other = Plan(found.edits, found.error, found.saved)
+        if other.key == plan.key:
+            return plan
+        one, two = self.timed([plan.edits, other.edits])
+        return replace(plan, saving=one) if one >= two else replace(other, saving=two)
+
     def _fit(self, allowed: float) -> float:
         """The largest sum of errors whose plan stays within `allowed` on the fitting samples, by bisection."""
         finite = sorted(error for error in self.errors.values() if error < float("inf"))
@@ -266,10 +282,10 @@ class Search:
         return self.fitting(edits)
 
     def _verified(self, plan: Plan) -> Plan:
-        known = self._fitted(plan)
+        known = replace(self._fitted(plan), saving=plan.saving)
         if known.held_out is None:
-            known = Plan(known.edits, known.error, known.saving, known.fitted, self.held_out(plan.edits))
-            self._measured[plan.key] = known
+            known = replace(known, held_out=self.held_out(plan.edits))
+        self._measured[plan.key] = known
         return known
 
     def _tighten(self, error: float, allowed: float) -> Found:
@@ -277,7 +293,7 @@ class Search:
         held = [self._verified(Plan((), 0.0, 0.0))]
         for number in range(ROUNDS):
             self.on_step("measuring on held-out samples", number, ROUNDS)
-            plan = self._verified(self._plan(budget=error))
+            plan = self._verified(self._quickest(error))
             assert plan.held_out is not None
             over = plan.held_out.sure
             if over <= allowed:

@@ -35,9 +35,10 @@ from burnish.passes.selection import frontier
 from burnish.tools import demands, lossy_scores
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import QUANTIZED, Lossy
-from burnish.tools.lossy_context import context_for, largest, with_seconds
+from burnish.tools.lossy_context import context_for, largest
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
+from burnish.tools.lossy_times import Times, provider, timed
 from burnish.tools.rotations import with_samples
 from burnish.tools.sparing import spared
 from burnish.tools.worthwhile import worthwhile
@@ -93,7 +94,6 @@ class _Stage:
         self.healed: dict[tuple[str, ...], Healed] = {}
         self.book = Book(folder_in_cache(f"observed/{__version__}"), lambda *at: self.on_step("observing", *at))
         self.checkpoints: list[Path] = []
-        self.together: dict[frozenset[str], float] = {}
 
     def run(self) -> Lossy:
         self.parts = None if self.samples is None else self._parted(self.samples)
@@ -227,8 +227,10 @@ class _Stage:
             raise UnchangedError(_nothing(outcomes, refused), hint=OTHERS)
         proposed = edits
         found.whole = float(pipeline.constant_bytes(found.model))
+        times = Times()
         if self.todo.budget.objective == "latency":
-            edits = self._timed(found, edits)
+            times = timed(found, edits, self.todo, self.fitting, self.options)
+            edits = times.edits
         divergence = measure("divergence", found.model, keeps=self.context.keeps).measure
         if found.measure.name == divergence.name and found.measure.key != divergence.key:
             raise InputError(
@@ -274,13 +276,15 @@ class _Stage:
                 fitting,
                 AfterHealing(found.judged, self._healed) if self.todo.heal else found.judged,
                 pairs=pairs,
-                joint=self.together,
+                joint=times.together,
+                beside=lossy_scores.saving(self.todo.budget, beside=True),
+                timed=times.whole,
                 slack=self._slack,
                 on_step=self.on_step,
             )
             found.found = search.run()
             errors, drops = search.errors, {key: one.drop for key, one in found.scores.items()}
-            front = frontier(edits, errors, saving, points=FRONT, pairs=pairs, joint=self.together)
+            front = frontier(edits, errors, saving, points=FRONT, pairs=pairs, joint=times.together)
             found.frontier = [(one.saved, one.error, math.fsum(drops[edit.key] for edit in one.edits)) for one in front]
         found.warning = None if self.options.store is None else self.options.store.warning
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
@@ -313,30 +317,7 @@ class _Stage:
         from burnish.backends.ort.session import executor
         from burnish.backends.workers import Workers
 
-        device = "ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu"
-        return Workers(where, partial(executor, threads=1, target=device))
-
-    def _timed(self, found: Lossy, edits: Sequence[Edit]) -> list[Edit]:
-        """Those edits that were measured to save time on the target, with what they save."""
-        from burnish.passes.latency import faster
-
-        found.timed_in = "in ONNX Runtime" if self.options.kernels is None else self.options.kernels.words
-        found.whole, looked = with_seconds(
-            found.model,
-            edits,
-            self.todo.lossy,
-            self.fitting,
-            target="ort-cuda" if self.todo.target == "ort-cuda" else "ort-cpu",
-            store=self.options.store,
-            last=self.todo.passes,
-            kernels=self.options.kernels,
-            on_step=lambda done, total: self.on_step("timing edits", done, total),
-        )
-        quick, self.together = faster(looked), looked.together
-        if not quick:
-            why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")
-            raise BudgetError(f"none of {len(edits)} edits saves time {found.timed_in}: {why}", hint="ask for a size")
-        return quick
+        return Workers(where, partial(executor, threads=1, target=provider(self.todo)))
 
     def _make(self, found: Lossy, edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> None:
         """Apply edits, with the account of each pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from integer_models import GATED, RESIDUAL, kernels, model_of, proposed, samples
 from laws import OrtRunner
 
 from burnish.backends.ort.observe import OrtObserver
+from burnish.ir.errors import InputError
 from burnish.ir.text import text
 from burnish.ir.walk import walk
 from burnish.passes import latency, lossy
@@ -22,6 +24,7 @@ from burnish.passes.latency import Work
 from burnish.passes.lossy import Edit
 from burnish.passes.search import Judgement, Search
 from burnish.tools import lossy_scores
+from burnish.tools.lossy_times import WholeTimes
 
 
 class Kept:
@@ -112,6 +115,21 @@ def test_layers_that_pay_only_beside_each_other_are_found(room: float, count: in
     assert all(after == before + 1 for before, after in itertools.pairwise(places))
     edited = lossy.apply(model, plan.edits, [one])[0]
     assert len(walk(edited, "QuantizeLinear")) == count + bool(count)
+
+
+def test_whole_models_are_timed_beside_the_one_without_edits() -> None:
+    model = model_of(ROW)
+    one, edits, _ = proposed(model, samples_of(model))
+
+    def lower(made: oir.Model) -> oir.Model:
+        if len(walk(made, "QuantizeLinear")) == 2:
+            raise InputError("two are not lowered")
+        return made
+
+    whole = WholeTimes(model, [one], samples_of(model)[0], lower, "ort-cpu")
+    nothing, refused, all_of_them = whole([[], edits[:1], edits])
+    assert nothing == 0.0 and refused == -math.inf and math.isfinite(all_of_them)
+    assert WholeTimes(model, [one], samples_of(model)[0], lower, "ort-cpu")([[]]) == [0.0]
 
 
 def test_what_takes_no_conversion_is_named_with_all_that_this_takes(tmp_path: Path) -> None:

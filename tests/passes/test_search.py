@@ -140,6 +140,28 @@ def test_edits_that_save_together_are_never_taken_over_the_budget(factor: float,
     assert bool(found.plan.edits) == (factor < 4 and spread < 0.1)
 
 
+@pytest.mark.parametrize(("together", "apart"), [(30.0, 10.0), (10.0, 30.0), (-1.0, -2.0)])
+def test_of_two_plans_within_an_error_the_one_is_taken_that_is_faster_as_a_whole(together: float, apart: float) -> None:
+    edits = [edit(f"site {site}", "option", 4) for site in range(4)]
+    errors = {one.key: 1.0 for one in edits}
+    joint = {frozenset({edits[0].key, edits[1].key}): 9.0}
+    beside = {one.key: saved for one, saved in zip(edits, (2.0, 2.0, 3.0, 3.0), strict=True)}
+    judge = Counted(lambda chosen: 0.004 * len(chosen))
+    times = {("site 0", "site 1"): together, ("site 2", "site 3"): apart}
+    asked: list[tuple[str, ...]] = []
+
+    def timed(plans: Sequence[Sequence[Edit]]) -> list[float]:
+        asked.extend(tuple(one.site for one in chosen) for chosen in plans)
+        return [times[sites] for sites in asked[-len(plans) :]]
+
+    search = Search(edits, errors, lambda _: -1.0, BYTES, budget(max_drop=0.009), judge, judge, joint=joint)
+    search.beside, search.timed = lambda one: beside[one.key], timed
+    found = search.run()
+    best = max(times, key=lambda sites: times[sites])
+    assert set(asked) == set(times) and found.plan.saving == max(together, apart, 0.0)
+    assert tuple(one.site for one in found.plan.edits) == (best if times[best] > 0 else ())
+
+
 def test_exchanges_save_no_less_together() -> None:
     """One of two neighbours is not exchanged for another that saves as much alone."""
     edits = [edit(f"site {site}", "option", 4) for site in range(4)]
