@@ -76,8 +76,13 @@ def stored(lstm: Lstm, levels: list[np.ndarray], scales: list[Scales]) -> dict[s
     return found
 
 
-def write(model: oir.Model, lstm: Lstm, payload: Mapping[str, np.ndarray]) -> None:
-    """Let an LSTM multiply integers: `payload` is what `stored` gives."""
+def write(model: oir.Model, lstm: Lstm, payload: Mapping[str, np.ndarray]) -> float:
+    """Let an LSTM multiply integers: `payload` is what `stored` gives.
+
+    Returns:
+        The relative error of its weights.
+    """
+    lost = _error(lstm, payload)
     model.graph.opset_imports.setdefault(_DOMAIN, 1)
     stems = [one.source.name or "weight" for one in lstm.parameters]
     node = lstm.node
@@ -94,3 +99,14 @@ def write(model: oir.Model, lstm: Lstm, payload: Mapping[str, np.ndarray]) -> No
         if old.name == "":
             out.name = ""
     edit.replace_node(node, new)
+    return lost
+
+
+def _error(lstm: Lstm, payload: Mapping[str, np.ndarray]) -> float:
+    apart = whole = 0.0
+    for name, exact in zip("wr", lstm.weights(), strict=True):
+        levels, scale = payload[name].astype(np.float64), payload[f"{name}_scale"].astype(np.float64)
+        rounded = (levels * scale[:, None]).transpose(0, 2, 1).reshape(exact.shape)
+        apart += float(((rounded - exact) ** 2).sum())
+        whole += float((exact**2).sum())
+    return (apart / whole) ** 0.5 if whole else 0.0

@@ -131,6 +131,15 @@ def held_beside(group: Collection[oir.Node], nodes: Collection[oir.Node]) -> oir
     return next((reader for value in large for reader in match.consumers(value) if reader not in nodes), None)
 
 
+def error(nodes: Collection[oir.Node], dtype: oir.DataType, least: int = 0) -> float:
+    """The relative error of the constants of at least so many elements that nodes read, once they are in a dtype."""
+    read = {value for node in nodes for index in floats(node) if (value := node.inputs[index]) is not None}
+    held = [one for value in read if (one := weights.exact(value)) is not None and one.size >= least]
+    apart = sum(float(((one.astype(dtype.numpy()) - one) ** 2).sum()) for one in held)
+    whole = sum(float((one**2).sum()) for one in held)
+    return (apart / whole) ** 0.5 if whole else 0.0
+
+
 def write(model: oir.Model, nodes: Collection[oir.Node]) -> None:
     """Let nodes of the main graph compute in float16; whoever else reads their outputs gets them in float32.
 

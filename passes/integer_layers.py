@@ -70,9 +70,9 @@ def by_moments(
     grid: Grid,
     context: Context,
     limit: int,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The weights of layers as `gptq` rounds them, by name: integers [out, ...] and scales [out]; only of those whose
-    inputs it can see.
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """The weights of layers as `gptq` rounds them, by name: integers [out, ...], scales [out] and the relative error of
+    what the layer computes, []; only of those whose inputs it can see.
 
     Args:
         model: the model.
@@ -88,7 +88,8 @@ def by_moments(
     for name, moment in moments(model, groups, context, limit, centred):
         if not isinstance(moment, str):
             levels, scales = _by_moment(layers[name], known[str(layers[name].input.name)], inputs, grid, moment)
-            yield name, levels, scales.scale
+            lost = weight_rounding.error(layers[name].weight(), levels, scales, moment)
+            yield name, levels, scales.scale, np.array(lost)
 
 
 def images(found: Mapping[str, Layer]) -> dict[str, Layer]:

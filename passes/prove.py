@@ -336,12 +336,16 @@ class _Checker:
             runner.close()
 
     def _noise(self) -> dict[str, float]:
-        """What rounding alone makes of the outputs: other settings of the runtime, inputs moved in the last place."""
+        """What rounding alone makes of the outputs: other settings of the runtime, inputs moved in the last place, and
+        numbers of 16 bits that they are computed from.
+        """
         if not self._rounding:
             kept = [sample.feeds for sample, _ in self.expected.kept]
             self._shake(self.judge.unoptimized, kept)
             self._shake(self.other, kept)
             self._move_inputs(0)
+            for name, error in verify.from_halves(self.original).items():
+                self._rounding[name] = max(self._rounding[name], error / verify.NOISE_FACTOR)
         return self._rounding
 
     def _move_inputs(self, draw: int) -> None:

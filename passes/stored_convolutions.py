@@ -21,6 +21,9 @@ from burnish.passes.weight_rounding import error, rounded_layer
 _OPSETS = {8: 13, 4: 21}
 """The bits that are stored, and the first opset whose DequantizeLinear takes them for each output."""
 
+_HALF_SCALES = 19
+"""The first opset whose DequantizeLinear gives float16."""
+
 
 def found(model: oir.Model, wanted: bool = True) -> dict[str, Convolution]:
     """The convolutions of a model by name; none where they are not wanted."""
@@ -160,7 +163,10 @@ def _refusal(layer: Convolution, bits: int, opset: int) -> str | None:
         return reason
     if bits not in _OPSETS:
         return f"convolutions are not stored in {bits} bits"
-    least = _OPSETS[bits]
+    least = max(_OPSETS[bits], _HALF_SCALES if layer.dtype == oir.DataType.FLOAT16 else 0)
     if opset < least:
-        return f"{bits} bits for each output need opset {least}, and the model has {opset}: raise it with `--opset`"
+        kind = " of float16" if least == _HALF_SCALES else ""
+        return (
+            f"{bits} bits for each output{kind} need opset {least}, and the model has {opset}: raise it with `--opset`"
+        )
     return None

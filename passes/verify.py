@@ -12,8 +12,10 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.ir.inference import Inference
 from burnish.ir.samples import Sample
 from burnish.ir.views.embedding import embeddings
+from burnish.ir.walk import bodies
 from burnish.passes.protocols import Runner
 
 ROUNDING = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -21,6 +23,8 @@ ROUNDING = {"float64": 1e-9, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 COMPILED = ROUNDING | {"float32": 1e-4}
 """The same for compiled code, which adds up in another order than the runtime that it is compared with."""
+
+_HALVES = {oir.DataType[name.upper()]: ROUNDING[name] for name in ("float16", "bfloat16")}
 
 REPLAY_TOLERANCE = 1e-9
 NOISE_FACTOR = 4.0
@@ -245,6 +249,20 @@ def compare(
                 worst[name] = check
     result.outputs = list(worst.values())
     return result
+
+
+def from_halves(model: oir.Model) -> dict[str, float]:
+    """What rounding may cause in outputs computed from numbers of 16 bits, by name, whatever their own dtype."""
+    facts = Inference(model)
+    found: dict[oir.Value | None, float] = {}
+    for node in model.graph:
+        inside = [one for body in bodies(node) for one in body.all_nodes()]
+        kinds = [facts.dtype(value) for one in (node, *inside) for value in one.outputs]
+        made = [_HALVES.get(kind, 0.0) for kind in kinds if kind is not None]
+        read = list(found.values()) if inside else [found.get(value, 0.0) for value in node.inputs]
+        if most := max([*made, *read], default=0.0):
+            found |= dict.fromkeys(node.outputs, most)
+    return {str(value.name): found[value] for value in model.graph.outputs if value in found}
 
 
 def nudged(array: np.ndarray, draw: int = 0) -> np.ndarray:

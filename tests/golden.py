@@ -117,12 +117,12 @@ def _lossy(one: LossyPass, before: oir.Model, case: Case) -> tuple[str, str]:
             chosen = one.asked(before, outcome)
         except Undecided:
             edits, outcome = proposals(one, before)
-            check_edits(one, before, edits)
+            check_edits(one, before, edits, outcome)
             lines = [f"{edit.site} | {edit.option} | {edit.savings.parameters:,} parameters\n" for edit in edits]
             return "proposes", "".join(lines) + _skips(outcome)
     else:
-        edits, _ = proposals(one, before)
-        check_edits(one, before, edits)
+        edits, proposed = proposals(one, before)
+        check_edits(one, before, edits, proposed)
         by_name = {f"{edit.site} | {edit.option}": edit for edit in edits}
         chosen = [by_name[line] for line in case.edits.content.splitlines()]
     if not chosen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import onnx_ir as oir
 from laws import LawBroken, OrtRunner, check_contract, check_nothing_unused, make_samples
@@ -11,6 +13,7 @@ from burnish.ir.text import text
 from burnish.passes import lossy
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import Edit, LossyPass
+from burnish.tools.lossy import QUANTIZED
 from burnish.tools.lossy_context import context_for
 
 
@@ -36,8 +39,10 @@ def made(one: LossyPass, model: oir.Model, edits: list[Edit]) -> tuple[oir.Model
     return after, outcome
 
 
-def check_edits(one: LossyPass, model: oir.Model, edits: list[Edit]) -> None:
+def check_edits(one: LossyPass, model: oir.Model, edits: list[Edit], proposed: Outcome | None = None) -> None:
     """Each edit alone leaves a sound model that holds as much less as it promises; none leaves it as it is.
+
+    What stores numbers in fewer bits says how far they are off: when it is made, or in `proposed` where it was told.
 
     Raises:
         LawBroken: for the first law that does not hold.
@@ -46,8 +51,11 @@ def check_edits(one: LossyPass, model: oir.Model, edits: list[Edit]) -> None:
     samples = list(make_samples(model))
     dims = context_for(model, samples).dims
     for edit in edits:
-        after, _ = made(one, model, [edit])
+        after, outcome = made(one, model, [edit])
         check_sound(one, model, after)
+        errors = outcome.errors | (proposed.errors if proposed is not None else {})
+        if one.order == QUANTIZED and edit.savings.bytes > 0 and not 0 <= errors.get(edit.key, -1) < math.inf:
+            raise LawBroken(f"`{edit.key}` does not say how far its numbers are off: {errors}")
         found = lossy.saved(model, after, dims)
         if (found.parameters, found.bytes) != (edit.savings.parameters, edit.savings.bytes):
             raise LawBroken(f"`{edit.key}` promises {edit.savings} and saves {found}")

@@ -1,4 +1,4 @@
-"""Which kernel ONNX Runtime gives to each product of a model, read from the graph that it writes behind its rewrites.
+"""Which kernel ONNX Runtime gives to each product and lookup, read from the graph that it writes behind its rewrites.
 
 ONNX Runtime joins nodes, renames them, packs weights anew and lays values out in its own way, but makes new names of
 old ones. So it is given a copy in which every name is a mark that occurs once, and what it writes is searched for the
@@ -33,10 +33,11 @@ _FAMILIES = {
     **dict.fromkeys(("Conv", "FusedConv", "ConvInteger", "QLinearConv", "ConvTranspose"), "convolution"),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), "recurrent"),
     "GatherBlockQuantized": "rows",
+    "Gather": "rows",
 }
 _FLOAT = frozenset(
     "MatMul Gemm FusedMatMul FusedGemm Attention MultiHeadAttention GroupQueryAttention Conv FusedConv ConvTranspose"
-    " LSTM GRU RNN".split()
+    " LSTM GRU RNN Gather".split()
 )
 _MARK = re.compile(r"burnish\d{6}_")
 _ORDER = (("own", "own"), ("own", "behind"), ("weight", "weight"), ("behind", "own"), ("behind", "behind"))
@@ -47,7 +48,8 @@ _PATH = 8
 
 
 def assigned(model: oir.Model, *, target: str = "ort-cpu") -> dict[str, str]:
-    """The kernel of each product (of matrices, convolution, recurrent layer, attention) of a model.
+    """The kernel of each product (of matrices, convolution, recurrent layer, attention) of a model, and of each lookup
+    in a table of floating-point numbers.
 
     Args:
         model: every node of the main graph and of the graphs nested in it has a name of its own; not changed.
@@ -63,12 +65,13 @@ def assigned(model: oir.Model, *, target: str = "ort-cpu") -> dict[str, str]:
     """
     copy = model.clone()
     names = {id(new): str(old.name) for old, new in zip(_nodes(model), _nodes(copy), strict=True)}
-    products = [node for node in _nodes(copy) if node.op_type in _FAMILIES]
+    read = _Read(copy)
+    products = [node for node in _nodes(copy) if read.family(node)]
     with tempfile.TemporaryDirectory(prefix="burnish-") as name, ExitStack() as undo:
         _mark(copy, undo)
         executor(trace=Path(name), target=target)(copy).close()
         written = oir.load(Path(name) / "optimized.onnx")
-        found = _matched(copy, written)
+        found = _matched(products, read, _Read(written))
         return {names[id(node)]: _label(found[id(node)]) if id(node) in found else UNKNOWN for node in products}
 
 
@@ -104,8 +107,9 @@ class _Read:
     """The marks of the nodes of a model."""
 
     def __init__(self, model: oir.Model) -> None:
+        self.nodes = list(_nodes(model))
         self._constants: dict[oir.Value, set[str]] = {}
-        for node in _nodes(model):
+        for node in self.nodes:
             read = [value for value in node.inputs if value is not None]
             for value in read:
                 if weights.is_constant(value):
@@ -114,6 +118,16 @@ class _Read:
                 marks = set().union(*(self._constants[value] for value in read))
                 self._constants |= {value: marks | _marks([value.name]) for value in node.outputs}
 
+    def family(self, node: oir.Node) -> str | None:
+        """What a node may become another of; None for no product, and for a Gather of what is no table."""
+        if node.op_type == "Gather" and not self._is_table(node.inputs[0]):
+            return None
+        return _FAMILIES.get(node.op_type)
+
+    def _is_table(self, value: oir.Value | None) -> bool:
+        kind = None if value is None or value not in self._constants else _dtype(value)
+        return kind is not None and kind.is_floating_point()
+
     def evidence(self, node: oir.Node) -> _Evidence:
         """What a node is known by."""
         own = _marks([node.name, *(value.name for value in node.outputs)])
@@ -121,7 +135,7 @@ class _Read:
         behind: list[str | None] = []
         for _ in range(_PATH):
             following = match.sole_consumer(node.outputs[0])
-            if following is None or following.op_type in _FAMILIES:
+            if following is None or self.family(following):
                 break
             node = following
             behind += [node.name, node.outputs[0].name]
@@ -132,13 +146,11 @@ def _marks(names: Sequence[str | None]) -> set[str]:
     return {mark for name in names if name for mark in _MARK.findall(name)}
 
 
-def _matched(model: oir.Model, written: oir.Model) -> dict[int, oir.Node]:
+def _matched(products: Sequence[oir.Node], ours: _Read, theirs: _Read) -> dict[int, oir.Node]:
     """The kernel of each product, by the product's identity; what is less sure is only looked at for what is left."""
-    ours, theirs = _Read(model), _Read(written)
-    products = [node for node in _nodes(model) if node.op_type in _FAMILIES]
     wanted = {id(node): ours.evidence(node) for node in products}
-    families = {id(node): _FAMILIES[node.op_type] for node in products}
-    seen = [(node, theirs.evidence(node)) for node in _nodes(written) if node.op_type in _FAMILIES]
+    families = {id(node): ours.family(node) for node in products}
+    seen = [(node, theirs.evidence(node)) for node in theirs.nodes if theirs.family(node)]
     found: dict[int, oir.Node] = {}
     for kind, of_product in _ORDER:
         owners: dict[str, list[int]] = defaultdict(list)
@@ -148,7 +160,7 @@ def _matched(model: oir.Model, written: oir.Model) -> dict[int, oir.Node]:
         for kernel, evidence in seen:
             for mark in sorted(getattr(evidence, kind)):
                 left = [key for key in owners[mark] if key not in found]
-                if len(left) == 1 and families[left[0]] == _FAMILIES[kernel.op_type]:
+                if len(left) == 1 and families[left[0]] == theirs.family(kernel):
                     found[left[0]] = kernel
     return found
 
@@ -156,7 +168,8 @@ def _matched(model: oir.Model, written: oir.Model) -> dict[int, oir.Node]:
 def _label(kernel: oir.Node) -> str:
     if kernel.op_type not in _FLOAT:
         return kernel.op_type
-    kinds = [_dtype(value) for value in (*kernel.inputs[1:2], *kernel.inputs[:1])]
+    read = kernel.inputs[:1] if kernel.op_type == "Gather" else (*kernel.inputs[1:2], *kernel.inputs[:1])
+    kinds = [_dtype(value) for value in read]
     kind = next((one for one in kinds if one is not None), None)
     return kernel.op_type if kind is None else f"{kernel.op_type} ({kind.numpy().name})"
 

@@ -14,7 +14,7 @@ from burnish.ir.errors import InputError
 from burnish.ir.walk import is_op, walk
 from burnish.passes import catalog, half_floats, sites
 from burnish.passes.base import Outcome
-from burnish.passes.layers import layers
+from burnish.passes.layers import Layer, layers
 from burnish.passes.lossy import Context, Edit, LossyPass, Undecided
 from burnish.passes.reducers import Range
 from burnish.passes.sites import Site
@@ -92,13 +92,15 @@ class CastHalf(LossyPass):
 
     def _groups(self, model: oir.Model, outcome: Outcome) -> Iterator[tuple[str, tuple[oir.Node, ...]]]:
         """The nodes of each layer, and each table of rows, that could be in 16 bits; the others are skipped."""
-        found = {id(layer.node): (name, layer.nodes) for name, layer in layers(model).items()}
+        named = layers(model)
+        found = {id(layer.node): (name, layer.nodes) for name, layer in named.items()}
+        held = {id(layer.node): reason for layer in named.values() if (reason := _held(layer)) is not None}
         for node in walk(model):
             table = is_op(node, "Gather") and weights.is_constant(node.inputs[0]) and half_floats.floats(node) == [0]
             if id(node) not in found and not table and node.op_type not in _CELLS:
                 continue
             name, group = found.get(id(node), (str(node.name), (node,)))
-            reason = self._refusal(model, group)
+            reason = held.get(id(node)) or self._refusal(model, group)
             if reason is None:
                 yield name, group
             else:
@@ -155,12 +157,21 @@ class CastHalf(LossyPass):
         for edit in edits:
             if not outcome.take(nodes[edit.anchors[0]]):
                 break
-            chosen += [nodes[name] for name in edit.anchors]
+            group = [nodes[name] for name in edit.anchors]
+            least = half_floats.SMALL if self.stored else 0
+            outcome.errors[edit.key] = half_floats.error(group, oir.DataType[self.dtype.upper()], least)
+            chosen += group
             safe |= set(edit.payload["safe"].tolist())
         if self.stored:
             half_floats.store(model, chosen, oir.DataType[self.dtype.upper()])
         else:
             half_floats.write(model, half_floats.reach(model, chosen, safe))
+
+
+def _held(layer: Layer) -> str | None:
+    """Why the weight of a layer is not in floating point; None where it is, even if stored in fewer bits."""
+    widened = layer.parameter is not None and layer.parameter.widened
+    return None if widened else layer.read_only
 
 
 def _below(seen: Range, limit: float) -> bool:

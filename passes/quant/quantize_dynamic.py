@@ -191,7 +191,7 @@ class QuantizeDynamic(LossyPass):
                 return
             cell = dynamic_lstm.find_lstm(node)
             if not isinstance(cell, str):
-                dynamic_lstm.write(model, cell, edit.payload)
+                outcome.errors[edit.key] = dynamic_lstm.write(model, cell, edit.payload)
                 continue
             layer = found(node)
             outcome.errors[edit.key] = dynamic_integers.error(layer, edit.payload)

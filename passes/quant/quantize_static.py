@@ -22,7 +22,7 @@ from burnish.passes.simulated import LABEL
 from burnish.passes.weight_rounding import clip_of, error
 
 _PLACE = "quantize-static"
-_LEVELS, _SCALE = "levels ", "scale "
+_LEVELS, _SCALE, _LOST = "levels ", "scale ", "lost "
 _BEST: tuple[ranges.Method, ...] = ("minmax", "percentile", "mse")
 
 
@@ -91,7 +91,7 @@ class QuantizeStatic(LossyPass):
 
     def propose(self, model: oir.Model, context: Context, outcome: Outcome) -> list[Edit]:
         """See the class of passes. A payload holds the range of each value by its name, and mean inputs by layer; with
-        `gptq` integers and scales of the layer, too.
+        `gptq` integers and scales of the layer, too, and what they lose.
         """
         opset = model.opset_imports.get("", 1)
         least = 21 if self.dtype != "int8" else 13 if self.per_channel else 10
@@ -132,7 +132,7 @@ class QuantizeStatic(LossyPass):
         grids, limit = (self._grid, self._weights), self.memory << 20
         for name, *made_of in integer_layers.by_moments(model, measured, centred, known, *grids, context, limit):
             at = found[name].node.name
-            rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE), made_of, strict=True)}
+            rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE, _LOST), made_of, strict=True)}
         return [
             Edit(
                 catalog.spec(self),
@@ -183,7 +183,7 @@ class QuantizeStatic(LossyPass):
             model.metadata_props[LABEL] = f"{self.dtype} is multiplied in floating point: the file is small, not quick"
 
     def _write(self, model: oir.Model, chosen: Sequence[Layer], known: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Also the relative error of each weight that no samples rounded, by the name of its node."""
+        """Also the relative error of each layer by the name of its node: of its weight, where no samples rounded it."""
         inputs = integer_layers.round_values(model, chosen, known, self._grid)
         axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), self._weights
         errors = dict[str, float]()
@@ -193,7 +193,7 @@ class QuantizeStatic(LossyPass):
             if own is not None:
                 given = known[f"{_LEVELS}{layer.node.name}"], Scales(grid, own, np.zeros(own.shape, grid.dtype), 0)
             fitted = integer_layers.fitted(layer, scale, grid, axis, clip, given)
-            if given is None:
-                errors[str(layer.node.name)] = error(layer.weight(), *fitted)
+            lost = known.get(f"{_LOST}{layer.node.name}")
+            errors[str(layer.node.name)] = error(layer.weight(), *fitted) if lost is None else float(lost)
             integer_layers.write(model, layer, scale, fitted, mean)
         return errors

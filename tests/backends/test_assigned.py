@@ -86,3 +86,14 @@ g (float[N, 16] x, bool[N, 16] c, float[N, 16] z) => (float[N, 16] y) <float[16,
   y = MatMul (t, w)
 }""")
     assert assigned(model) == {"MatMul_1": "MatMul (float32)"}
+
+
+def test_lookups_in_tables_are_found_and_those_of_sizes_are_not() -> None:
+    model = parsed("""
+g (int64[N] ids, float[M, 16] x) => (float[N, 16] y, int64[K] n) <float16[9, 16] table, int64[1] first = {0}> {
+  r = Gather (table, ids)
+  y = Cast <to = 1> (r)
+  s = Shape (x)
+  n = Gather (s, first)
+}""")
+    assert assigned(model) == {"Gather_0": "Gather (float16)"}

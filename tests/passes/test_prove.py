@@ -17,6 +17,7 @@ from burnish.passes.base import ExactPass, Outcome
 from burnish.passes.pipeline import PassFailure, Pipeline
 from burnish.passes.protocols import Judge, Verdict
 from burnish.passes.prove import Miscompiled, Prover, compare_code
+from burnish.passes.recipes import NORMAL_FORM
 
 CHAIN = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -213,6 +214,25 @@ def test_steps_that_rounding_decides_are_no_miscompilation_where_only_integers_c
     samples = [Sample("all rows", {"ids": np.arange(256)})]
     found = Prover(Pipeline([Reorder()]), model, samples, _judge(), "ends", frozenset()).run().verification
     assert found.holds and found.loosened == ["all rows"] and found.replay < 1e-9
+
+
+def test_parts_in_halves_round_as_halves_whatever_the_dtype_of_the_outputs():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 32] x) => (float[N, 16] y) {
+      h = Cast <to = 10> (x)  a = MatMul (h, w)  b = Add (a, c)  d = MatMul (b, v)  y = Cast <to = 1> (d)
+    }
+    """
+    model = oir.from_proto(onnx.parser.parse_model(text))
+    rng = np.random.default_rng(0)
+    for index, name, shape in ((1, "w", (32, 64)), (2, "c", (64,)), (3, "v", (64, 16))):
+        weight = edit.add_constant(model, name, rng.standard_normal(shape).astype(np.float16))
+        edit.set_input(model.graph[index], 1, weight)
+    model = Pipeline(NORMAL_FORM).rewrite(model).model
+    samples = [Sample("some", {"x": rng.standard_normal((8, 32)).astype(np.float32)})]
+    merged = Prover(Pipeline(["merge-linears"]), model, samples, _judge(), "ends", frozenset()).run()
+    assert len(merged.run.model.graph) < len(model.graph)
+    assert merged.verification.holds and merged.verification.loosened and merged.verification.replay < 1e-9
 
 
 def test_another_number_of_elements_after_rounding_allows_no_error_of_elements():

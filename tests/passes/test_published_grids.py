@@ -217,7 +217,7 @@ def test_a_model_of_published_weights_computes_what_it_did(source: str, kind: st
     without = source in ("tied", "opset 11") and KINDS[kind][4]
     assert sum(edit.option.endswith("exact") for edit in edits) == len(edits) - without
     assert sum(outcome.notes.values()) == len(edits) - without
-    check_edits(one, model, edits)
+    check_edits(one, model, edits, outcome)
     after = lossy.apply(model, edits, [one])[0]
     assert all(outcome.errors[edit.key] < 1e-6 for edit in edits if edit.option.endswith("exact"))
     bound = 0.03 if activations == "int8" or without else 2e-6

@@ -293,9 +293,12 @@ def test_weights_are_rounded_for_what_layers_read(bits: int) -> None:
     changes, texts = {}, set()
     for rounding in ("nearest", "mse", "gptq", "gptq"):
         one, edits, _ = proposed(model, samples, f"{{weight_bits={bits},rounding={rounding}}}")
-        after = lossy.apply(model, edits, [one])[0]
-        (layer,) = convolutions(after)
-        apart = (layer.weight() - exact.weight()).reshape(2, 6, -1)
+        after, made = lossy.apply(model, edits, [one])
+        (layer,) = convolutions(after)  # its moment is steadied, which is less than a tenth of the error
+        whole, apart = (matrix.reshape(2, 6, -1) for matrix in (exact.weight(), layer.weight() - exact.weight()))
+        seen = moment if rounding == "gptq" else np.eye(27)[None].repeat(2, 0)
+        lost, size = (np.einsum("goi,gij,goj->", part, np.asarray(seen), part) for part in (apart, whole))
+        assert made[catalog.spec(one)].errors == {edits[0].key: pytest.approx(float((lost / size) ** 0.5), rel=0.1)}
         changes[rounding] = float(np.einsum("goi,gij,goj->", apart, np.asarray(moment), apart))
         texts.add((rounding, fingerprint(after)))
     assert changes["gptq"] < 0.5 * min(changes["mse"], changes["nearest"]) and len(texts) == 3
@@ -303,6 +306,14 @@ def test_weights_are_rounded_for_what_layers_read(bits: int) -> None:
     assert ("gptq", fingerprint(lossy.apply(model, edits, [one])[0])) in texts, "the default for convolutions"
     with pytest.raises(InputError, match="a scale for each output"):
         catalog.make("quantize-static", {"rounding": "gptq", "per_channel": False})
+
+
+def test_every_layer_has_its_error_whatever_rounded_it() -> None:
+    model = model_of(RESIDUAL)
+    for options in ("", "{rounding=gptq}", "{per_channel=false}"):
+        one, edits, _ = proposed(model, samples_of(model), options)
+        errors = lossy.apply(model, edits, [one])[1][catalog.spec(one)].errors
+        assert set(errors) == {edit.key for edit in edits} and all(0 < lost < 0.05 for lost in errors.values())
 
 
 def test_a_channel_far_from_zero_is_rounded_by_its_moment_about_the_mean() -> None:
