@@ -20,6 +20,7 @@ from burnish.ir.text import structure
 from burnish.passes import lossy, sites
 from burnish.passes.difference import Change, Side, change
 from burnish.passes.integer_ends import without_conversions
+from burnish.passes.likeness import Likeness
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.protocols import Observer
 from burnish.passes.reducers import Array, Reducer
@@ -99,7 +100,10 @@ def timed(
     reasons: dict[str, str] = {}
     changes: dict[str, Change] = {}
     cases = [case for edit in edits for case in _cases(edit)]
+    likeness, like = Likeness(model), dict[str, list[Edit]]()
     for case in cases:
+        like.setdefault(likeness.of(case), []).append(case)
+    for case, *_ in like.values():
         try:
             changes[case.key] = change(model, lossy.apply(model, [case], passes)[0], fused=fused)
         except InputError as error:
@@ -132,6 +136,15 @@ def timed(
                 else:
                     parts[key] = found
     on_step(len(groups), len(groups))
+    for looked_at, *unseen in like.values():
+        for other in unseen:
+            if looked_at.key in parts:
+                parts[other.key] = parts[looked_at.key]
+            if looked_at.key in reasons:
+                reasons[other.key] = reasons[looked_at.key]
+            for name, same in zip(likeness.values(looked_at), likeness.values(other), strict=True):
+                if (looked_at.key, name) in converted:
+                    converted[other.key, same] = converted[looked_at.key, name]
     parts = {key: one for key, one in parts.items() if key not in reasons}
     conversions = {at: max(seconds - parts[at[0]][1], 0.0) for at, seconds in converted.items() if at[0] in parts}
     for edit in (edit for edit in edits if edit.cases):

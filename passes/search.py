@@ -151,7 +151,7 @@ class Search:
         pairs: errors of pairs of edits beyond the sum of the two, by their keys.
         joint: what sets of edits save beyond the sum of their savings, by their keys.
         beside: what an edit saves where all edits beside it are made; with `timed`, plans are made by that, too.
-        timed: measures what plans save as a whole, by which the better of two is taken.
+        timed: measures what plans save as a whole, by which the best of several is taken.
         slack: on the fitting samples the drop may be so many times the allowed one, where `held_out` heals plans first.
         on_step: progress.
     """
@@ -239,16 +239,23 @@ class Search:
         return Plan(found.edits, found.error, found.saved)
 
     def _quickest(self, error: float) -> Plan:
-        """The plan within this error that saves most; of the two where what edits save together is known, measured."""
+        """The plan within this error that saves most; where some edits need others beside them, by measurement.
+
+        Others are the plan if all had them, and that of the edits which need none.
+        """
         plan = self._plan(budget=error)
         if self.timed is None or self.beside is None or not self.joint:
             return plan
-        found = select(self.edits, self.errors, self.beside, budget=error, pairs=self.pairs)
-        other = Plan(found.edits, found.error, found.saved)
-        if other.key == plan.key:
+        bound = frozenset[str]().union(*self.joint)
+        plans = {plan.key: plan}
+        for some in (self.edits, [edit for edit in self.edits if edit.key not in bound]):
+            found = select(some, self.errors, self.beside, budget=error, pairs=self.pairs)
+            other = Plan(found.edits, found.error, found.saved)
+            plans.setdefault(other.key, other)
+        if len(plans) == 1:
             return plan
-        one, two = self.timed([plan.edits, other.edits])
-        return replace(plan, saving=one) if one >= two else replace(other, saving=two)
+        saved = self.timed([one.edits for one in plans.values()])
+        return max((replace(one, saving=own) for one, own in zip(plans.values(), saved, strict=True)), key=_saving)
 
     def _fit(self, allowed: float) -> float:
         """The largest sum of errors whose plan stays within `allowed` on the fitting samples, by bisection."""
@@ -300,8 +307,12 @@ class Search:
                 held.append(plan)
                 break
             error = min(plan.error, error) * min(max(allowed / over if over > 0 else 0.0, 0.1), 0.8)
-        best = max(held, key=lambda plan: plan.saving)
+        best = max(held, key=_saving)
         return Found(best, list(self._measured.values()), allowed)
+
+
+def _saving(plan: Plan) -> float:
+    return plan.saving
 
 
 def refined(

@@ -21,6 +21,7 @@ from burnish.passes import latency, lossy
 from burnish.passes.budget import Budget, budget
 from burnish.passes.difference import change
 from burnish.passes.latency import Work
+from burnish.passes.likeness import Likeness
 from burnish.passes.lossy import Edit
 from burnish.passes.search import Judgement, Search
 from burnish.tools import lossy_scores
@@ -115,6 +116,26 @@ def test_layers_that_pay_only_beside_each_other_are_found(room: float, count: in
     assert all(after == before + 1 for before, after in itertools.pairwise(places))
     edited = lossy.apply(model, plan.edits, [one])[0]
     assert len(walk(edited, "QuantizeLinear")) == count + bool(count)
+
+
+def test_like_layers_are_looked_at_once_with_what_they_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are given so that the order of values differs from layer to layer."""
+    convolutions = [
+        f"  {'z' if at % 2 else 'a'}{at} = Conv ({'x' if at == 0 else f'r{at - 1}'}, w{at})" for at in range(24)
+    ]
+    relus = [f"  {f'r{at}' if at < 23 else 'y'} = Relu ({'z' if at % 2 else 'a'}{at})" for at in range(24)]
+    weights = ", ".join(f"float[8, 8, 1, 1] w{at}" for at in range(24))
+    body = "\n".join(f"{one}\n{two}" for one, two in zip(convolutions, relus, strict=True))
+    model = model_of(f"g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)\n<{weights}> {{\n{body}\n}}")
+    one, edits, _ = proposed(model, samples_of(model))
+    given = (model, edits, [one], priced, OrtObserver(model), samples_of(model)[0].feeds)
+    likeness = Likeness(model)
+    assert len({likeness.of(edit) for edit in edits}) < 20
+    found = latency.timed(*given)
+    monkeypatch.setattr(Likeness, "of", lambda self, edit: edit.key)
+    each = latency.timed(*given)
+    assert [edit.savings for edit in found.edits] == [edit.savings for edit in each.edits]
+    assert found.together == each.together and len(found.together) == 23
 
 
 def test_whole_models_are_timed_beside_the_one_without_edits() -> None:

@@ -21,6 +21,7 @@ from burnish.passes.base import Outcome
 from burnish.passes.depth.remove_blocks import RemoveBlocks
 from burnish.passes.difference import Change, change
 from burnish.passes.latency import Work
+from burnish.passes.likeness import Likeness
 from burnish.passes.lossy import Edit, Savings
 from burnish.passes.lowrank.project_rank import ProjectRank
 from burnish.passes.pipeline import Pipeline
@@ -133,6 +134,17 @@ def test_equal_blocks_and_equal_layers_are_asked_for_once(vit: tuple[oir.Model, 
     assert len(blocks) == 3 and timer.asked.count(1) == 1
     assert sum(timer.asked) < len(edits)
     assert {edit.key for edit in latency.faster(found)} == {edit.key for edit in blocks}
+
+
+def test_of_like_edits_one_is_looked_at_and_all_save_what_each_would(
+    vit: tuple[oir.Model, Sample, list[Edit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sample, edits = vit
+    found = latency.timed(model, edits, PASSES, Counted(), OrtObserver(model), sample.feeds)
+    monkeypatch.setattr(Likeness, "of", lambda self, edit: edit.key)
+    each = latency.timed(model, edits, PASSES, Counted(), OrtObserver(model), sample.feeds)
+    assert found == replace(each, edits=found.edits)
+    assert [edit.savings for edit in found.edits] == [edit.savings for edit in each.edits]
 
 
 def test_an_edit_with_cases_saves_what_its_cases_save_by_their_shares(

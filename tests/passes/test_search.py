@@ -140,14 +140,18 @@ def test_edits_that_save_together_are_never_taken_over_the_budget(factor: float,
     assert bool(found.plan.edits) == (factor < 4 and spread < 0.1)
 
 
-@pytest.mark.parametrize(("together", "apart"), [(30.0, 10.0), (10.0, 30.0), (-1.0, -2.0)])
-def test_of_two_plans_within_an_error_the_one_is_taken_that_is_faster_as_a_whole(together: float, apart: float) -> None:
+@pytest.mark.parametrize(
+    ("together", "apart", "alone"), [(30.0, 10.0, 0.0), (10.0, 30.0, 20.0), (1.0, 1.5, 2.0), (-1.0, -2.0, -3.0)]
+)
+def test_of_plans_within_an_error_the_one_is_taken_that_is_fastest_as_a_whole(
+    together: float, apart: float, alone: float
+) -> None:
     edits = [edit(f"site {site}", "option", 4) for site in range(4)]
     errors = {one.key: 1.0 for one in edits}
-    joint = {frozenset({edits[0].key, edits[1].key}): 9.0}
+    joint = {frozenset({edits[0].key, edits[1].key}): 9.0, frozenset({edits[3].key, "left out"}): 9.0}
     beside = {one.key: saved for one, saved in zip(edits, (2.0, 2.0, 3.0, 3.0), strict=True)}
     judge = Counted(lambda chosen: 0.004 * len(chosen))
-    times = {("site 0", "site 1"): together, ("site 2", "site 3"): apart}
+    times = {("site 0", "site 1"): together, ("site 2", "site 3"): apart, ("site 2",): alone}
     asked: list[tuple[str, ...]] = []
 
     def timed(plans: Sequence[Sequence[Edit]]) -> list[float]:
@@ -158,7 +162,7 @@ def test_of_two_plans_within_an_error_the_one_is_taken_that_is_faster_as_a_whole
     search.beside, search.timed = lambda one: beside[one.key], timed
     found = search.run()
     best = max(times, key=lambda sites: times[sites])
-    assert set(asked) == set(times) and found.plan.saving == max(together, apart, 0.0)
+    assert set(asked) == set(times) and found.plan.saving == max(together, apart, alone, 0.0)
     assert tuple(one.site for one in found.plan.edits) == (best if times[best] > 0 else ())
 
 
