@@ -196,7 +196,6 @@ class TokenRounding:
         `size` splits the last axis into rows of so many elements; of `columns`, only those are rounded that are True.
         """
         maker = value.producer()
-        assert value.shape is not None
         uses = [(one.node, one.idx) for one in value.uses() if one.node.op_type not in ("Shape", "Size")]
         if readers is not None:
             uses = [(node, index) for node, index in uses if node in readers and index == 0]
@@ -208,10 +207,11 @@ class TokenRounding:
             node.outputs[0].type = value.type
             return node.outputs[0]
 
-        last = value.shape[-1]
-        x = value
-        lead = [0] * (len(value.shape) - 1)
+        x, whole_rows = value, list[int]()
         if size is not None:
+            assert value.shape is not None
+            lead, last = [0] * (len(value.shape) - 1), value.shape[-1]
+            whole_rows = [*lead, last if isinstance(last, int) else -1]
             x = add("Reshape", value, self._sizes([*lead, -1, size]))
         low, high = (self._reduced(add, op, x) for op in ("ReduceMin", "ReduceMax"))
         zero, scale = self._number(0.0, value), self._number(share, value)
@@ -223,7 +223,7 @@ class TokenRounding:
         kept = add("Min", add("Max", whole, zero), levels)
         y = add("Mul", add("Add", kept, offset), step)
         if size is not None:
-            y = add("Reshape", y, self._sizes([*lead, last if isinstance(last, int) else -1]))
+            y = add("Reshape", y, self._sizes(whole_rows))
         if columns is not None:
             y = add("Where", edit.add_constant(self.model, "rounded", columns), y, value)
         same_shape(nodes[-1], value)

@@ -82,6 +82,14 @@ class Storage:
     def _refusal(self, model: oir.Model, matrix: Matrix, bits: int) -> str | None:
         if bits == 2 and self.activations == "float" and matrix.linears:
             return "ONNX Runtime has no quick kernel for 2 bits and activations that are not rounded"
+        nested = any(layer.node.graph is not model.graph for layer in matrix.linears)
+        if (
+            nested
+            and matrix.dtype == oir.DataType.FLOAT16
+            and (self.form, self.activations) == ("matmul-nbits", "int8")
+        ):
+            why = "ONNX Runtime 1.32 casts scales of float16 in each run in a branch or a loop, and reads them as 0"
+            return f"{why}; `activations=float` is right"
         return packed_layers.refusal(model, matrix, self.form, bits)
 
     def _edit(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as oir
+from golden import parse_graph
 from laws import OrtRunner
 from small_llama import WIDTH, WORDS, decoder
 
@@ -91,3 +92,18 @@ def test_keys_and_values_of_one_matrix_are_rounded_and_queries_are_not() -> None
     assert np.array_equal(exact[..., :width], few[..., :width])
     heads = few[..., width:].reshape(-1, width // 4)
     assert np.abs(exact - few).max() > 0.01 and all(len(np.unique(row)) <= 4 for row in heads)
+
+
+def test_what_a_loop_carries_needs_no_known_shape() -> None:
+    proto = parse_graph("""
+    g (float[N, 16] x, int64 n) => (float[N, 16] z) <float[16, 16] w, bool go = {1}> {
+      z = Loop (n, go, x) <body = b (int64 i, bool on, float[N, 16] s) => (bool still, float[N, 16] t) {
+        still = Identity (on)  p = MatMul (s, w)  t = Tanh (p)
+      }>
+    }""")
+    proto.graph.node[0].attribute[0].g.input[2].type.tensor_type.ClearField("shape")
+    model, feeds = oir.from_proto(proto), {"x": np.eye(4, 16, dtype=np.float32), "n": np.array(3)}
+    expected = OrtRunner(model, optimize=True).run(feeds)["z"]
+    simulated.simulate(model, Bits(0, 8, 0))
+    found = OrtRunner(model, optimize=True).run(feeds)["z"]
+    assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
