@@ -37,6 +37,7 @@ def edits(
     layer: Convolution,
     wanted: Sequence[int],
     seen: Both | np.ndarray | None,
+    steps: int,
     outcome: Outcome,
 ) -> list[Edit]:
     """Storing the weight of a convolution in each of the wanted bits; where it stays, `outcome` is told why.
@@ -49,6 +50,7 @@ def edits(
         wanted: bits.
         seen: the moment of the patches it multiplies, [groups, in, in], or what `in_turn` tells of them: integers are
             rounded for it. None to round later.
+        steps: of AdaRound; 0 for GPTQ alone.
         outcome: takes what stays.
     """
     made = []
@@ -66,7 +68,7 @@ def edits(
         savings = Savings(-2 * count, tensor.nbytes - stored, 0)
         anchor = str(layer.node.name)
         edit = Edit(spec, name, f"int{bits} per channel", frozenset({anchor}), savings, anchors=(anchor,))
-        made.append(edit if seen is None else _measured(edit, layer, bits, seen, outcome))
+        made.append(edit if seen is None else _measured(edit, layer, bits, seen, steps, outcome))
     return made
 
 
@@ -83,7 +85,7 @@ def bits_of(edit: Edit) -> int:
 def edits_in_turn(
     model: oir.Model,
     one: LossyPass,
-    bits: int,
+    how: tuple[int, int],
     images: Mapping[str, Convolution],
     others: Sequence[Edit],
     context: Context,
@@ -95,28 +97,30 @@ def edits_in_turn(
     Args:
         model: the model.
         one: the pass.
-        bits: 8 or 4.
+        how: bits, 8 or 4, and steps of AdaRound, 0 for GPTQ alone.
         images: the convolutions, which `measured` lets through, by name.
         others: edits of the pass to other layers.
         context: samples and what observes.
         limit: bytes that are held at once.
         outcome: takes what stays.
     """
-    made = list(others)
-    for name, seen in in_turn(model, images, context, limit, lambda: apply(model, made, [one])[0]):
+    made, (bits, steps) = list(others), how
+    turns = in_turn(model, images, context, limit, lambda: apply(model, made, [one])[0])
+    for number, (name, seen) in enumerate(turns):
+        context.on_step("rounding", number, len(images))
         known = None if isinstance(seen, str) else seen
-        found = edits(model, catalog.spec(one), name, images[name], [bits], known, outcome)
+        found = edits(model, catalog.spec(one), name, images[name], [bits], known, steps, outcome)
         if found and isinstance(seen, str):
-            outcome.notes[f"rounded by `mse` in place of `gptq`: {seen}"] += 1
+            outcome.notes[f"rounded by `mse` in place of `{'adaround' if steps else 'gptq'}`: {seen}"] += 1
         made.extend(found)
     return made[len(others) :]
 
 
-def _measured(edit: Edit, layer: Convolution, bits: int, seen: Both | np.ndarray, outcome: Outcome) -> Edit:
+def _measured(edit: Edit, layer: Convolution, bits: int, seen: Both | np.ndarray, steps: int, outcome: Outcome) -> Edit:
     assert layer.dtype is not None
     weight = layer.weight()
     wanted, moment = (seen.target(weight), seen.moment) if isinstance(seen, Both) else (weight, seen)
-    levels, scales = rounded_layer(wanted, Grid(bits), moment, layer.dtype.numpy())
+    levels, scales = rounded_layer(wanted, Grid(bits), moment, layer.dtype.numpy(), steps=steps)
     outcome.errors[edit.key] = error(wanted, levels, scales, moment)
     return replace(edit, payload={"levels": levels, "scale": scales.scale})
 

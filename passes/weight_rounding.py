@@ -17,10 +17,11 @@ from typing import Literal
 import numpy as np
 
 from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
+from burnish.passes.up_or_down import up_or_down
 
-Rounding = Literal["nearest", "mse", "hqq", "gptq"]
+Rounding = Literal["nearest", "mse", "hqq", "gptq", "adaround"]
 
-MEASURED: tuple[Rounding, ...] = ("gptq",)
+MEASURED: tuple[Rounding, ...] = ("gptq", "adaround")
 """What needs samples."""
 
 DAMPING = 0.01
@@ -45,6 +46,7 @@ def rounded(
     mirrored: bool,
     dtype: np.dtype[np.floating],
     moment: np.ndarray | None = None,
+    steps: int = 0,
 ) -> tuple[np.ndarray, Scales]:
     """The integers for a matrix, and their scales.
 
@@ -53,11 +55,13 @@ def rounded(
         grid: the integers.
         block: how many neighbours of a row share a scale.
         rounding: `nearest` takes the smallest steps that reach all numbers of a block, `mse` those of the least sum of
-            squared errors, `hqq` half-quadratic quantization; `gptq` uses the moment, and is `mse` without one.
+            squared errors, `hqq` half-quadratic quantization; those that are measured use the moment, and are `mse`
+            without one.
         mirrored: scales may be negative, see `burnish.passes.grids.fit`.
         dtype: of the scales.
         moment: of the rows that the matrix multiplies, float64 [groups, in, in]: one for all outputs, or one for each
             group of them, as those of a grouped convolution.
+        steps: of `adaround`, which is `gptq` without any.
 
     Raises:
         InputError: the numbers are not finite.
@@ -65,7 +69,7 @@ def rounded(
     levels = np.empty(weight.shape, grid.dtype)
     scale = np.empty((len(weight), -(-weight.shape[1] // block)), dtype)
     found = Scales(grid, scale, np.empty(scale.shape, grid.dtype), 1, block)
-    for rows, metric in _parts(len(weight), None if rounding != "gptq" else moment):
+    for rows, metric in _parts(len(weight), moment if rounding in MEASURED else None):
         some = weight[rows]
         if metric is None:
             scales = fit(some, grid, 1, block, clip_of(rounding), mirrored=mirrored, dtype=dtype)
@@ -75,13 +79,20 @@ def rounded(
             part = _Part(some, metric, scales)
             part.compensated()
             part.improved(mirrored)
+            if steps:
+                part.learned(mirrored, steps)
             levels[rows], scales = part.integers, part.scales
         scale[rows], found.zero_point[rows] = scales.scale, scales.zero_point
     return levels, found
 
 
 def rounded_layer(
-    weight: np.ndarray, grid: Grid, moment: np.ndarray, dtype: np.dtype[np.floating], least: np.ndarray | None = None
+    weight: np.ndarray,
+    grid: Grid,
+    moment: np.ndarray,
+    dtype: np.dtype[np.floating],
+    least: np.ndarray | None = None,
+    steps: int = 0,
 ) -> tuple[np.ndarray, Scales]:
     """The integers [out, ...] for the weight of a layer by `gptq`, and a positive scale for each output (`axis` 0).
 
@@ -91,9 +102,12 @@ def rounded_layer(
         moment: of the rows, or patches, that it multiplies, float64 [groups, in, in].
         dtype: of the scales.
         least: the smallest scale that each output may have, [out].
+        steps: of `adaround`, behind `gptq`.
     """
     rows = weight.reshape(len(weight), -1)
-    levels, scales = rounded(rows, grid, rows.shape[1], "gptq", mirrored=False, dtype=dtype, moment=moment)
+    levels, scales = rounded(
+        rows, grid, rows.shape[1], "adaround", mirrored=False, dtype=dtype, moment=moment, steps=steps
+    )
     scale = scales.scale[:, 0]
     if least is not None and (scale < least).any():
         scales = Scales(grid, np.maximum(scale, least)[:, None].astype(dtype), scales.zero_point, 1, rows.shape[1])
@@ -255,6 +269,27 @@ class _Part:
             self._solve_scales(mirrored)
         self._descend()
 
+    def learned(self, mirrored: bool, steps: int) -> None:
+        """Round by AdaRound, for the scales at hand, and improve that; outputs that it is no better for stay.
+
+        Beginning anew it finds other integers than rounding one input after the other does, for most outputs better
+        ones once they are improved likewise.
+        """
+        grid, before, levels, kept = self.scales.grid, self._changes(), self.levels, (self.scale, self.scales)
+        low, high = grid.low - self.zero, grid.high - self.zero
+        self.levels = up_or_down(self.weight, self.scale, low, high, self.quick, steps)
+        self._solve_scales(mirrored)
+        self.improved(mirrored)
+        same = self._changes() >= before
+        self.levels = np.where(same[:, None], levels, self.levels)
+        self._restore(same, *kept)
+
+    def _restore(self, where: np.ndarray, scale: np.ndarray, scales: Scales) -> None:
+        """Give outputs, [groups, out], the scales that they had."""
+        self.scale = np.where(where[:, None], scale, self.scale)
+        found = np.where(where.reshape(-1, 1), scales.scale, self.scales.scale)
+        self.scales = replace(scales, scale=found)
+
     def descended(self) -> None:
         """Improve the integers alone."""
         for _ in range(_ROUNDS + 1):
@@ -297,12 +332,9 @@ class _Part:
         bad = unused | ~np.isfinite(found) | (np.abs(found) < np.finfo(found.dtype).tiny)
         bad |= (found < 0) if not mirrored else False
         found = np.where(bad, old, found)
-        before, kept = self._changes(), self.scale
-        self.scale = self._spread(found)
-        worse = self._changes() > before
-        self.scale = np.where(worse[:, None], kept, self.scale)
-        grid, zero = self.scales.grid, self.scales.zero_point
-        self.scales = Scales(grid, np.where(worse.reshape(-1, 1), old, found), zero, 1, block)
+        before, kept = self._changes(), (self.scale, self.scales)
+        self.scale, self.scales = self._spread(found), replace(self.scales, scale=found)
+        self._restore(self._changes() > before, *kept)
 
     def _changes(self) -> np.ndarray:
         """By how much the outputs change, [groups, out]."""

@@ -41,14 +41,15 @@ class QuantizeWeights(LossyPass):
             ONNX, DequantizeLinear in blocks of 8 or 4 bits, from opset 21 on.
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
-            small, and needs samples.
+            small, and needs samples; `adaround` also learns where each weight of a convolution is rounded up or down.
+        steps: of that, for each convolution.
         published: weights that lie on integers of at most `bits` bits already are stored as these, whatever `block`,
             `symmetric` and `rounding` say; off rounds them like others.
         activations: `int8` rounds what is multiplied to 8 bits in each run, which is fastest; `float` multiplies it as
             it is, 8 bits as two times 4. Of `matmul-nbits`.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
-        convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq`
-            rounds them for their patches, with `bits` one after the other; transposed ones by `mse`.
+        convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq` and
+            `adaround` round them for their patches, with `bits` one after the other; transposed ones by `mse`.
         memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
@@ -57,6 +58,7 @@ class QuantizeWeights(LossyPass):
     symmetric: bool = True
     form: Form = "matmul-nbits"
     rounding: Rounding = "mse"
+    steps: int = 1000
     published: bool = True
     activations: Activations = "int8"
     embeddings: bool = True
@@ -79,6 +81,11 @@ class QuantizeWeights(LossyPass):
             raise InputError("`activations=float` is for `form=matmul-nbits`", place=_PLACE, hint=hint)
         if self.memory < 1:
             raise InputError(f"`memory` is {self.memory}", place=_PLACE, hint="give some MiB")
+        if self.steps < 1:
+            raise InputError(f"`steps` is {self.steps}", place=_PLACE, hint="`rounding=gptq` learns nothing")
+        if self.rounding == "adaround" and not self.convolutions:
+            hint = "add `convolutions=true`, or take `rounding=gptq`, which is what linear layers get"
+            raise InputError("`rounding=adaround` is for convolutions, which are left alone", place=_PLACE, hint=hint)
 
     @property
     def decided(self) -> bool:
@@ -123,7 +130,8 @@ class QuantizeWeights(LossyPass):
                 outcome.notes[f"rounded by `mse` in place of `{self.rounding}`: {moment}"] += 1
             edits += made
         if self.bits and seen:
-            edits += stored_convolutions.edits_in_turn(model, self, self.bits, seen, edits, context, limit, outcome)
+            how = self.bits, self._steps
+            edits += stored_convolutions.edits_in_turn(model, self, how, seen, edits, context, limit, outcome)
         places = {name: index for index, name in enumerate((*found, *images))}
         return sorted(edits, key=lambda edit: places[edit.site])
 
@@ -144,7 +152,9 @@ class QuantizeWeights(LossyPass):
     def _stored(
         self, model: oir.Model, name: str, layer: Convolution, moment: np.ndarray | None, outcome: Outcome
     ) -> list[Edit]:
-        return stored_convolutions.edits(model, catalog.spec(self), name, layer, self._wanted, moment, outcome)
+        return stored_convolutions.edits(
+            model, catalog.spec(self), name, layer, self._wanted, moment, self._steps, outcome
+        )
 
     def _found(self, model: oir.Model, outcome: Outcome) -> dict[str, Matrix]:
         found = {}
@@ -162,6 +172,10 @@ class QuantizeWeights(LossyPass):
     @property
     def _storage(self) -> Storage:
         return Storage(catalog.spec(self), self.form, self.block, self.symmetric, self.rounding, self.activations)
+
+    @property
+    def _steps(self) -> int:
+        return self.steps if self.rounding == "adaround" else 0
 
     @property
     def _wanted(self) -> tuple[int, ...]:

@@ -324,7 +324,13 @@ def test_the_first_convolution_is_rounded_alike_whether_in_turn_or_at_once(memor
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"bits": 3}, "nothing stores 3 bits"), ({"bits": 5}, "`bits` is 5"), ({"block": 24}, "`block` is 24")],
+    [
+        ({"bits": 3}, "nothing stores 3 bits"),
+        ({"bits": 5}, "`bits` is 5"),
+        ({"block": 24}, "`block` is 24"),
+        ({"rounding": "adaround"}, "`rounding=adaround` is for convolutions"),
+        ({"rounding": "adaround", "convolutions": True, "steps": 0}, "`steps` is 0"),
+    ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):

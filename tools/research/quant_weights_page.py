@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -16,7 +17,19 @@ _NAMES = {
     "a5": ("Magika (A5)", "accuracy", "every other file, calibrated on the rest"),
 }
 
-_BEDS = {"resnet": "digits ResNet", "a6-cls": "PP-OCR, direction (A6)", "a1": "EfficientNet-lite0 (A1)"}
+_BEDS = {
+    "resnet": "digits ResNet",
+    "a6-cls": "PP-OCR, direction (A6)",
+    "a6-rec": "PP-OCR, reader (A6)",
+    "a1": "EfficientNet-lite0 (A1)",
+}
+AT_ONCE = "gptq at once"
+ROUNDINGS = ("nearest", "mse", "hqq", AT_ONCE, "gptq", "adaround")
+"""Of convolutions."""
+MEASURED = ROUNDINGS[3:]
+"""Those that look at samples."""
+DRAWS = {"resnet": 8, "a6-cls": 8}
+"""How many times a model is calibrated, each time without another one of its samples; else once, with all."""
 
 _HEAD = """# Weights in few bits, measured
 
@@ -47,11 +60,11 @@ _CONVOLUTIONS = """## Convolutions
 
 Stored in 8 or 4 bits with a scale for each output (`convolutions=true`), everything else in float32. `gptq at once`
 takes each convolution for the only one that is rounded; `gptq`, as `quantize-weights` does it, goes from the first to
-the last and lets each make up for what was lost before it. `AdaRound` (Nagel et al. 2020, arXiv:2004.10568) learns for
-each weight whether it is rounded up or down, with the same moments as `gptq` and also one after the other. It takes
-{times} times as long and needs torch. On the ResNet it gains 7 % in 4 bits and next to nothing in 8. On the classifier
-in 4 bits it had 0.120 where `gptq` had 0.116, when what a convolution is to make up for was damped ten times as much
-as now; it was not run again. So `quantize-weights` does not offer it. EfficientNet's rows but `gptq` are older.
+the last and lets each make up for what was lost before it. `adaround` learns besides for each weight whether it is
+rounded up or down, in 1000 steps (AdaRound, Nagel et al. 2020, arXiv:2004.10568), which takes {times} times as long.
+Where an error has a standard deviation, what looks at samples was calibrated {draws} times, each time without another
+one of the samples, and all numbers are means: what one convolution is rounded to changes what all behind it are rounded
+for, and errors in 4 bits come out differently after the smallest change. Rows that are not listed were not measured.
 Made by `python -m burnish.tools.research.quant_convolutions`.
 
 | model | bits | rounding | error | agreement | metric | MB | CPU s |
@@ -100,18 +113,34 @@ def write() -> None:
 
 def _convolutions(rows: dict[str, Row]) -> str:
     pairs = [
-        one["seconds"] / rows[row.replace("AdaRound", "gptq")]["seconds"]
+        one["seconds"] / rows[plain]["seconds"]
         for row, one in rows.items()
-        if row.endswith("AdaRound")
+        if row.endswith("adaround") and (plain := row.replace("adaround", "gptq")) in rows
     ]
+    found = {(*row.split(", "),): one for row, one in rows.items()}
     lines = []
-    for row, one in sorted(rows.items(), key=lambda pair: list(_BEDS).index(pair[0].split(", ")[0])):
-        name, bits, rounding = row.split(", ")
+    for (name, bits, rounding), one in sorted(found.items(), key=lambda pair: _convolution_place(*pair[0])):
         lines.append(
-            f"| {_BEDS[name]} | {bits.split()[0]} | {rounding} | {one['error']:.4f} | {one['agreement']:.3f} |"
+            f"| {_BEDS[name]} | {bits.split()[0]} | {rounding} | {_spread(one)} | {one['agreement']:.3f} |"
             f" {one['metric']:.3f} | {one['bytes'] / 1e6:.2f} | {one['seconds']:.1f} |"
         )
-    return _CONVOLUTIONS.format(times=f"{min(pairs):.0f} to {max(pairs):.0f}") + "\n".join(lines) + "\n"
+    return (
+        _CONVOLUTIONS.format(
+            times=f"{min(pairs, default=0):.1f} to {max(pairs, default=0):.1f}", draws=max(DRAWS.values())
+        )
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _spread(one: Row) -> str:
+    """The mean error, and where there are several their standard deviation."""
+    several = len(one["errors"]) > 1
+    return f"{one['error']:.4f}" + (f" ± {stdev(one['errors']):.4f}" if several else "")
+
+
+def _convolution_place(name: str, bits: str, rounding: str) -> tuple[int, int, int]:
+    return list(_BEDS).index(name), -int(bits.split()[0]), ROUNDINGS.index(rounding)
 
 
 def _place(name: str) -> tuple[int, int, int, int]:
