@@ -6,7 +6,7 @@ rounded; the bias stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -18,12 +18,11 @@ from burnish.ir.views.convolution import Convolution, find_convolution
 from burnish.ir.views.linear import Linear
 from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
-from burnish.passes import grids, integer_clips, qdq, ranges, weight_rounding
+from burnish.passes import grids, integer_clips, qdq, ranges
 from burnish.passes.grids import Clip, Float8, Grid, Scales
 from burnish.passes.integer_flow import CLIPPED, Flow, flow, miscounted
 from burnish.passes.layers import Layer, unobservable, unusable
-from burnish.passes.lossy import Context, Savings
-from burnish.passes.moments import moments
+from burnish.passes.lossy import Savings
 
 _FEW = 4
 _ACTIVATIONS = ("Relu", "Clip")
@@ -59,37 +58,6 @@ def refusal(model: oir.Model, layer: Layer) -> str | None:
     if isinstance(layer, Linear) and layer.add is not None and match.rank(layer.input) is None:
         return "the rank of its input is not known"
     return None
-
-
-def by_moments(
-    model: oir.Model,
-    layers: Mapping[str, Layer],
-    centred: Collection[str],
-    known: Mapping[str, np.ndarray],
-    inputs: Grid,
-    grid: Grid,
-    context: Context,
-    limit: int,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """The weights of layers as `gptq` rounds them, by name: integers [out, ...], scales [out] and the relative error of
-    what the layer computes, []; only of those whose inputs it can see.
-
-    Args:
-        model: the model.
-        layers: layers by their names.
-        centred: names of those whose bias takes up the mean: their moment is that about it.
-        known: the least and the largest number of each value, by its name.
-        inputs: the integers of what layers read.
-        grid: the integers of the weights.
-        context: samples and what runs models.
-        limit: bytes of statistics, and of activations, that are held at once.
-    """
-    groups = {name: [layer] for name, layer in layers.items()}
-    for name, moment in moments(model, groups, context, limit, centred):
-        if not isinstance(moment, str):
-            levels, scales = _by_moment(layers[name], known[str(layers[name].input.name)], inputs, grid, moment)
-            lost = weight_rounding.error(layers[name].weight(), levels, scales, moment)
-            yield name, levels, scales.scale, np.array(lost)
 
 
 def images(found: Mapping[str, Layer]) -> dict[str, Layer]:
@@ -258,24 +226,14 @@ def fitted(
     """
     weight = layer.weight()
     scales = grids.fit(weight, grid, axis, clip=clip) if rounded is None else rounded[1]
-    bias = _added(layer, grid)
+    bias = added(layer, grid)
     wider = scales if bias is None else qdq.fitting_bias(scales, bias, input_scale)
     if rounded is not None and np.array_equal(wider.scale, scales.scale):
         return rounded
     return grids.quantize(weight, wider), wider
 
 
-def _by_moment(
-    layer: Layer, ends: np.ndarray, inputs: Grid, grid: Grid, moment: np.ndarray
-) -> tuple[np.ndarray, Scales]:
-    """Integers [out, ...] and a scale for each output by the moment [groups, in, in] of what a layer reads, float64."""
-    bias = _added(layer, grid)
-    scale = ranges.scales(float(ends[0]), float(ends[1]), inputs).scale
-    least = None if bias is None else qdq.least_scales(bias, scale)
-    return weight_rounding.rounded_layer(layer.weight(), grid, moment, np.dtype(np.float32), least)
-
-
-def _added(layer: Layer, grid: Grid) -> np.ndarray | None:
+def added(layer: Layer, grid: Grid) -> np.ndarray | None:
     """The bias that the kernel adds as integers.
 
     Of a bias beside 8-bit floating-point numbers ONNX Runtime 1.32 makes integers of 32 bits, too, with the product of
@@ -289,7 +247,7 @@ def write(
     layer: Layer,
     input_scale: np.ndarray,
     weight: tuple[np.ndarray, Scales],
-    mean: np.ndarray | None,
+    shift: np.ndarray | None,
 ) -> None:
     """Write integers into a layer whose values are rounded already.
 
@@ -298,13 +256,12 @@ def write(
         layer: the layer; this view is out of date afterwards.
         input_scale: of its input.
         weight: integers [out, ...] and scales, as `fitted` gives them.
-        mean: of what each feature of the input is, float64 [features]: the bias takes up what rounding the weight
-            changes there. None to leave the bias.
+        shift: what is added to the bias, float64 [out]; None to leave it.
     """
     levels, scales = weight
     bias = layer.bias()
-    if mean is not None:
-        bias = (0.0 if bias is None else bias) + _shift(layer, grids.dequantize(levels, scales), mean)
+    if shift is not None:
+        bias = (0.0 if bias is None else bias) + shift
     integers, rank = _on_integers(layer, scales.grid), match.rank(layer.input) or 3
     one_node = integers and isinstance(layer, Linear) and layer.add is not None
     node = _as_gemm(layer) if one_node else layer.node
@@ -328,9 +285,9 @@ def write(
         qdq.put_weight(model, node, 2, grids.quantize(bias, into), into)
 
 
-def _shift(layer: Layer, rounded: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """What an output [out] loses by a rounded weight [out, in / groups, ...] at the mean of the input."""
-    apart = layer.weight() - rounded
+def shift(layer: Layer, weight: tuple[np.ndarray, Scales], mean: np.ndarray) -> np.ndarray:
+    """What outputs, float64 [out], lose by a rounded weight at the mean of the input, float64 [features]."""
+    apart = layer.weight() - grids.dequantize(*weight)
     groups = layer.groups if isinstance(layer, Convolution) else 1
     taps = apart.reshape(groups, apart.shape[0] // groups, apart.shape[1], -1).sum(3)
     return np.asarray(np.einsum("goi,gi->go", taps, mean.reshape(groups, -1)).reshape(-1))

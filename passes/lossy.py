@@ -102,6 +102,7 @@ class Context:
         gradients: of the task's loss; None where torch is missing.
         routes: learns routers of gates; None where torch is missing.
         dims: the sizes that the largest sample gives to symbolic dimensions, for multiply-adds.
+        searched: edits are chosen one by one, so that none can count on the others; else all of them are made.
         on_step: progress: (what is done, its number, how many there are).
     """
 
@@ -112,6 +113,7 @@ class Context:
     gradients: Gradients | None = None
     routes: Routes | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
+    searched: bool = False
     on_step: Callable[[str, int, int], None] = lambda what, number, total: None
 
 

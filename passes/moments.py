@@ -14,7 +14,7 @@ from burnish.passes.lossy import Context
 from burnish.passes.rank import by_group, features_of
 from burnish.passes.sites import Site
 
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 """What is added to a moment about the mean, as a share of the largest of those about 0: where the mean is all, their
 difference is what rounding left, and may be negative.
 """
@@ -92,7 +92,7 @@ def _moment(gram: Gram, features: int, centred: bool) -> np.ndarray | str:
     moment = gram.matrix / gram.rows
     if centred:
         most = np.diagonal(moment, axis1=-2, axis2=-1).max(initial=0.0)
-        moment = gram.covariance + _ROUNDING * most * np.eye(moment.shape[-1])
+        moment = gram.covariance + ROUNDING * most * np.eye(moment.shape[-1])
     if not np.isfinite(moment).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"
     return steadied(by_group(moment, features), gram.rows)

@@ -177,9 +177,8 @@ class _Stage:
         """Choose what is looked at, and what the result is measured by."""
         assert self.samples is not None
         self.fitting = parts.fit
-        self.context = context_for(
-            found.model, self.fitting, target=self.todo.target, book=self.book, on_step=self.on_step
-        )
+        context = context_for(found.model, self.fitting, target=self.todo.target, book=self.book, on_step=self.on_step)
+        self.context = replace(context, searched=bool(self.todo.budget))
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how

@@ -12,17 +12,17 @@ import onnx_ir as oir
 
 from burnish.ir.errors import InputError
 from burnish.ir.walk import walk
-from burnish.passes import catalog, factors, integer_layers, ranges
+from burnish.passes import catalog, factors, integer_layers, integer_weights, ranges
 from burnish.passes.base import Outcome
 from burnish.passes.calibration import Known, best, mean_of, observed
-from burnish.passes.grids import Float8, Grid, Scales
+from burnish.passes.grids import Float8, Grid
+from burnish.passes.integer_weights import Rounding
 from burnish.passes.layers import Layer, layers, others
 from burnish.passes.lossy import Context, Edit, LossyPass
 from burnish.passes.simulated import LABEL
 from burnish.passes.weight_rounding import clip_of, error
 
 _PLACE = "quantize-static"
-_LEVELS, _SCALE, _LOST = "levels ", "scale ", "lost "
 _BEST: tuple[ranges.Method, ...] = ("minmax", "percentile", "mse")
 
 
@@ -124,15 +124,13 @@ class QuantizeStatic(LossyPass):
         if not found:
             return []
         beside = integer_layers.beside(model, found, self._grid)
-        known = seen.known[best(model, seen.known, partial(self._made, model, list(found.values())), context)]
-        rounded: dict[str, Known] = {}
+        make = partial(self._made, model, list(found.values()))
+        known = seen.known[best(model, seen.known, make, context)]
         images = self.rounding == "best" and self.per_channel and self.dtype == "int8"
         measured = found if self.rounding == "gptq" else integer_layers.images(found) if images else {}
         centred = [name for name, layer in measured.items() if self._corrected(layer)]
-        grids, limit = (self._grid, self._weights), self.memory << 20
-        for name, *made_of in integer_layers.by_moments(model, measured, centred, known, *grids, context, limit):
-            at = found[name].node.name
-            rounded[name] = {f"{kind}{at}": one for kind, one in zip((_LEVELS, _SCALE, _LOST), made_of, strict=True)}
+        how = Rounding(self._grid, self._weights, centred, self.memory << 20, make)
+        rounded = integer_weights.rounded(model, measured, known, how, context)
         return [
             Edit(
                 catalog.spec(self),
@@ -188,12 +186,12 @@ class QuantizeStatic(LossyPass):
         axis, clip, grid = 0 if self.per_channel else None, clip_of(self.rounding), self._weights
         errors = dict[str, float]()
         for layer, scale in zip(chosen, inputs, strict=True):
-            mean = known.get(mean_of(layer)) if self._corrected(layer) else None
-            given, own = None, known.get(f"{_SCALE}{layer.node.name}")
-            if own is not None:
-                given = known[f"{_LEVELS}{layer.node.name}"], Scales(grid, own, np.zeros(own.shape, grid.dtype), 0)
+            given = integer_weights.given(layer, known, grid)
             fitted = integer_layers.fitted(layer, scale, grid, axis, clip, given)
-            lost = known.get(f"{_LOST}{layer.node.name}")
-            errors[str(layer.node.name)] = error(layer.weight(), *fitted) if lost is None else float(lost)
-            integer_layers.write(model, layer, scale, fitted, mean)
+            lost = integer_weights.lost(layer, known)
+            errors[str(layer.node.name)] = error(layer.weight(), *fitted) if lost is None else lost
+            shift, mean = integer_weights.shift_of(layer, known), known.get(mean_of(layer))
+            if shift is None and mean is not None and self._corrected(layer):
+                shift = integer_layers.shift(layer, fitted, mean)
+            integer_layers.write(model, layer, scale, fitted, shift)
         return errors

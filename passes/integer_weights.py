@@ -1,0 +1,113 @@
+"""The weights of layers on 8-bit integers, rounded so that what the layers compute on samples changes least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as oir
+
+from burnish.ir.views.convolution import Convolution
+from burnish.passes import integer_layers, qdq, ranges
+from burnish.passes.calibration import Known
+from burnish.passes.grids import Grid, Scales, dequantize
+from burnish.passes.in_turn import Both, in_turn
+from burnish.passes.layers import Layer
+from burnish.passes.lossy import Context
+from burnish.passes.moments import moments
+from burnish.passes.weight_rounding import error, rounded_layer
+
+_TURNED = 64
+"""Samples that convolutions are rounded in turn by: each of them is a run of most of the model."""
+
+_LEVELS, _SCALE, _LOST, _SHIFT = "levels ", "scale ", "lost ", "shift "
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights are rounded.
+
+    Attributes:
+        inputs: the integers of what layers read.
+        weights: those of the weights.
+        centred: the names of layers whose bias takes up a mean: their moment is that about it.
+        limit: bytes of statistics, and of activations, that are held at once.
+        make: the model with all layers on integers, with what is known of them.
+    """
+
+    inputs: Grid
+    weights: Grid
+    centred: Collection[str]
+    limit: int
+    make: Callable[[Known], oir.Model]
+
+
+def rounded(
+    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context
+) -> dict[str, Known]:
+    """What `gptq` makes of the weights of layers, by their names; only of those whose inputs it can see.
+
+    Convolutions are rounded in turn, each for what it reads behind those before it and their rounded activations, and
+    their biases take up what the outputs are off in the mean. Where edits are chosen one by one, or there is only one
+    sample, each is rounded for what it reads in the original, as all other layers are.
+
+    Args:
+        model: the model.
+        layers: layers by their names, in the order of the graph.
+        known: the least and the largest number of each value, by its name.
+        how: what is rounded to.
+        context: samples and what runs models.
+    """
+    turned: dict[str, Convolution] = {}
+    if not context.searched and len(context.samples) > 1:
+        turned = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution)}
+    found: dict[str, Known] = {}
+    at_once = {name: [layer] for name, layer in layers.items() if name not in turned}
+    for name, moment in moments(model, at_once, context, how.limit, how.centred):
+        if not isinstance(moment, str):
+            found[name] = _made(layers[name], moment, known, how)
+
+    def so_far() -> oir.Model:
+        return how.make({key: one for part in (known, *found.values()) for key, one in part.items()})
+
+    few = replace(context, samples=context.samples[:_TURNED])
+    for name, seen in in_turn(model, turned, few, how.limit, so_far, how.centred):
+        if not isinstance(seen, str):
+            found[name] = _made(turned[name], seen, known, how)
+    return found
+
+
+def given(layer: Layer, known: Mapping[str, np.ndarray], grid: Grid) -> tuple[np.ndarray, Scales] | None:
+    """The integers [out, ...] of a layer and their scales, where `rounded` made some."""
+    scale = known.get(f"{_SCALE}{layer.node.name}")
+    if scale is None:
+        return None
+    return known[f"{_LEVELS}{layer.node.name}"], Scales(grid, scale, np.zeros(scale.shape, grid.dtype), 0)
+
+
+def lost(layer: Layer, known: Mapping[str, np.ndarray]) -> float | None:
+    """The relative error of what a layer computes, where `rounded` told it."""
+    found = known.get(f"{_LOST}{layer.node.name}")
+    return None if found is None else float(found)
+
+
+def shift_of(layer: Layer, known: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """What the bias [out] of a layer takes up, where `rounded` told it."""
+    return known.get(f"{_SHIFT}{layer.node.name}")
+
+
+def _made(layer: Layer, seen: Both | np.ndarray, known: Known, how: Rounding) -> Known:
+    weight, bias = layer.weight(), integer_layers.added(layer, how.weights)
+    ends = known[str(layer.input.name)]
+    scale = ranges.scales(float(ends[0]), float(ends[1]), how.inputs).scale
+    least = None if bias is None else qdq.least_scales(bias, scale)
+    wanted, moment = (seen.target(weight), seen.moment) if isinstance(seen, Both) else (weight, seen)
+    levels, scales = rounded_layer(wanted, how.weights, moment, np.dtype(np.float32), least)
+    told = np.array(error(wanted, levels, scales, moment))
+    made = {
+        f"{kind}{layer.node.name}": one
+        for kind, one in zip((_LEVELS, _SCALE, _LOST), (levels, scales.scale, told), strict=True)
+    }
+    shift = seen.shift(weight, dequantize(levels, scales)) if isinstance(seen, Both) else None
+    return made if shift is None else made | {f"{_SHIFT}{layer.node.name}": shift}

@@ -1,0 +1,154 @@
+"""Convolutions that are rounded in turn make up for what those before them lost, where it holds on other samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as oir
+import pytest
+from integer_models import model_of
+
+from burnish.backends.ort.session import executor
+from burnish.ir.samples import Sample
+from burnish.ir.text import fingerprint
+from burnish.passes import catalog, lossy
+from burnish.passes.base import Outcome
+from burnish.passes.in_turn import Both, in_turn
+from burnish.passes.layers import layers
+from burnish.passes.lossy import LossyPass
+from burnish.tools.lossy_context import context_for
+
+TWO = """g (float[N, 6, 8, 8] x) => (float[N, 4, 6, 6] y) <float[12, 6, 1, 1] a, float[4, 12, 3, 3] b, float[4] c> {
+  p = Conv (x, a)
+  q = Relu (p)
+  y = Conv (q, b, c)
+}"""
+"""Two convolutions; the second reads what the first computes."""
+
+DEEP = """g (float[N, 8, 8, 8] x) => (float[N, 8, 8, 8] y)
+    <float[24, 8, 1, 1] a, float[24, 1, 3, 3] b, float[8, 24, 1, 1] c, float[24, 8, 3, 3] d, float[8, 24, 1, 1] e,
+    float[8] f> {
+  p = Conv (x, a)
+  q = Relu (p)
+  r = Conv <pads = [1, 1, 1, 1], group = 24> (q, b)
+  s = Relu (r)
+  t = Conv (s, c)
+  u = Conv <pads = [1, 1, 1, 1]> (t, d)
+  v = Relu (u)
+  y = Conv (v, e, f)
+}"""
+
+
+def pictures(count: int, seed: int, channels: int = 6) -> list[Sample]:
+    """Smooth ones: neighbours are alike, so that positions are many and what they tell is little."""
+    rng = np.random.default_rng(seed)
+    rough = rng.standard_normal((count, 1, channels, 8, 8))
+    return [Sample(f"{seed} {i}", {"x": one}) for i, one in enumerate(rough.cumsum(3).cumsum(4).astype(np.float32))]
+
+
+def second(model: oir.Model, first: np.ndarray, count: int, centred: bool) -> tuple[Both, np.ndarray]:
+    """What the second of `TWO` reads, on some pictures, where the weight of the first is another; and its weight."""
+    images = {name: layer for name, layer in layers(model).items() if layer.groups == 1}
+    name = list(images)[-1]
+
+    def make() -> oir.Model:
+        made = model.clone()
+        made.graph.initializers["a"].const_value = oir.tensor(first.astype(np.float32), name="a")
+        return made
+
+    context = context_for(model, pictures(count, 0))
+    found = in_turn(model, {name: images[name]}, context, 1 << 30, make, {name} if centred else ())
+    ((_, seen),) = found
+    assert isinstance(seen, Both)
+    return seen, images[name].weight()
+
+
+def outputs(model: oir.Model, samples: Sequence[Sample]) -> np.ndarray:
+    runner = executor()(model)
+    found = np.concatenate([runner.run(sample.feeds)["y"] for sample in samples])
+    runner.close()
+    return found
+
+
+def written(model: oir.Model, **weights: np.ndarray) -> oir.Model:
+    made = model.clone()
+    for name, array in weights.items():
+        made.graph.initializers[name].const_value = oir.tensor(array.astype(np.float32), name=name)
+    return made
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_what_the_weights_can_undo_is_undone(centred: bool) -> None:
+    model = model_of(TWO)
+    exact = model.graph.initializers["a"].const_value.numpy()  # type: ignore[union-attr]
+    seen, weight = second(model, 0.8 * exact, 12, centred)
+    assert seen.damping < 1e-2
+    bias = model.graph.initializers["c"].const_value.numpy()  # type: ignore[union-attr]
+    moved = seen.target(weight)
+    shift = seen.shift(weight, moved)
+    assert (shift is None) is not centred
+    found = written(model, a=0.8 * exact, b=moved, c=bias if shift is None else bias + shift)
+    unseen = pictures(8, 1)
+    wanted, after, before = (outputs(one, unseen) for one in (model, found, written(model, a=0.8 * exact)))
+    assert np.linalg.norm(after - wanted) < 0.2 * np.linalg.norm(before - wanted)
+
+
+@pytest.mark.parametrize("count", [2, 4, 32])
+def test_no_move_is_made_that_other_samples_do_not_bear_out(count: int) -> None:
+    model = model_of(TWO)
+    exact = model.graph.initializers["a"].const_value.numpy()  # type: ignore[union-attr]
+    rng = np.random.default_rng(0)
+    first = exact + 0.02 * np.abs(exact).max() * rng.standard_normal(exact.shape)
+    seen, weight = second(model, first, count, False)
+    unseen = pictures(32, 1)
+    wanted = outputs(model, unseen)
+    errors = [
+        np.linalg.norm(outputs(written(model, a=first, b=one.target(weight)), unseen) - wanted)
+        for one in (seen, replace(seen, damping=np.inf), replace(seen, damping=1e-9))
+    ]
+    assert errors[0] <= 1.02 * errors[1] and errors[0] <= 1.1 * errors[2]
+
+
+def made(model: oir.Model, samples: Sequence[Sample], searched: bool, spec: str = "quantize-static") -> oir.Model:
+    (one,) = catalog.parse(spec)
+    assert isinstance(one, LossyPass)
+    edits = one.propose(model, replace(context_for(model, samples), searched=searched), Outcome(""))
+    shifted = [name for edit in edits for name in edit.payload if name.startswith("shift ")]
+    assert (not shifted) is searched
+    return lossy.apply(model, edits, [one])[0]
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_integers_in_turn_lose_no_more_than_at_once_and_are_the_same_each_time(bits: int) -> None:
+    model, samples, unseen = model_of(DEEP), pictures(16, 0, 8), pictures(16, 1, 8)
+    wanted, spec = outputs(model, unseen), f"quantize-static{{weight_bits={bits}}}"
+    once, turned, again = (made(model, samples, searched, spec) for searched in (True, False, False))
+    assert fingerprint(turned) == fingerprint(again)
+    errors = [np.linalg.norm(outputs(one, unseen) - wanted) for one in (once, turned)]
+    assert errors[1] < 1.02 * errors[0]
+
+
+def test_outputs_of_layers_in_turn_keep_their_means() -> None:
+    """Of the last layer: its bias takes up what all before it are off; the rounding of its own output stays."""
+    model, samples = model_of(DEEP), pictures(16, 0, 8)
+    wanted = outputs(model, samples)
+    off = [
+        np.abs((outputs(made(model, samples, searched), samples) - wanted).mean((0, 2, 3))).max()
+        for searched in (True, False)
+    ]
+    assert off[1] < 0.6 * off[0]
+
+
+def test_one_sample_has_no_halves() -> None:
+    model, samples = model_of(DEEP), pictures(1, 0, 8)
+    assert not any("shift" in name for name in _payload(model, samples))
+    seen, _ = second(model_of(TWO), model_of(TWO).graph.initializers["a"].const_value.numpy(), 1, True)  # type: ignore[union-attr]
+    assert seen.damping == 1e-3
+
+
+def _payload(model: oir.Model, samples: Sequence[Sample]) -> set[str]:
+    one = catalog.make("quantize-static")
+    assert isinstance(one, LossyPass)
+    return {name for edit in one.propose(model, context_for(model, samples), Outcome("")) for name in edit.payload}
