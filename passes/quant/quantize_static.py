@@ -43,8 +43,9 @@ class QuantizeStatic(LossyPass):
         symmetric: activations have their zero point in the middle, or at 0 where none is negative.
         per_channel: weights have a scale for each output, else one for all.
         rounding: of weights: `nearest` with steps that reach all of them; `mse` cuts off a few where that makes the
-            squared error less; `gptq` makes the change of what the layer computes on the samples small; `best` is that
-            for convolutions with a scale for each output, else `mse`.
+            squared error less; `gptq` makes the change of what the layer computes on the samples small, of convolutions
+            in turn where no budget chooses among them; `best` is that for convolutions with a scale for each output,
+            else `mse`.
         weight_bits: 8, or 7 for processors that add two products in 16 bits (x86 without VNNI).
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
         stem: also convolutions on at most four channels, as the first of images, and depthwise ones behind their Relu:
