@@ -7,7 +7,7 @@ arXiv:2004.10568, section 3.5; in closed form, as here, for GPTQ: Li et al. 2025
 
 How much of the move W' - W holds on other samples is found out: it is fitted to each half of the samples, damped more
 and more, and judged on the other half. A few pictures have far more positions than they have news of, so no count of
-rows tells; without this, ten of them make a convolution lose up to twice as much on others as without any move.
+rows tells: fitted to eight digits, a convolution may lose three times as much on others as without any move.
 
 One layer after the other means a run over the samples for each of them, of the model up to there, twice.
 """
