@@ -21,16 +21,16 @@ from burnish.ir.walk import is_op
 from burnish.passes import grids, integer_clips, qdq, ranges
 from burnish.passes.grids import Clip, Float8, Grid, Scales
 from burnish.passes.integer_flow import CLIPPED, Flow, flow, miscounted
-from burnish.passes.layers import Layer, unobservable, unusable
+from burnish.passes.layers import Layer, lost, unobservable, unusable
 from burnish.passes.lossy import Savings
 
 _FEW = 4
 _ACTIVATIONS = ("Relu", "Clip")
 
 
-def refusal(model: oir.Model, layer: Layer) -> str | None:
-    """Why a layer cannot multiply integers with fixed scales, in plain words; None when it can."""
-    reason = layer.read_only or unobservable(model, layer)
+def refusal(model: oir.Model, layer: Layer, grid: Grid | None = None) -> str | None:
+    """Why a layer cannot multiply integers of a grid with fixed scales, in plain words; None when it can."""
+    reason = layer.read_only or unobservable(model, layer) or (lost(layer) if isinstance(grid, Float8) else None)
     if reason is not None:
         return reason
     if isinstance(layer, Convolution) and layer.transposed:

@@ -61,6 +61,18 @@ def unusable(parameter: Parameter) -> str | None:
     return None
 
 
+def lost(layer: Layer) -> str | None:
+    """Why a layer cannot have its weight behind a DequantizeLinear, in plain words; None when it can.
+
+    ONNX Runtime 1.32 joins a convolution with a bias and an Add behind it (ConvAddActivationFusion), and does not look
+    whether the model gives out what is between them.
+    """
+    given = isinstance(layer, Convolution) and layer.output.is_graph_output()
+    if given and any(is_op(reader, "Add") for reader in match.consumers(layer.output)):
+        return "ONNX Runtime 1.32 loses an output of the model that is a convolution and is added to something, too"
+    return None
+
+
 def others(model: oir.Model) -> Iterator[tuple[oir.Node, str]]:
     """Products with a matrix, and convolutions, that are no layers, each with the reason why it keeps its numbers."""
     for node in walk(model, "MatMul", "Gemm", "Conv", "ConvTranspose"):

@@ -14,7 +14,7 @@ from burnish.passes import catalog, qdq
 from burnish.passes.base import Outcome
 from burnish.passes.grids import Clip, Grid, Scales, dequantize, fit, quantize
 from burnish.passes.in_turn import Both, in_turn
-from burnish.passes.layers import layers, unusable
+from burnish.passes.layers import layers, lost, unusable
 from burnish.passes.lossy import Context, Edit, LossyPass, Savings, apply
 from burnish.passes.weight_rounding import error, rounded_layer
 
@@ -164,6 +164,8 @@ def _refusal(layer: Convolution, bits: int, opset: int) -> str | None:
     if layer.dtype not in (oir.DataType.FLOAT, oir.DataType.FLOAT16):
         return "its weight is not float32 or float16"
     if (reason := unusable(layer.parameter)) is not None:
+        return reason
+    if (reason := lost(layer)) is not None:
         return reason
     if bits not in _OPSETS:
         return f"convolutions are not stored in {bits} bits"

@@ -233,7 +233,7 @@ def _start(source: str | bytes, options: Any, target: str, said: str, lent: Sequ
             raise MissingPackageError("the installed ONNX Runtime cannot use CUDA", hint="pip install 'burnish[gpu]'")
         providers = ["CUDAExecutionProvider", *providers]
     try:
-        session = ort.InferenceSession(source, options, providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise refusal(error, "ONNX Runtime cannot load the model") from error
     return OrtRunner(session, f"ONNX Runtime {ort.__version__}, {session.get_providers()[0]}, {said}", lent)

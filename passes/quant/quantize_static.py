@@ -101,7 +101,7 @@ class QuantizeStatic(LossyPass):
             raise InputError(why, place=_PLACE, hint=f"raise it with `--opset {least}`")
         found: dict[str, Layer] = {}
         for name, layer in layers(model).items():
-            reason = integer_layers.refusal(model, layer)
+            reason = integer_layers.refusal(model, layer, self._grid)
             if reason is None and not self.stem and integer_layers.is_stem(layer):
                 reason = "at the image it is slower on integers and saves little; `stem` would take it"
             if reason is None:

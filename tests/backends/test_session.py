@@ -158,3 +158,17 @@ def test_a_missing_gpu_says_what_to_install() -> None:
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(MissingPackageError, match="cannot use CUDA"):
         executor(target="ort-cuda")(oir.serde.deserialize_model(nested()))
+
+
+def test_why_a_model_is_refused_is_told_also_where_weights_are_borrowed(capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime's Python would say why, try once more without the weights, and complain that they are missing."""
+    model = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[N, 16, 6, 6] x) => (float[N, 16, 4, 4] y, float[N, 16, 4, 4] t) {
+      v = DequantizeLinear <axis = 0> (w, s)  t = Conv (x, v, s)  u = Conv (x, v, s)  y = Add (t, u)
+    }""")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((16, 16, 3, 3), np.int8), "w"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(16, np.float32), "s"))
+    with pytest.raises(InputError, match="producing output: t"):
+        executor()(oir.from_proto(model))
+    assert "EP Error" not in "".join(capfd.readouterr())
