@@ -2,7 +2,7 @@
 
 Writes `.zoo/rotations/learned-SEED.npz`: what was learned, and how. Options are those of `LearnOptions`, `batch` (texts
 of a sample) and `count` (samples); a step of 8 texts takes a second on an H100 and a minute on one core, so the default
-is `device=cuda`. The row on the page was learned by `0 device=cpu batch=2 count=80 steps=60 apart=3 every=10`.
+is `device=cuda`. The rows on the page were learned by `SEED device=cpu batch=2 count=80 steps=60 apart=3 every=10`.
 """
 
 from __future__ import annotations

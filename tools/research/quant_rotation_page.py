@@ -155,13 +155,14 @@ def _less(gaps: list[float], others: list[float]) -> str:
 
 
 def _how(records: dict[int, dict[str, Any]]) -> str:
-    """From which seeds on, in how many steps of how many texts, on what device, and in what time."""
+    """From which seeds on, in how many steps of how many texts, on what device, and in what times."""
     seeds = ", ".join(str(seed) for seed in records)
     one = next(iter(records.values()))
+    minutes = sorted(round(record["seconds"] / 60) for record in records.values())
     device = "one CPU thread" if one["device"] == "cpu" else one["device"]
     return (
-        f"seed {seeds}: {one['options']['steps']} steps of {one['options']['texts'] * one['batch']} texts, "
-        f"{max(record['seconds'] for record in records.values()) / 60:.0f} minutes on {device}"
+        f"seeds {seeds}: {one['options']['steps']} steps of {one['options']['texts'] * one['batch']} texts, "
+        f"{minutes[0]} to {minutes[-1]} minutes on {device} of a machine that did other work as well"
     )
 
 
@@ -254,7 +255,8 @@ def _elsewhere(seen: dict[str, Any]) -> list[str]:
         "0.39 is 30 % smaller than QuaRot's of the same seed, 41 % smaller than without narrower grids, and 28 % "
         "smaller than QuaRot's in the script with grids of 0.85; on 48 other texts it is 0.40 where QuaRot has 0.58.",
         "",
-        "**The 32 % of OSTQuant's paper over three seeds are not shown here.** Learning by `learn-rotations` as it is "
-        "now was measured once, by few steps of few texts on a CPU (above); what hundreds of steps of 8 texts bring on "
-        "a GPU, `python -m burnish.tools.research.quant_rotation_learn SEED` and then this script would say.",
+        "**The 32 % of OSTQuant's paper are not reached over three seeds.** A CPU makes few steps of few texts "
+        "(above): each seed gains, and by how much differs more from seed to seed than QuaRot's gaps do. What hundreds "
+        "of steps of 8 texts bring on a GPU, `python -m burnish.tools.research.quant_rotation_learn SEED` and then "
+        "this script would say.",
     ]
