@@ -114,12 +114,13 @@ def resolve(
     allowed = _budget(settings, max_drop, max_size, max_latency, objective)
     for name in (*without, *require):
         catalog.load(name)
-    lossy = [one for one in (*base, *own) if isinstance(one, LossyPass)]
-    if allowed and not lossy:
-        lossy = [one for name in recipes.LOSSY if isinstance(one := catalog.make(name), LossyPass)]
-    lossy = list({catalog.spec(one): one for one in lossy if one.pass_name() not in without}.values())
-    if allowed and not lossy:
-        raise InputError("there is a budget, and no lossy pass is left to spend it", hint="leave `--without` out")
+    wanted = [one for one in (*base, *own) if isinstance(one, LossyPass)]
+    if allowed and not wanted:
+        wanted = [one for name in recipes.LOSSY if isinstance(one := catalog.make(name), LossyPass)]
+    lossy = list({catalog.spec(one): one for one in wanted if one.pass_name() not in without}.values())
+    if wanted and not lossy:
+        why = "there is a budget, and no lossy pass is left to spend it" if allowed else "no lossy pass is left"
+        raise InputError(why, hint="leave `--without` out")
     ahead = [] if any(isinstance(one, LossyPass) for one in base) else _ahead(own)
     exact = [one for one in exact if not any(one is other for other in ahead)]
     kept = [one for one in (*base, *recipes.after(exact)) if one.pass_name() not in without]

@@ -156,7 +156,7 @@ def lines(found: Lossy) -> list[str]:
         before, after, predicted = (terminal.size(round(number)) for number in weights.values())
         shown.append(f"weights   {before} -> {after}, predicted {predicted}")
     if found.found is not None and not found.edits:
-        shown.append(f"note      {_why_nothing(found)}")
+        shown.append(f"note      {why_nothing(found)}")
     if (unsure := doubt(found)) is not None:
         shown.append(f"note      {unsure.why}")
     wanted, latency = found.budget.latency, found.latency
@@ -166,7 +166,7 @@ def lines(found: Lossy) -> list[str]:
     return shown
 
 
-def _why_nothing(found: Lossy) -> str:
+def why_nothing(found: Lossy) -> str:
     """Why no edit was made although there is a budget."""
     if found.budget.drop is None:
         return "the model is within the budget as it is"

@@ -32,7 +32,7 @@ from burnish.passes.score_store import folder_in_cache, samples_fingerprint
 from burnish.passes.scoring import Scorer
 from burnish.passes.search import Search
 from burnish.passes.selection import frontier
-from burnish.tools import demands, lossy_scores
+from burnish.tools import demands, lossy_report, lossy_scores
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import QUANTIZED, Lossy
 from burnish.tools.lossy_context import context_for, largest
@@ -289,6 +289,10 @@ class _Stage:
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
             own = [edit for edit in proposed if edit.spec == catalog.spec(one)]
             outcome.skipped += found.unchosen(own, found.found.plan.edits)
+        if not found.found.plan.edits and self.todo.budget.drop is not None and self._only_quantizes:
+            raise UnchangedError(
+                f"nothing is quantized: {lossy_report.why_nothing(found)}", hint="allow more, or add other lossy passes"
+            )
         self._make(found, found.found.plan.edits, outcomes)
         self._check_size(found)
 
@@ -302,6 +306,10 @@ class _Stage:
                 f"by their own accounts the edits come down to {wanted:,.0f} bytes of weights, together to {left:,}",
                 hint="want less, so that it comes down far enough",
             )
+
+    @property
+    def _only_quantizes(self) -> bool:
+        return all(one.order == QUANTIZED for one in self.todo.lossy)
 
     @property
     def _slack(self) -> float:

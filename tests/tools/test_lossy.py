@@ -140,6 +140,11 @@ def test_passes_that_name_their_edits_are_measured_where_there_is_data(tmp_path:
         ({"max_drop": "much"}, "no amount"),
         ({"metric": "acuracy"}, "no metric"),
         ({"without": ["project-rank"]}, "no lossy pass is left"),
+        ({"without": ["project-rank"], "max_drop": None}, "no lossy pass is left"),
+        (
+            {"recipe": "int4", "passes": None, "without": ["quantize-weights"], "max_drop": None},
+            "no lossy pass is left",
+        ),
     ],
 )
 def test_what_contradicts_or_is_missing_is_said_before_anything_is_scored(
