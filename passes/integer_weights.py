@@ -72,7 +72,8 @@ def rounded(
         return how.make({key: one for part in (known, *found.values()) for key, one in part.items()})
 
     few = replace(context, samples=context.samples[:_TURNED])
-    for name, seen in in_turn(model, turned, few, how.limit, so_far, how.centred):
+    for number, (name, seen) in enumerate(in_turn(model, turned, few, how.limit, so_far, how.centred)):
+        context.on_step("rounding", number, len(turned))
         if not isinstance(seen, str):
             found[name] = _made(turned[name], seen, known, how)
     return found
