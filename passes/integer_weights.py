@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as oir
 
+from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
 from burnish.passes import integer_layers, qdq, ranges
 from burnish.passes.calibration import Known
@@ -16,6 +17,7 @@ from burnish.passes.in_turn import Both, in_turn
 from burnish.passes.layers import Layer
 from burnish.passes.lossy import Context
 from burnish.passes.moments import moments
+from burnish.passes.trying import Tried
 from burnish.passes.weight_rounding import error, rounded_layer
 
 _TURNED = 64
@@ -49,8 +51,9 @@ def rounded(
     """What `gptq` makes of the weights of layers, by their names; only of those whose inputs it can see.
 
     Convolutions are rounded in turn, each for what it reads behind those before it and their rounded activations, and
-    their biases take up what the outputs are off in the mean. Where edits are chosen one by one, or there is only one
-    sample, each is rounded for what it reads in the original, as all other layers are.
+    their biases take up what the outputs are off in the mean, where that changes the model's outputs less on the
+    samples, by more than the standard error. Else, where edits are chosen one by one, and with one sample, each is
+    rounded for what it reads in the original, as all other layers are.
 
     Args:
         model: the model.
@@ -59,24 +62,31 @@ def rounded(
         how: what is rounded to.
         context: samples and what runs models.
     """
-    turned: dict[str, Convolution] = {}
-    if not context.searched and len(context.samples) > 1:
-        turned = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution)}
-    found: dict[str, Known] = {}
-    at_once = {name: [layer] for name, layer in layers.items() if name not in turned}
-    for name, moment in moments(model, at_once, context, how.limit, how.centred):
+    once = dict[str, Known]()
+    for name, moment in moments(
+        model, {name: [layer] for name, layer in layers.items()}, context, how.limit, how.centred
+    ):
         if not isinstance(moment, str):
-            found[name] = _made(layers[name], moment, known, how)
-
-    def so_far() -> oir.Model:
-        return how.make({key: one for part in (known, *found.values()) for key, one in part.items()})
-
+            once[name] = _made(layers[name], moment, known, how)
+    images = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution) and name in once}
+    if context.searched or len(context.samples) < 2 or len(images) < 2:
+        return once
+    turned = {name: one for name, one in once.items() if name not in images}
     few = replace(context, samples=context.samples[:_TURNED])
-    for number, (name, seen) in enumerate(in_turn(model, turned, few, how.limit, so_far, how.centred)):
-        context.on_step("rounding", number, len(turned))
+
+    def whole(parts: Mapping[str, Known]) -> oir.Model:
+        return how.make({key: one for part in (known, *parts.values()) for key, one in part.items()})
+
+    for number, (name, seen) in enumerate(in_turn(model, images, few, how.limit, lambda: whole(turned), how.centred)):
+        context.on_step("rounding", number, len(images))
         if not isinstance(seen, str):
-            found[name] = _made(turned[name], seen, known, how)
-    return found
+            turned[name] = _made(images[name], seen, known, how)
+    tried = Tried(model, context)
+    try:
+        tried.run({"once": lambda: whole(once), "turned": lambda: whole(turned)})
+    except InputError:
+        return once
+    return turned if tried.gain("once", "turned") > 0 else once
 
 
 def given(layer: Layer, known: Mapping[str, np.ndarray], grid: Grid) -> tuple[np.ndarray, Scales] | None:
