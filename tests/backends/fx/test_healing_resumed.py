@@ -44,7 +44,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(
 ) -> None:
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parents[2] / ".src"), str(tests.parents[1])])}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(tests)]
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(tmp_path.glob("heal-*.pt"))) == 1
@@ -99,7 +99,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     paths = [str(tests.parents[2] / ".src"), str(tests.parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     (tmp_path / "run.py").write_text(RANKS)
-    script = [str(tmp_path / "run.py"), str(tmp_path), str(tests)]
+    script = [str(tmp_path / "run.py"), str(tmp_path)]
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
         command = [sys.executable, *launcher, *script]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
