@@ -14,7 +14,7 @@ from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import fits
 from burnish.ir.walk import is_op
 from burnish.passes.base import ExactPass, Outcome
-from burnish.passes.layers import Layer, layers
+from burnish.passes.layers import Layer, layers, unusable
 
 _BETWEEN = ("Relu", "LeakyRelu", "Identity", "Dropout", "MaxPool", "AveragePool")
 """Functions of each channel by itself with f(s x) = s f(x) for s > 0."""
@@ -165,7 +165,7 @@ def _refusal(layer: Layer) -> str | None:
         return f"{layer.shared[0].op_type} shares a weight"
     if layer.dtype is None or not layer.dtype.is_floating_point():
         return "a weight is not floating point"
-    return None
+    return None if layer.parameter is None else unusable(layer.parameter)
 
 
 def _mismatch(first: Layer, second: Layer) -> str | None:
