@@ -65,7 +65,8 @@ rounded up or down, in 1000 steps (AdaRound, Nagel et al. 2020, arXiv:2004.10568
 Where an error has a standard deviation, what looks at samples was calibrated {draws} times, each time without another
 one of the samples, and all numbers are means: what one convolution is rounded to changes what all behind it are rounded
 for, and errors in 4 bits come out differently after the smallest change. By `adaround` the ResNet gains a twentieth
-over `gptq`; the classifier gains nothing that stands out of this. Rows that are not listed were not measured.
+over `gptq`; the classifier gains nothing that stands out of this. Rows that are not listed were not measured, and those
+of EfficientNet-lite0 are of older runs.
 Made by `python -m burnish.tools.research.quant_convolutions`.
 
 | model | bits | rounding | error | agreement | metric | MB | CPU s |
@@ -136,8 +137,9 @@ def _convolutions(rows: dict[str, Row]) -> str:
 
 def _spread(one: Row) -> str:
     """The mean error, and where there are several their standard deviation."""
-    several = len(one["errors"]) > 1
-    return f"{one['error']:.4f}" + (f" ± {stdev(one['errors']):.4f}" if several else "")
+    digits = 5 if one["error"] < 0.01 else 4
+    spread = f" ± {stdev(one['errors']):.{digits}f}" if len(one["errors"]) > 1 else ""
+    return f"{one['error']:.{digits}f}{spread}"
 
 
 def _convolution_place(name: str, bits: str, rounding: str) -> tuple[int, int, int]:
