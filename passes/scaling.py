@@ -68,6 +68,8 @@ def score_pairs(layer: AttentionLayer) -> np.ndarray | str:
     """
     if layer.shared:
         return f"{match.describe(layer.shared[0])} reads its queries, keys or values as well"
+    if (reason := layer.overlap) is not None:
+        return reason
     if layer.cache.kind != "none":
         return "its keys are kept in a cache that the model takes or gives"
     if layer.projections[1] is None:

@@ -177,6 +177,8 @@ def value_refusal(layer: AttentionLayer) -> str | None:
     """Why the values of an attention cannot be rotated, in plain words; None when they can."""
     if layer.shared:
         return f"{match.describe(layer.shared[0])} reads its queries, keys or values as well"
+    if (reason := layer.overlap) is not None:
+        return reason
     if layer.cache.kind != "none":
         return "its values are kept in a cache that the model takes or gives"
     value, output = layer.projections[2], layer.projections[3]
