@@ -93,7 +93,7 @@ BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
 _THREADS = 1
 """Other work on the machine makes one thread wait for the other; the clock of one thread alone does not count that."""
 
-MINUTES = {"nncf": 10}
+MINUTES = {"nncf": 15}
 """Of a processor, that a tool is given, half an hour where it is not named: NNCF tries layer after layer in float32."""
 
 GIGABYTES = 14

@@ -24,8 +24,8 @@ What each encoding does alone is on its own page: [weights](quant-weights.md), [
 that quantize ONNX files, each run on the same file with the same samples in a process of its own, as its users do:
 ONNX Runtime 1.32's quantizers (behind its own pre-processing, per channel, 4 bits in blocks of 32), NNCF 3.4
 (`quantize_with_accuracy_control`, 1 %), onnxsim 0.8.1 (`quantize_static` of the simplified file), Olive 0.13. Files of
-an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF ten minutes unless the
-row says less, and 14 GB. Everything is judged on samples that none saw.
+an opset before 13 are raised for those that need it. Each gets half an hour of a processor, NNCF fifteen minutes unless
+the row says less, and 14 GB. Everything is judged on samples that none saw.
 
 *size* is the share of the bytes of the file, its data included; *error* the relative error of the first output;
 *agreement* the share of rows whose first class is that of the float32 model; *metric* that of the task, by labels, on
@@ -47,8 +47,7 @@ activations in float32 the outputs are those of the original to float rounding, 
 comes near by zero points in floating point, and leaves table and head in float32.
 Both take a quarter longer than float32 for 256 tokens at once; [one token](quant-weights.md#one-token-of-smollm2) is
 1.5 times as fast by ours. `int4` stores what lies in 4 bits as it is, and rounds the table.
-On PP-OCR's reader onnxsim loses a sixth less than `int8`, in a file that is larger than the original. Convolutions
-whose weights alone are integers are smaller, not faster.
+Convolutions whose weights alone are integers are smaller, not faster.
 
 With 16 texts to fit to SmolLM2's perplexity of 19.5 becomes 20.1 by `int8` and 20.3, 1.04 times as much, by `int4`;
 with all weights rounded as if they had not been in 4 bits before it was 21.5, [rotated first](quant-recipes.md), by
