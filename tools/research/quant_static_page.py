@@ -44,8 +44,8 @@ Two draws differ by more than two roundings do: most of the error comes from rou
 samples set. So one draw says little about roundings. GPTQ does not fit few samples too well: on all 37 convolutions of
 PP-OCR's reader, fitted to ten lines, weights change the outputs of a layer by less than with `mse` on lines that were
 not seen, too. What takes a third off is that convolutions make up for rounded activations as well. On PP-OCR's
-classifier that makes things worse where ten lines are all there is; of the first two draws the choice, looked at later,
-took `gptq` at once on the one that had lost by it (0.0323 in place of 0.0587), in turn on the other.
+classifier that makes things worse where ten lines are all there is; of five draws that the choice was looked at on, it
+took `gptq` at once on four, and in turn on one where both lose the same.
 """
 _INTEGERS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantize")
 _TOP = """# Static int8 beside ONNX Runtime's quantizer
