@@ -32,6 +32,7 @@ class Bed:
         unseen: what its result is judged on.
         data: what the samples are, in plain words.
         task: the task whose own metric is told beside that of the search; None where they are the same.
+        parts: how many unseen samples, one after the other, are parts of one picture.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Bed:
     unseen: list[Sample]
     data: str
     task: str | None = None
+    parts: int = 1
 
 
 def _task(name: str, folder: Path) -> list[Sample]:
@@ -64,7 +66,7 @@ def _a1(folder: Path) -> Bed:
     ]
     search, unseen = sum(photos[:10], []), sum(photos[10:], [])
     data = "24 parts each of ten photographs of ImageNet, half of them mirrored; 24 each of ten others"
-    return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data)
+    return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data, parts=len(photos[0]))
 
 
 def _a2(folder: Path) -> Bed:
