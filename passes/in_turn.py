@@ -128,14 +128,14 @@ def _both(halves: Sequence[Gram], layer: Convolution, centred: bool) -> Both | s
 
 def _fitted(gram: Gram, size: int, centred: bool) -> Both:
     """What one reads from the moments of both."""
-    matrix, means = gram.matrix / gram.rows, None
-    if centred:
-        most = np.diagonal(matrix, axis1=-2, axis2=-1).max(initial=0.0)
-        matrix = gram.covariance + ROUNDING * most * np.eye(matrix.shape[-1])
-        means = gram.mean.reshape(-1, 2, size).transpose(1, 0, 2)
-    both = by_group(matrix, 2 * size)
+    both, means = by_group(gram.covariance if centred else gram.matrix / gram.rows, 2 * size), None
     own, mixed = both[:, size:, size:], both[:, :size, size:]
-    return Both(own, mixed - own, means)
+    apart = mixed - own
+    if centred:
+        most = np.diagonal(gram.matrix, axis1=-2, axis2=-1).max(initial=0.0) / gram.rows
+        own = own + ROUNDING * most * np.eye(size)
+        means = gram.mean.reshape(-1, 2, size).transpose(1, 0, 2)
+    return Both(own, apart, means)
 
 
 def _lost(rows: np.ndarray, fitted: Both, other: Gram) -> np.ndarray:

@@ -99,10 +99,10 @@ def timed(
     """
     reasons: dict[str, str] = {}
     changes: dict[str, Change] = {}
-    cases = [case for edit in edits for case in _cases(edit)]
     likeness, like = Likeness(model), dict[str, list[Edit]]()
-    for case in cases:
-        like.setdefault(likeness.of(case), []).append(case)
+    for edit in edits:
+        for case in _cases(edit):  # what a case does hangs on the numbers that it carries
+            like.setdefault(case.key if edit.cases else likeness.of(case), []).append(case)
     for case, *_ in like.values():
         try:
             changes[case.key] = change(model, lossy.apply(model, [case], passes)[0], fused=fused)
@@ -111,7 +111,7 @@ def timed(
     arrays = _Arrays(model, observer, feeds, [name for one in changes.values() for name in one.names()])
     works: dict[str, Work] = {}
     groups: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    ends = {case.key: case.unconverted for case in cases}
+    ends = {case.key: case.unconverted for some in like.values() for case in some}
     for key, one in changes.items():
         names = frozenset(ends[key])
         versions = {"": names} | {name: names - {name} for name, some in ends[key].items() if some}

@@ -30,10 +30,9 @@ class Likeness:
     def of(self, edit: Edit) -> str:
         """A text that is the same for edits that differ in nothing but their place and the numbers in weights.
 
-        It is the edit's own where that cannot be told: of one that claims what is no node of the main graph, or whose
-        effect hangs on the numbers that it carries (`Edit.cases`).
+        It is the edit's own where that cannot be told: of one that claims what is no node of the main graph.
         """
-        if edit.cases or not edit.claims or not self._nodes.keys() >= edit.claims:
+        if not edit.claims or not self._nodes.keys() >= edit.claims:
             return edit.key
         if edit.claims not in self._known:
             self._known[edit.claims] = self._surroundings(edit.claims)

@@ -107,6 +107,7 @@ class Plan:
         saving: what they save together by their own account, in bytes or seconds.
         fitted: what was measured on the fitting samples; None when it was not.
         held_out: what was measured on the held-out samples; None when it was not.
+        whole: the saving was measured of all of them together; else it is a sum.
     """
 
     edits: tuple[Edit, ...]
@@ -114,6 +115,7 @@ class Plan:
     saving: float
     fitted: Judgement | None = None
     held_out: Judgement | None = None
+    whole: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -241,7 +243,7 @@ class Search:
     def _quickest(self, error: float) -> Plan:
         """The plan within this error that saves most; where some edits need others beside them, by measurement.
 
-        Others are the plan if all had them, and that of the edits which need none.
+        Others are the plan if all had them, and that of the edits which need none. Where none can be timed, sums count.
         """
         plan = self._plan(budget=error)
         if self.timed is None or self.beside is None or not self.joint:
@@ -254,8 +256,9 @@ class Search:
             plans.setdefault(other.key, other)
         if len(plans) == 1:
             return plan
-        saved = self.timed([one.edits for one in plans.values()])
-        return max((replace(one, saving=own) for one, own in zip(plans.values(), saved, strict=True)), key=_saving)
+        saved = zip(plans.values(), self.timed([one.edits for one in plans.values()]), strict=True)
+        known = [replace(one, saving=own, whole=True) for one, own in saved if math.isfinite(own)]
+        return max(known, key=_saving) if any(one.edits for one in known) else plan
 
     def _fit(self, allowed: float) -> float:
         """The largest sum of errors whose plan stays within `allowed` on the fitting samples, by bisection."""
@@ -289,7 +292,7 @@ class Search:
         return self.fitting(edits)
 
     def _verified(self, plan: Plan) -> Plan:
-        known = replace(self._fitted(plan), saving=plan.saving)
+        known = replace(self._fitted(plan), saving=plan.saving, whole=plan.whole)
         if known.held_out is None:
             known = replace(known, held_out=self.held_out(plan.edits))
         self._measured[plan.key] = known

@@ -146,9 +146,9 @@ def lines(found: Lossy) -> list[str]:
             shown.append(f"note      {count} kept the integers that they read: {found.healed.frozen[0]}")
     shown.append(f"loss      {_loss(found, found.final or found.result)}")
     if found.timed_in and found.found is not None:
-        saved = found.found.plan.saving
+        saved, how = found.found.plan.saving, "timed together" if found.found.plan.whole else "each timed alone"
         shown.append(
-            f"time      {1e3 * found.whole:.4g} ms a run {found.timed_in}; the edits, each timed alone, save"
+            f"time      {1e3 * found.whole:.4g} ms a run {found.timed_in}; the edits, {how}, save"
             f" {1e3 * saved:.3g} ms ({100 * saved / (found.whole or 1):.3g} %)"
         )
     weights = _weights(found)
@@ -179,7 +179,14 @@ def why_nothing(found: Lossy) -> str:
     if least.held_out is not None and least.held_out.spread == float("inf"):
         samples = terminal.count(found.held_out, "held-out sample")
         return f"{samples} cannot tell how sure a measured drop is: give more, twenty or more in all"
+    if any(plan.whole and plan.saving <= 0 for plan in tried if _holds(found, plan)):
+        return "the edits that stay within the budget save no time together: the model with all of them was timed"
     return f"no plan holds on the held-out samples; the nearest: {_loss(found, least.held_out)}"
+
+
+def _holds(found: Lossy, plan: Plan) -> bool:
+    allowed = None if found.found is None else found.found.allowed
+    return plan.held_out is not None and allowed is not None and plan.held_out.sure <= allowed
 
 
 def _healed_as_dict(healed: Healed) -> dict[str, Any]:

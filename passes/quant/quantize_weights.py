@@ -42,7 +42,7 @@ class QuantizeWeights(LossyPass):
         rounding: `nearest` lets the steps reach all weights of a block; `mse` cuts a few off where the sum of the
             squared errors becomes less; `hqq` is half-quadratic quantization; `gptq` makes the change of the outputs
             small, and needs samples; `adaround` also learns where each weight of a convolution is rounded up or down.
-        steps: of that, for each convolution.
+        steps: of learning by `adaround`, for each convolution.
         published: weights that lie on integers of at most `bits` bits already are stored as these, whatever `block`,
             `symmetric` and `rounding` say; off rounds them like others.
         activations: `int8` rounds what is multiplied to 8 bits in each run, which is fastest; `float` multiplies it as

@@ -48,7 +48,9 @@ def pictures(count: int, seed: int, channels: int = 6) -> list[Sample]:
     return [Sample(f"{seed} {i}", {"x": one}) for i, one in enumerate(rough.cumsum(3).cumsum(4).astype(np.float32))]
 
 
-def second(model: oir.Model, first: np.ndarray, count: int, centred: bool) -> tuple[Both, np.ndarray]:
+def second(
+    model: oir.Model, first: np.ndarray, count: int, centred: bool, samples: Sequence[Sample] = ()
+) -> tuple[Both, np.ndarray]:
     """What the second of `TWO` reads, on some pictures, where the weight of the first is another; and its weight."""
     images = {name: layer for name, layer in layers(model).items() if layer.groups == 1}
     name = list(images)[-1]
@@ -58,7 +60,7 @@ def second(model: oir.Model, first: np.ndarray, count: int, centred: bool) -> tu
         made.graph.initializers["a"].const_value = oir.tensor(first.astype(np.float32), name="a")
         return made
 
-    context = context_for(model, pictures(count, 0))
+    context = context_for(model, samples or pictures(count, 0))
     found = in_turn(model, {name: images[name]}, context, 1 << 30, make, {name} if centred else ())
     ((_, seen),) = found
     assert isinstance(seen, Both)
@@ -142,6 +144,14 @@ def test_a_bias_takes_up_what_outputs_are_off_in_the_mean() -> None:
         for one in (model, written(model, a=first, b=rounded, c=bias + shift), written(model, a=first, b=rounded))
     )
     assert np.abs(after - wanted).max() < 1e-3 * np.abs(left - wanted).max()
+
+
+def test_what_is_the_same_everywhere_moves_nothing() -> None:
+    model = model_of(TWO)
+    exact = model.graph.initializers["a"].const_value.numpy()  # type: ignore[union-attr]
+    same = [Sample(str(i), {"x": np.ones((1, 6, 8, 8), np.float32)}) for i in range(4)]
+    seen, weight = second(model, 0.8 * exact, 0, True, same)
+    assert np.allclose(seen.target(weight), weight, rtol=1e-2)
 
 
 def test_one_sample_has_no_halves() -> None:

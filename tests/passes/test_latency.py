@@ -22,7 +22,7 @@ from burnish.passes.depth.remove_blocks import RemoveBlocks
 from burnish.passes.difference import Change, change
 from burnish.passes.latency import Work
 from burnish.passes.likeness import Likeness
-from burnish.passes.lossy import Edit, Savings
+from burnish.passes.lossy import Edit, LossyPass, Savings
 from burnish.passes.lowrank.project_rank import ProjectRank
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.recipes import NORMAL_FORM
@@ -162,6 +162,27 @@ def test_an_edit_with_cases_saves_what_its_cases_save_by_their_shares(
 
     refusing = latency.timed(model, [both], PASSES, refuse, OrtObserver(model), sample.feeds)
     assert refusing.reasons == {wide.key: "no such kernel"} and refusing.edits[0].savings.seconds is None
+
+
+def test_cases_are_looked_at_one_by_one_whose_numbers_differ(
+    vit: tuple[oir.Model, Sample, list[Edit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sample, edits = vit
+    wide = next(edit for edit in edits if edit.payload)
+    some = [wide, replace(wide, site=f"{wide.site}, again")]
+    assert Likeness(model).of(some[0]) == Likeness(model).of(some[1])
+    shares = [(one, {name: factor * array for name, array in one.payload.items()}) for one in some for factor in (0, 1)]
+    both = [replace(one, cases=tuple((0.5, made) for owner, made in shares if owner is one)) for one in some]
+    made: list[str] = []
+    apply = lossy.apply
+
+    def counted(model: oir.Model, edits: Sequence[Edit], passes: Sequence[LossyPass]) -> tuple[oir.Model, object]:
+        made.extend(edit.key for edit in edits)
+        return apply(model, edits, passes)
+
+    monkeypatch.setattr(lossy, "apply", counted)
+    latency.timed(model, both, PASSES, Counted(), OrtObserver(model), sample.feeds)
+    assert len(set(made)) == 4
 
 
 def test_differences_within_the_noise_count_as_none() -> None:

@@ -162,8 +162,20 @@ def test_of_plans_within_an_error_the_one_is_taken_that_is_fastest_as_a_whole(
     search.beside, search.timed = lambda one: beside[one.key], timed
     found = search.run()
     best = max(times, key=lambda sites: times[sites])
+    assert found.plan.whole == (times[best] > 0)
     assert set(asked) == set(times) and found.plan.saving == max(together, apart, alone, 0.0)
     assert tuple(one.site for one in found.plan.edits) == (best if times[best] > 0 else ())
+
+
+def test_sums_count_where_no_plan_can_be_timed_as_a_whole() -> None:
+    edits = [edit(f"site {site}", "option", 4) for site in range(3)]
+    errors = {one.key: 1.0 for one in edits}
+    joint = {frozenset({edits[0].key, edits[1].key}): 9.0}
+    judge = Counted(lambda chosen: 0.004 * len(chosen))
+    search = Search(edits, errors, lambda _: -1.0, BYTES, budget(max_drop=0.009), judge, judge, joint=joint)
+    search.beside, search.timed = lambda _: 2.0, lambda plans: [float("-inf")] * len(plans)
+    plan = search.run().plan
+    assert [one.site for one in plan.edits] == ["site 0", "site 1"] and plan.saving == 7.0 and not plan.whole
 
 
 def test_exchanges_save_no_less_together() -> None:

@@ -49,6 +49,16 @@ def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> 
         assert any(line.startswith(f"note      {why}") for line in lossy_report.lines(result.lossy))
         told = report.as_dict(result)["lossy"]["doubt"]
         assert told["held_out"] == few.rows < told["needed"] and str(told["needed"]) in told["why"]
+    search = result.lossy.found
+    assert search is not None
+    for saving, whole, why in ((0.0, True, "save no time together"), (1e-3, False, "no plan holds")):
+        plans = [replace(search.plan, saving=saving, whole=whole)]
+        slow = replace(result.lossy, found=replace(search, plans=plans), budget=budget("0.01", objective="latency"))
+        assert why in lossy_report.why_nothing(slow)
+    timed = replace(result.lossy, timed_in="in ONNX Runtime")
+    for whole, how in ((True, "timed together"), (False, "each timed alone")):
+        timed.found = replace(search, plan=replace(search.plan, whole=whole))
+        assert any(f"the edits, {how}, save" in line for line in lossy_report.lines(timed))
 
 
 def test_a_second_search_measures_nothing_and_writes_the_same_bytes(
