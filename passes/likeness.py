@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable
 
 import onnx_ir as oir
 
-from burnish.ir import match
+from burnish.ir import match, weights
 from burnish.ir.part import part
 from burnish.ir.text import structure, type_text
 from burnish.passes.lossy import Edit
 
 REACH = 8
 """Nodes before and behind an edit that count as its surroundings: more than a change of it ever takes in."""
+
+
+_FEW = 8
+"""Elements up to which a constant says what is to be done, as axes and the ends of a Clip do, and counts as that."""
 
 
 class Likeness:
@@ -28,7 +32,8 @@ class Likeness:
         self._known: dict[frozenset[str], tuple[str, dict[str, int]]] = {}
 
     def of(self, edit: Edit) -> str:
-        """A text that is the same for edits that differ in nothing but their place and the numbers in weights.
+        """A text that is the same for edits that differ in nothing but their place and the numbers in weights,
+        small ones aside.
 
         It is the edit's own where that cannot be told: of one that claims what is no node of the main graph.
         """
@@ -65,8 +70,14 @@ class Likeness:
         for kind, some in (("in", cut.graph.inputs), ("out", cut.graph.outputs)):
             for index, value in enumerate(some):
                 value.name = f"{kind}{index}"
-        types = [(type_text(value), value.is_graph_output()) for value in values]
+        types = [(type_text(value), value.is_graph_output(), _number(value)) for value in values]
         return f"{sorted(places[name] for name in claims)} {types} {structure(cut)}", places
+
+
+def _number(value: oir.Value) -> object:
+    """The numbers of a small constant; None of any other value."""
+    array = weights.constant(value, largest=_FEW)
+    return None if array is None else array.tolist()
 
 
 def _within(nodes: set[oir.Node], step: Callable[[oir.Node], Iterable[oir.Node]]) -> set[oir.Node]:

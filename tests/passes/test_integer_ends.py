@@ -138,6 +138,26 @@ def test_like_layers_are_looked_at_once_with_what_they_convert(monkeypatch: pyte
     assert found.together == each.together and len(found.together) == 23
 
 
+def test_layers_are_not_like_where_a_constant_beside_them_makes_other_nodes() -> None:
+    """Integers are made behind a Clip from 0 on, and before one from below 0 on."""
+    layers = "\n".join(
+        f"  c{at} = Conv ({'x' if at == 0 else f't{at - 1}'}, w{at})\n  r{at} = Clip (c{at}, l{at}, h{at})\n"
+        f"  {f't{at}' if at < 15 else 'y'} = Tanh (r{at})"
+        for at in range(16)
+    )
+    held = ", ".join(f"float[8, 8, 1, 1] w{at}, float l{at}, float h{at}" for at in range(16))
+    model = model_of(f"g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)\n<{held}> {{\n{layers}\n}}")
+    for at in range(16):
+        for name, number in ((f"l{at}", -6 * (at % 2)), (f"h{at}", 6)):
+            model.graph.initializers[name].const_value = oir.tensor(np.array(number, np.float32), name=name)
+    one, edits, _ = proposed(model, samples_of(model))
+    made = [walk(lossy.apply(model, [edit], [one])[0], "QuantizeLinear") for edit in edits[6:9]]
+    before = [[node.inputs[0].producer().op_type for node in some] for some in made]  # type: ignore[union-attr]
+    kinds = [Likeness(model).of(edit) for edit in edits[6:9]]
+    assert before == [["Tanh", "Clip"], ["Tanh", "Conv"], ["Tanh", "Clip"]]
+    assert kinds[0] == kinds[2] != kinds[1]
+
+
 def test_whole_models_are_timed_beside_the_one_without_edits() -> None:
     model = model_of(ROW)
     one, edits, _ = proposed(model, samples_of(model))
