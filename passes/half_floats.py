@@ -133,7 +133,7 @@ def held_beside(group: Collection[oir.Node], nodes: Collection[oir.Node]) -> oir
 
 def error(nodes: Collection[oir.Node], dtype: oir.DataType, least: int = 0) -> float:
     """The relative error of the constants of at least so many elements that nodes read, once they are in a dtype."""
-    read = {value for node in nodes for index in floats(node) if (value := node.inputs[index]) is not None}
+    read = dict.fromkeys(value for node in nodes for index in floats(node) if (value := node.inputs[index]) is not None)
     held = [one for value in read if (one := weights.exact(value)) is not None and one.size >= least]
     apart = sum(float(((one.astype(dtype.numpy()) - one) ** 2).sum()) for one in held)
     whole = sum(float((one**2).sum()) for one in held)

@@ -49,7 +49,7 @@ class QuantizeWeights(LossyPass):
             it is, 8 bits as two times 4. Of `matmul-nbits`.
         embeddings: tables whose rows are looked up, too, and heads that share one with them.
         convolutions: those too, in 8 or 4 bits behind a DequantizeLinear, which only makes the file smaller. `gptq` and
-            `adaround` round them for their patches, with `bits` one after the other; transposed ones by `mse`.
+            `adaround` round them for their patches, in turn with `bits` and no budget; transposed ones by `mse`.
         memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
     """
 
@@ -119,7 +119,8 @@ class QuantizeWeights(LossyPass):
         plain = {name: one for name, one in left.items() if name not in measured}
         stored = {name: one for name, one in images.items() if name not in seen}
         edits = [*exact.values(), *self._plain(model, plain, exact, stored, outcome)]
-        measured |= {} if self.bits else {name: [one] for name, one in seen.items()}
+        turned, how = self.bits > 0 and not context.searched, (self.bits, self._steps)
+        measured |= {} if turned else {name: [one] for name, one in seen.items()}
         for name, moment in moments(model, measured, context, limit):
             known = None if isinstance(moment, str) else moment
             if name in found:
@@ -129,8 +130,7 @@ class QuantizeWeights(LossyPass):
             if made and isinstance(moment, str):
                 outcome.notes[f"rounded by `mse` in place of `{self.rounding}`: {moment}"] += 1
             edits += made
-        if self.bits and seen:
-            how = self.bits, self._steps
+        if turned and seen:
             edits += stored_convolutions.edits_in_turn(model, self, how, seen, edits, context, limit, outcome)
         places = {name: index for index, name in enumerate((*found, *images))}
         return sorted(edits, key=lambda edit: places[edit.site])

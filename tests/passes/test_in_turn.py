@@ -165,3 +165,17 @@ def _payload(model: oir.Model, samples: Sequence[Sample]) -> set[str]:
     one = catalog.make("quantize-static")
     assert isinstance(one, LossyPass)
     return {name for edit in one.propose(model, context_for(model, samples), Outcome("")) for name in edit.payload}
+
+
+def test_weights_that_a_search_chooses_from_count_on_no_others() -> None:
+    model, samples = model_of(DEEP), pictures(6, 0, 8)
+    model.opset_imports[""] = 21
+    context = replace(context_for(model, samples), searched=True)
+    found: list[dict[str, np.ndarray]] = []
+    for bits in ("bits=4,", ""):
+        (one,) = catalog.parse(f"quantize-weights{{{bits}convolutions=true,rounding=gptq}}")
+        assert isinstance(one, LossyPass)
+        edits = [edit for edit in one.propose(model, context, Outcome("")) if edit.option == "int4 per channel"]
+        found.append({edit.site: edit.payload["levels"] for edit in edits})
+    assert len(found[0]) == 5 and found[0].keys() == found[1].keys()
+    assert all(np.array_equal(levels, found[1][site]) for site, levels in found[0].items())
