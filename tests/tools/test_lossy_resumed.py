@@ -83,10 +83,14 @@ def test_searches_that_are_killed_anywhere_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_healing_that_is_killed_goes_on_and_no_plan_is_healed_twice(tmp_path: Path) -> None:
-    """Of 24 steps every fourth is a checkpoint."""
-    steps = ("healing:100", "healing:500", "healing:1000", "fuse-norm:0", "writing:0")
+    """Of 24 steps every fourth is a checkpoint; a run that has ended before its moment leaves none."""
+    steps = ("healing:100", "healing:500", "healing:900", "fuse-norm:0", "writing:0")
     whole, others = killed_at(tmp_path, "healing", *steps, *(str(moment) for moment in np.arange(2, 12, 1.3)))
     assert whole["steps"] >= 24
+    assert all(killed["status"] == -signal.SIGKILL for killed, _ in others[: len(steps)])
     for killed, again in others:
-        assert whole["steps"] <= killed["steps"] + again["steps"] <= whole["steps"] + 4
+        if killed["status"] == 0:
+            assert killed["steps"] == again["steps"] == whole["steps"]
+        else:
+            assert whole["steps"] <= killed["steps"] + again["steps"] <= whole["steps"] + 4
     assert not others[len(steps) - 1][1]["steps"]
