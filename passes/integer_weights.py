@@ -23,6 +23,9 @@ from burnish.passes.weight_rounding import error, rounded_layer
 _TURNED = 64
 """Samples that convolutions are rounded in turn by: each of them is a run of most of the model."""
 
+_LEAST = 4
+"""Samples from which on it is asked whether rounding in turn pays: two to fit to, and two to judge by."""
+
 _LEVELS, _SCALE, _LOST, _SHIFT = "levels ", "scale ", "lost ", "shift "
 
 
@@ -51,9 +54,9 @@ def rounded(
     """What `gptq` makes of the weights of layers, by their names; only of those whose inputs it can see.
 
     Convolutions are rounded in turn, each for what it reads behind those before it and their rounded activations, and
-    their biases take up what the outputs are off in the mean, where that changes the model's outputs less on the
-    samples, by more than the standard error. Else, where edits are chosen one by one, and with one sample, each is
-    rounded for what it reads in the original, as all other layers are.
+    their biases take up what the outputs are off in the mean, where that pays: fitted to one half of the samples, it
+    changes the model's outputs less on the other, by more than the standard error. Else, where edits are chosen one by
+    one, and with fewer than four samples, each is rounded for what it reads in the original, as all other layers are.
 
     Args:
         model: the model.
@@ -62,31 +65,67 @@ def rounded(
         how: what is rounded to.
         context: samples and what runs models.
     """
-    once = dict[str, Known]()
-    for name, moment in moments(
-        model, {name: [layer] for name, layer in layers.items()}, context, how.limit, how.centred
-    ):
-        if not isinstance(moment, str):
-            once[name] = _made(layers[name], moment, known, how)
+    once = _once(model, layers, known, how, context)
     images = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution) and name in once}
-    if context.searched or len(context.samples) < 2 or len(images) < 2:
+    if context.searched or len(context.samples) < _LEAST or len(images) < 2:
         return once
-    turned = {name: one for name, one in once.items() if name not in images}
     few = replace(context, samples=context.samples[:_TURNED])
+    return _turned(model, images, once, known, how, few) if _pays(model, images, once, known, how, few) else once
 
-    def whole(parts: Mapping[str, Known]) -> oir.Model:
-        return how.make({key: one for part in (known, *parts.values()) for key, one in part.items()})
 
-    for number, (name, seen) in enumerate(in_turn(model, images, few, how.limit, lambda: whole(turned), how.centred)):
+def _pays(
+    model: oir.Model,
+    images: Mapping[str, Convolution],
+    once: Mapping[str, Known],
+    known: Known,
+    how: Rounding,
+    context: Context,
+) -> bool:
+    """Whether convolutions that are rounded in turn for half of the samples are better on the other half."""
+    half = replace(context, samples=context.samples[::2])
+    first = {**once, **_once(model, images, known, how, half)}
+    other = _turned(model, images, first, known, how, half)
+    tried = Tried(model, replace(context, samples=context.samples[1::2]))
+    try:
+        tried.run({"once": lambda: _whole(first, known, how), "turned": lambda: _whole(other, known, how)})
+    except InputError:
+        return False
+    return tried.gain("once", "turned") > 0
+
+
+def _once(
+    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context
+) -> dict[str, Known]:
+    """The weights of layers, each for what it reads in the original."""
+    groups = {name: [layer] for name, layer in layers.items()}
+    return {
+        name: _made(layers[name], moment, known, how)
+        for name, moment in moments(model, groups, context, how.limit, how.centred)
+        if not isinstance(moment, str)
+    }
+
+
+def _turned(
+    model: oir.Model,
+    images: Mapping[str, Convolution],
+    once: Mapping[str, Known],
+    known: Known,
+    how: Rounding,
+    context: Context,
+) -> dict[str, Known]:
+    """The weights of layers as `once` has them, but those of convolutions in turn."""
+    turned = {name: one for name, one in once.items() if name not in images}
+    turns = in_turn(model, images, context, how.limit, lambda: _whole(turned, known, how), how.centred)
+    for number, (name, seen) in enumerate(turns):
         context.on_step("rounding", number, len(images))
         if not isinstance(seen, str):
             turned[name] = _made(images[name], seen, known, how)
-    tried = Tried(model, context)
-    try:
-        tried.run({"once": lambda: whole(once), "turned": lambda: whole(turned)})
-    except InputError:
-        return once
-    return turned if tried.gain("once", "turned") > 0 else once
+    return turned
+
+
+def _whole(parts: Mapping[str, Known], known: Known, how: Rounding) -> oir.Model:
+    """The model with all layers on integers, and weights as far as `parts` has them."""
+    return how.make({key: one for part in (known, *parts.values()) for key, one in part.items()})
 
 
 def given(layer: Layer, known: Mapping[str, np.ndarray], grid: Grid) -> tuple[np.ndarray, Scales] | None:

@@ -154,9 +154,12 @@ def test_what_is_the_same_everywhere_moves_nothing() -> None:
     assert np.allclose(seen.target(weight), weight, rtol=1e-2)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_samples_leave_none_to_judge_by(count: int) -> None:
+    assert not any("shift" in name for name in _payload(model_of(DEEP), pictures(count, 0, 8)))
+
+
 def test_one_sample_has_no_halves() -> None:
-    model, samples = model_of(DEEP), pictures(1, 0, 8)
-    assert not any("shift" in name for name in _payload(model, samples))
     seen, _ = second(model_of(TWO), model_of(TWO).graph.initializers["a"].const_value.numpy(), 1, True)  # type: ignore[union-attr]
     assert seen.damping == 1e-3
 
