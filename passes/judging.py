@@ -55,6 +55,8 @@ class Judged:
         held = 0
         for sample in self.samples:
             outputs = _run(runner, sample)
+            if isinstance(self.measure, RowMeasure):
+                self.measure.check(outputs, sample)
             self._partials.append(self.measure.partial(outputs, outputs, sample))
             held += sum(array.nbytes for array in outputs.values() if isinstance(array, np.ndarray))
             if self._outputs is not None:

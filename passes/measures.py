@@ -62,6 +62,10 @@ class RowMeasure(ABC):
         many = self.look.kind in ("logits", "probabilities") and array.ndim > 1 and array.shape[-1] > 1
         return array.size // array.shape[-1] if many else 1
 
+    def check(self, reference: Outputs, sample: Sample) -> None:
+        """Raise InputError where what the original computes is no number: nothing can be measured against it."""
+        self._sound(self._values(self._array(reference, sample), sample), sample)
+
     def choices(self, partials: Sequence[Any]) -> int:
         """How many rows these are of that are right or wrong, each as a whole; 0 of a measure that counts no such."""
         return 0
@@ -87,7 +91,7 @@ class RowMeasure(ABC):
                 f"output `{self.look.output}` has the shape {list(other.shape)}, the original's {list(original.shape)}",
                 place=f"sample `{sample.name}`",
             )
-        self._sound(self._values(original, sample), sample)
+        self.check(reference, sample)
         return original, other
 
     def _values(self, array: np.ndarray, sample: Sample) -> np.ndarray:
