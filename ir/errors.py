@@ -46,6 +46,6 @@ class VerificationError(BurnishError):
 
 
 class UnchangedError(BurnishError):
-    """A pass that was required to change the model changed nothing. Exit code 4."""
+    """What was asked to change the model changed nothing, or nothing that it could do helps. Exit code 4."""
 
     exit_code = 4

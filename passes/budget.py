@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from burnish.ir.errors import InputError
+from burnish.ir.errors import BudgetError, InputError, UnchangedError
 
 Objective = Literal["size", "latency"]
 OBJECTIVES: tuple[Objective, ...] = ("size", "latency")
@@ -52,6 +52,16 @@ class Budget:
     size: Amount | None = None
     latency: Amount | None = None
     objective: Objective = "size"
+
+    @property
+    def wanted(self) -> Amount | None:
+        """The size or the time to come down to; None where there is no such target."""
+        return self.size or self.latency
+
+    @property
+    def missed(self) -> type[BudgetError | UnchangedError]:
+        """The error where nothing that was found makes it smaller or faster: a target is missed, or nothing changes."""
+        return UnchangedError if self.wanted is None else BudgetError
 
     def __bool__(self) -> bool:
         return any(one is not None for one in (self.drop, self.size, self.latency))

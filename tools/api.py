@@ -227,7 +227,7 @@ def optimize(
     Raises:
         InputError: bad input or options (exit code 2).
         BudgetError: the budget cannot be met (exit code 1).
-        UnchangedError: a required pass changed nothing, or there is nothing to edit (exit code 4).
+        UnchangedError: a required pass changed nothing, or no lossy edit can be made or helps (exit code 4).
         VerificationError: a rewrite or the compiled code proved wrong; nothing was written (exit code 3).
     """
     todo = plan.resolve(

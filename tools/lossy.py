@@ -250,7 +250,8 @@ class Lossy:
 
         Raises:
             BudgetError: with its standard error it loses more than is allowed, although its plan did not before the
-                exact passes behind it, or it was to be faster and is slower.
+                exact passes behind it, or it is slower and must not be.
+            UnchangedError: it was to be as fast as the drop allows, and is slower.
         """
         if self.judged is None:
             return
@@ -283,7 +284,7 @@ class Lossy:
                 hint="skip more, drop what is nearly always skipped with `form=static`, or write it with `--guard off`",
             )
         if self.edits and self.budget.objective == "latency" and self.latency.slower:
-            raise BudgetError(
+            raise self.budget.missed(
                 f"what would be written takes {self.latency.ratio:.3g} times as long as the model without edits"
                 f" ({self.latency.low:.3g} to {self.latency.high:.3g}), although its edits alone save time",
                 hint="ask for a size, or take other lossy passes",

@@ -122,7 +122,8 @@ def lines(found: Lossy) -> list[str]:
     by_pass = Counter(edit.spec for edit in found.edits)
     chosen = ", ".join(f"{spec} {count}" for spec, count in by_pass.items())
     of = f" of {len(found.scores)}" if found.scores else ""
-    shown = [f"edits     {len(found.edits)}{of}" + (f": {chosen}" if chosen else "")]
+    none = ": the model is within the budget as it is" if found.found is not None and not found.edits else ""
+    shown = [f"edits     {len(found.edits)}{of}" + (f": {chosen}" if chosen else none)]
     if found.kernels:
         kernels = Counter(kernel or "none of their own" for kernel in found.kernels.values())
         shown.append("kernels   " + ", ".join(f"{kernel} {count}" for kernel, count in kernels.most_common()))
@@ -155,8 +156,6 @@ def lines(found: Lossy) -> list[str]:
     if weights is not None and found.edits:
         before, after, predicted = (terminal.size(round(number)) for number in weights.values())
         shown.append(f"weights   {before} -> {after}, predicted {predicted}")
-    if found.found is not None and not found.edits:
-        shown.append(f"note      {why_nothing(found)}")
     if (unsure := doubt(found)) is not None:
         shown.append(f"note      {unsure.why}")
     wanted, latency = found.budget.latency, found.latency
@@ -167,9 +166,7 @@ def lines(found: Lossy) -> list[str]:
 
 
 def why_nothing(found: Lossy) -> str:
-    """Why no edit was made although there is a budget."""
-    if found.budget.drop is None:
-        return "the model is within the budget as it is"
+    """Why a search made no edit although some may be lost."""
     if found.budget.objective == "size" and found.frontier and not any(saving for saving, _, _ in found.frontier):
         return "none of the edits makes the model smaller; what makes it faster is searched with `--objective latency`"
     tried = [plan for plan in found.found.plans if plan.edits and plan.held_out] if found.found is not None else []

@@ -78,6 +78,7 @@ def run(
     Raises:
         InputError: there are no samples to choose by, nothing can be edited, or options and budget contradict.
         BudgetError: the budget cannot be met.
+        UnchangedError: no edit can be made, or none helps.
         Miscompiled: the normal form proved wrong.
     """
     return _Stage(model, todo, samples, judge, options or Options()).run()
@@ -192,10 +193,10 @@ class _Stage:
         for one, given, outcome in zip(self.todo.lossy, named, outcomes, strict=True):
             wanted = one.propose(found.model, self.context, outcome) if given is None else given
             edits += self._worthwhile(found, one, found.free(wanted, edits, outcome), outcome)
-        if not edits:
-            raise UnchangedError(_nothing(outcomes, {}), hint=_others(self.todo.lossy))
         if self.parts is not None and "size" in self.todo.guard:
             edits = spared(found.model, edits, self.todo, self.context, outcomes, self.on_step)
+        if not edits:
+            raise UnchangedError(_nothing(outcomes, {}), hint=_others(self.todo.lossy))
         self._make(found, edits, outcomes)
 
     def _worthwhile(self, found: Lossy, one: LossyPass, edits: Sequence[Edit], outcome: Outcome) -> Sequence[Edit]:
@@ -289,10 +290,8 @@ class _Stage:
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
             own = [edit for edit in proposed if edit.spec == catalog.spec(one)]
             outcome.skipped += found.unchosen(own, found.found.plan.edits)
-        if not found.found.plan.edits and self.todo.budget.drop is not None and self._only_quantizes:
-            raise UnchangedError(
-                f"nothing is quantized: {lossy_report.why_nothing(found)}", hint="allow more, or add other lossy passes"
-            )
+        if not found.found.plan.edits and self.todo.budget.wanted is None:
+            raise UnchangedError(f"no edit is made: {lossy_report.why_nothing(found)}", hint=f"allow more, or {OTHERS}")
         self._make(found, found.found.plan.edits, outcomes)
         self._check_size(found)
 
@@ -306,10 +305,6 @@ class _Stage:
                 f"by their own accounts the edits come down to {wanted:,.0f} bytes of weights, together to {left:,}",
                 hint="want less, so that it comes down far enough",
             )
-
-    @property
-    def _only_quantizes(self) -> bool:
-        return all(one.order == QUANTIZED for one in self.todo.lossy)
 
     @property
     def _slack(self) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as oir
 
 from burnish.backends.ort.kernel_times import KernelTimes, exceeds_cache
-from burnish.ir.errors import BudgetError, BurnishError
+from burnish.ir.errors import BurnishError
 from burnish.ir.samples import Sample
 from burnish.passes import lossy
 from burnish.passes.latency import Work, faster
@@ -91,7 +91,7 @@ def timed(found: Lossy, edits: Sequence[Edit], todo: Todo, samples: Sequence[Sam
     """Measure what edits save on the target; `found` takes what the original takes, and where that was measured.
 
     Raises:
-        BudgetError: none saves time.
+        BudgetError, UnchangedError: none saves time.
     """
     found.timed_in = "in ONNX Runtime" if options.kernels is None else options.kernels.words
     found.whole, looked = with_seconds(
@@ -108,7 +108,8 @@ def timed(found: Lossy, edits: Sequence[Edit], todo: Todo, samples: Sequence[Sam
     quick = faster(looked)
     if not quick:
         why = next(iter(looked.reasons.values()), "each was timed beside what it replaces")
-        raise BudgetError(f"none of {len(edits)} edits saves time {found.timed_in}: {why}", hint="ask for a size")
+        cause = f"none of {len(edits)} edits saves time {found.timed_in}: {why}"
+        raise todo.budget.missed(cause, hint="ask for a size")
     whole = None
     if options.kernels is None:
         lowering = Pipeline(todo.passes)

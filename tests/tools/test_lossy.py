@@ -204,7 +204,7 @@ def test_the_metric_of_a_recipe_file_is_taken(tmp_path: Path) -> None:
 def test_a_report_is_valid_json_whatever_was_measured(tmp_path: Path) -> None:
     with np.load(DEMO / "digits.npz") as data:
         np.savez(tmp_path / "two.npz", image=data["image"][:2], labels=data["label"][:2])
-    report.write(optimize(tmp_path, data=tmp_path / "two.npz"), tmp_path / "report.json")
+    report.write(optimize(tmp_path, data=tmp_path / "two.npz", max_size="100%"), tmp_path / "report.json")
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -258,10 +258,29 @@ def test_the_printed_python_shows_and_draws_what_the_command_does(
     assert (tmp_path / "plan.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_edits_that_save_nothing_of_what_is_sought_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = optimize(tmp_path, passes=["parallel-blocks"])
-    report.show(result)
-    assert not result.lossy.edits and "none of the edits makes the model smaller" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"passes": ["parallel-blocks"]}, "none of the edits makes the model smaller"),
+        ({"max_drop": 1e-9, "metric": "relative-error"}, "no edit stays within the budget"),
+        (
+            {"passes": [QUICK, "quantize-weights{bits=2}"], "max_drop": 1e-9, "metric": "relative-error"},
+            "no edit stays within the budget",
+        ),
+    ],
+)
+def test_a_search_that_makes_no_edit_ends_with_exit_code_4_whatever_the_passes(
+    tmp_path: Path, given: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UnchangedError, match=f"no edit is made: {why}") as stopped:
+        optimize(tmp_path, **given)
+    assert stopped.value.exit_code == 4 and not (tmp_path / "out.onnx").exists()
+
+
+def test_a_size_that_the_model_has_is_told_in_the_first_line(tmp_path: Path) -> None:
+    found = optimize(tmp_path, max_drop=1e-9, metric="relative-error", max_size="100%").lossy
+    assert found is not None and not found.edits and (tmp_path / "out.onnx").exists()
+    assert lossy_report.lines(found)[0].endswith(": the model is within the budget as it is")
 
 
 def test_healing_without_torch_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from golden import parse_graph
 from lossy_runs import optimize
 
+import burnish
+from burnish.ir.errors import UnchangedError
 from burnish.passes import recipes
 from burnish.tools import report
 
@@ -43,6 +47,20 @@ def test_a_small_last_layer_stays_where_it_makes_much_of_the_error(tmp_path: Pat
         errors["recipe" in asked], bytes_left["recipe" in asked] = found["result"]["drop"], result.sizes[1]
     assert errors[True] < 0.97 * errors[False]
     assert bytes_left[False] < bytes_left[True] < bytes_left[False] + 0.01 * result.sizes[0]
+
+
+def test_a_recipe_that_leaves_every_layer_as_it_is_ends_with_exit_code_4(tmp_path: Path) -> None:
+    source = (
+        '<opset_import: ["": 17]> g (float[N, 4, 22, 22] x) => (float[N, 10] y) '
+        "<float[256, 4, 20, 20] v, float[256, 10] a, float[256, 10] b> { h = Conv (x, v) "
+        "k = ReduceMean <axes = [2, 3], keepdims = 0> (h)  i = MatMul (k, a) "
+        "t = Tanh (k)  j = MatMul (t, b)  y = Add (i, j) }"
+    )
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((4, 4, 22, 22)).astype(np.float32)} for _ in range(12)]
+    with pytest.raises(UnchangedError, match=r"rounding it makes \d+% of the squared error"):
+        burnish.optimize(parse_graph(source), tmp_path / "out.onnx", recipe="int8", data=data, guard=["size"])
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_a_search_mixes_encodings_within_the_budget(tmp_path: Path) -> None:

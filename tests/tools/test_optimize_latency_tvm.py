@@ -14,7 +14,7 @@ tvm = pytest.importorskip("tvm")
 
 import burnish  # noqa: E402
 from burnish.backends.tvm import kernel_times, load  # noqa: E402
-from burnish.ir.errors import BudgetError, InputError  # noqa: E402
+from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError  # noqa: E402
 from burnish.passes.protocols import Verdict  # noqa: E402
 from burnish.tools import api, lossy_report, report  # noqa: E402
 
@@ -66,15 +66,18 @@ def test_edits_are_chosen_by_kernels_that_ran_and_a_second_search_runs_none(
     assert again.lossy is not None and [one.key for one in again.lossy.edits] == [one.key for one in result.lossy.edits]
 
 
-def test_what_is_slower_together_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wanted", "error"), [({}, UnchangedError), ({"max_latency": "99%"}, BudgetError)])
+def test_what_is_slower_together_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, str], error: type[BurnishError]
+) -> None:
     judge = api.ort_judge
 
     def biased(target: str, **options: Any) -> Any:
         return replace(judge(target, **options), clock=lambda *given: Verdict(1.5, 1.4, 1.6, True, False, 9))
 
     monkeypatch.setattr(api, "ort_judge", biased)
-    with pytest.raises(BudgetError, match=r"takes 1\.5 times as long as the model without edits") as refused:
-        optimize(tmp_path)
+    with pytest.raises(error, match=r"takes 1\.5 times as long as the model without edits") as refused:
+        optimize(tmp_path, **wanted)
     assert refused.value.hint and not (tmp_path / "out").exists()
     assert not [one for one in tmp_path.iterdir() if one.name not in ("cache", "data.npz")]
 

@@ -21,7 +21,7 @@ import onnx_ir as oir
 
 import burnish
 from burnish.backends.ort.session import executor
-from burnish.ir.errors import BurnishError
+from burnish.ir.errors import BurnishError, UnchangedError
 from burnish.ir.samples import Sample
 from burnish.passes.judging import Judged
 from burnish.passes.measure_choice import measure
@@ -146,7 +146,10 @@ def _docstrings(count: int = 480, batch: int = 8) -> Iterator[dict[str, np.ndarr
 def rows(bed: Bed) -> Iterator[Row]:
     """Every way of choosing on one bed."""
     for way, passes in SEARCHES.items():
-        yield _row(bed, way, _optimized(bed, passes, max_drop=bed.drop))
+        try:
+            yield _row(bed, way, _optimized(bed, passes, max_drop=bed.drop))
+        except UnchangedError as error:
+            print(bed.name, way, error, flush=True)
     best: Row | None = None
     for share in SHARES:
         row = _row(bed, f"one ratio, {share}", _optimized(bed, [f"project-rank{{policy=uniform,share={share}}}"]))

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as oir
 
 from burnish.backends.ort.session import executor
+from burnish.ir.errors import UnchangedError
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import Edit, LossyPass
@@ -151,7 +152,10 @@ def searched(numbers: Numbers) -> None:
     def found(way: str) -> dict[str, Any]:
         data = windows("training")[:24]
         options: dict[str, Any] = {"passes": [pool(way, 1)], "max_drop": BUDGET, "verify": "off"}
-        result = burnish.optimize(zoo.path(LANGUAGE), data=data, metric="perplexity", **options)
+        try:
+            result = burnish.optimize(zoo.path(LANGUAGE), data=data, metric="perplexity", **options)
+        except UnchangedError:
+            return {"layers": 0, "drop": 0.0}
         said = report.as_dict(result)["lossy"]
         return {"layers": len(said["edits"]), "drop": said["result"]["drop"] / said["original"]}
 
