@@ -94,7 +94,11 @@ def mean_of(layer: Layer) -> str:
 
 
 def best(
-    model: oir.Model, known: Mapping[Method, Known], make: Callable[[Known], oir.Model], context: Context
+    model: oir.Model,
+    known: Mapping[Method, Known],
+    make: Callable[[Known], oir.Model],
+    context: Context,
+    limit: int,
 ) -> Method:
     """The method by which all layers together change the outputs least, by the divergence that edits are scored by.
 
@@ -106,10 +110,11 @@ def best(
         known: by method.
         make: the model with ranges.
         context: samples and what runs models; the first samples are taken.
+        limit: bytes of outputs that are held at once.
     """
     if len(known) == 1:
         return next(iter(known))
-    tried = Tried(model, context)
+    tried = Tried(model, context, limit=limit)
     try:
         tried.run({method: partial(make, one) for method, one in known.items()})
     except InputError:

@@ -172,7 +172,7 @@ class Gram(Reducer):
 
     def _sum(self, total: Array, products: Array) -> None:
         if self._products is None or self._total is None:
-            self._total, self._products = total.astype(np.float64), products.astype(np.float64)
+            self._total, self._products = total.astype(np.float64), products.astype(np.float64, copy=False)
             return
         _same_features(len(self._total), len(total))
         self._total = self._total + total

@@ -21,8 +21,10 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import edit, weights
+from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
 from burnish.ir.walk import bodies
+from burnish.passes.base import Outcome
 from burnish.passes.factors import steadied
 from burnish.passes.gram import Gram
 from burnish.passes.layers import gram_of, unobservable
@@ -73,6 +75,7 @@ def in_turn(
     context: Context,
     limit: int,
     make: Callable[[], oir.Model],
+    outcome: Outcome,
     centred: Container[str] = (),
 ) -> Iterator[tuple[str, Both | np.ndarray | str]]:
     """What each convolution reads, one after the other, or why that cannot be told.
@@ -84,71 +87,107 @@ def in_turn(
         limit: bytes of statistics, and of activations, that are held at once.
         make: a copy of the model whose layers are rounded as far as they are known, with the nodes' names; called for
             each convolution, after the caller has taken what came before.
+        outcome: takes a note where only the original is looked at, with the reason.
         centred: convolutions whose moments are those about the mean.
 
     Returns:
-        Names with both patches; with the moment in the original alone, as `moments` gives it, where `limit` is too
-        small for both; or with the reason in plain words.
+        Names with both patches; with the moment in the original alone, as `moments` gives it, where both cannot be seen
+        together, or not within `limit`; or with the reason in plain words.
     """
     for name, layer in found.items():
-        gram, reason = gram_of(layer, exact=name in centred), unobservable(model, layer)
-        if reason is not None:
-            yield name, f"what it reads cannot be observed: {reason}"
+        seen = _seen(model, name, layer, context, limit, make, name in centred)
+        if isinstance(seen, Both):
+            yield name, seen
             continue
-        masked = context.keeps(model, {name: (layer.input, 1)})[name] is not None
-        needed = _needed(layer.input)
-        halves = [half for half in (context.samples[::2], context.samples[1::2]) if half]
-        if masked or needed is None or len(halves) * gram.nbytes((1, 2 * layer.in_channels, 1)) > limit:
-            yield from moments(model, {name: [layer]}, context, limit, centred)
-            continue
-        joint, value = _beside(make(), model, layer, needed)
-        observer = context.observe(joint)
+        for _, moment in moments(model, {name: [layer]}, context, limit, centred):
+            if not isinstance(moment, str):
+                outcome.notes[f"rounded for what it reads in the original, not behind rounded layers: {seen}"] += 1
+            yield name, moment
+
+
+def _seen(
+    model: oir.Model,
+    name: str,
+    layer: Convolution,
+    context: Context,
+    limit: int,
+    make: Callable[[], oir.Model],
+    centred: bool,
+) -> Both | str:
+    """Both patches of a convolution, or why they cannot be had."""
+    gram, reason = gram_of(layer, exact=centred), unobservable(model, layer)
+    if reason is not None:
+        return f"what it reads cannot be observed: {reason}"
+    if context.keeps(model, {name: (layer.input, 1)})[name] is not None:
+        return "its patches mix positions with padding"
+    needed = _needed(layer.input)
+    if needed is None:
+        return "what it reads depends on a node with branches"
+    halves = [half for half in (context.samples[::2], context.samples[1::2]) if half]
+    # a half's rows are multiplied beside what there is of both: one more of the same size
+    if (len(halves) + 1) * gram.nbytes((1, 2 * layer.in_channels, 1)) > limit:
+        return "moments of both take more than `memory`"
+    joint, value = _beside(make(), model, layer, needed)
+    observer = context.observe(joint)
+    try:
         seen = [observer.observe({name: Site(value)}, {name: gram}, half, limit=limit)[name] for half in halves]
+    except InputError as error:
+        return f"both cannot be observed together: {error.cause}"
+    finally:
         observer.close()
-        yield name, _both([one for one in seen if isinstance(one, Gram) and one.rows], layer, name in centred)
+    return _both([one for one in seen if isinstance(one, Gram) and one.rows], layer, centred)
 
 
 def _both(halves: Sequence[Gram], layer: Convolution, centred: bool) -> Both | str:
+    """What is fitted to all samples; the halves are used up."""
     if not halves:
         return "no row was seen: the samples have none"
-    size, whole = features_of(layer), halves[0].twin()
+    size, damping = features_of(layer), _DAMPINGS[0]
+    if len(halves) > 1:
+        rows = layer.weight().reshape(layer.groups, -1, size)
+        lost = sum(_lost(rows, _fitted(one, size, centred), other) for one, other in (halves, halves[::-1]))
+        damping = (*_DAMPINGS, np.inf)[int(np.argmin(lost))]
+    whole = halves[0]
     for half in halves[1:]:
         whole.merge(half)
     found = _fitted(whole, size, centred)
     if not np.isfinite(found.moment).all() or not np.isfinite(found.apart).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"
-    if len(halves) > 1:
-        rows = layer.weight().reshape(len(found.moment), -1, size)
-        lost = sum(_lost(rows, _fitted(one, size, centred), other) for one, other in (halves, halves[::-1]))
-        found = replace(found, damping=(*_DAMPINGS, np.inf)[int(np.argmin(lost))])
     moment = steadied(found.moment, whole.rows)
     known = 1.0 if moment is found.moment else 10 * whole.rows / (size + 10 * whole.rows)
-    return replace(found, moment=moment, apart=known * found.apart)
+    return replace(found, moment=moment, apart=known * found.apart, damping=damping)
 
 
 def _fitted(gram: Gram, size: int, centred: bool) -> Both:
     """What one reads from the moments of both."""
-    both, means = by_group(gram.covariance if centred else gram.matrix / gram.rows, 2 * size), None
-    own, mixed = both[:, size:, size:], both[:, :size, size:]
-    apart = mixed - own
+    both, means = by_group(gram.matrix, 2 * size), None
+    with np.errstate(invalid="ignore", over="ignore"):
+        own, apart = both[:, size:, size:] / gram.rows, both[:, :size, size:] / gram.rows
+        if centred:
+            means = gram.mean.reshape(-1, 2, size).transpose(1, 0, 2)
+            own -= means[1][:, :, None] * means[1][:, None, :]
+            apart -= means[0][:, :, None] * means[1][:, None, :]
+        apart -= own
     if centred:
-        most = np.diagonal(gram.matrix, axis1=-2, axis2=-1).max(initial=0.0) / gram.rows
-        own = own + ROUNDING * most * np.eye(size)
-        means = gram.mean.reshape(-1, 2, size).transpose(1, 0, 2)
+        most = np.diagonal(both, axis1=-2, axis2=-1).max(initial=0.0) / gram.rows
+        _add_to_diagonals(own, np.full(len(own), ROUNDING * most))
     return Both(own, apart, means)
 
 
 def _lost(rows: np.ndarray, fitted: Both, other: Gram) -> np.ndarray:
     """What outputs change by in the mean square on samples that a move was not fitted to, by each damping and none."""
     size = rows.shape[2]
-    both = by_group(other.matrix / other.rows, 2 * size)
-    if fitted.means is not None:
-        apart = other.mean.reshape(len(both), -1) - fitted.means.transpose(1, 0, 2).reshape(len(both), -1)
-        both = by_group(other.covariance, 2 * size) + apart[:, :, None] * apart[:, None, :]
+    both, mean = by_group(other.matrix, 2 * size), other.mean.reshape(len(rows), 2 * size)
     found = []
-    for damping in (*_DAMPINGS, np.inf):
-        moved = np.concatenate([rows, -rows - _move(rows, fitted.moment, fitted.apart, damping)], 2)
-        found.append(np.vdot(moved @ both, moved))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for damping in (*_DAMPINGS, np.inf):
+            moved = np.concatenate([rows, -rows - _move(rows, fitted.moment, fitted.apart, damping)], 2)
+            lost = np.vdot(moved @ both, moved) / other.rows
+            if fitted.means is not None:  # the mean of the fitted samples is taken off in place of their own
+                shift = fitted.means.transpose(1, 0, 2).reshape(mean.shape)
+                own, off = (np.einsum("goi,gi->go", moved, one) for one in (mean, mean - shift))
+                lost += np.vdot(off, off) - np.vdot(own, own)
+            found.append(lost)
     return np.array(found)
 
 
@@ -156,10 +195,15 @@ def _move(rows: np.ndarray, moment: np.ndarray, apart: np.ndarray, damping: floa
     """By how much the rows [groups, out, in] are to move."""
     if np.isinf(damping):
         return np.zeros_like(rows)
-    size = moment.shape[-1]
-    steady = np.trace(moment, axis1=1, axis2=2)[:, None, None] / size
-    damped = moment + (damping * steady + np.finfo(np.float64).tiny) * np.eye(size)
+    damped = moment.copy()
+    steady = np.trace(moment, axis1=1, axis2=2) / moment.shape[-1]
+    _add_to_diagonals(damped, damping * steady + np.finfo(np.float64).tiny)
     return np.asarray(np.linalg.solve(damped, (rows @ apart).transpose(0, 2, 1)).transpose(0, 2, 1))
+
+
+def _add_to_diagonals(matrices: np.ndarray, numbers: np.ndarray) -> None:
+    """Add one number to the diagonal of each of the matrices."""
+    np.einsum("gii->gi", matrices)[:] += numbers[:, None]
 
 
 def _beside(

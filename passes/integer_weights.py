@@ -11,6 +11,7 @@ import onnx_ir as oir
 from burnish.ir.errors import InputError
 from burnish.ir.views.convolution import Convolution
 from burnish.passes import integer_layers, qdq, ranges
+from burnish.passes.base import Outcome
 from burnish.passes.calibration import Known
 from burnish.passes.grids import Grid, Scales, dequantize
 from burnish.passes.in_turn import Both, in_turn
@@ -49,7 +50,7 @@ class Rounding:
 
 
 def rounded(
-    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context
+    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context, outcome: Outcome
 ) -> dict[str, Known]:
     """What `gptq` makes of the weights of layers, by their names; only of those whose inputs it can see.
 
@@ -64,13 +65,16 @@ def rounded(
         known: the least and the largest number of each value, by its name.
         how: what is rounded to.
         context: samples and what runs models.
+        outcome: takes a note for each layer that is rounded otherwise, with the reason.
     """
-    once = _once(model, layers, known, how, context)
+    once = _once(model, layers, known, how, context, outcome)
     images = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution) and name in once}
     if context.searched or len(context.samples) < _LEAST or len(images) < 2:
         return once
     few = replace(context, samples=context.samples[:_TURNED])
-    return _turned(model, images, once, known, how, few) if _pays(model, images, once, known, how, few) else once
+    if not _pays(model, images, once, known, how, few):
+        return once
+    return _turned(model, images, once, known, how, few, outcome)
 
 
 def _pays(
@@ -82,10 +86,10 @@ def _pays(
     context: Context,
 ) -> bool:
     """Whether convolutions that are rounded in turn for half of the samples are better on the other half."""
-    half = replace(context, samples=context.samples[::2])
-    first = {**once, **_once(model, images, known, how, half)}
-    other = _turned(model, images, first, known, how, half)
-    tried = Tried(model, replace(context, samples=context.samples[1::2]))
+    half, unheard = replace(context, samples=context.samples[::2]), Outcome("")
+    first = {**once, **_once(model, images, known, how, half, unheard)}
+    other = _turned(model, images, first, known, how, half, unheard)
+    tried = Tried(model, replace(context, samples=context.samples[1::2]), limit=how.limit)
     try:
         tried.run({"once": lambda: _whole(first, known, how), "turned": lambda: _whole(other, known, how)})
     except InputError:
@@ -94,15 +98,16 @@ def _pays(
 
 
 def _once(
-    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context
+    model: oir.Model, layers: Mapping[str, Layer], known: Known, how: Rounding, context: Context, outcome: Outcome
 ) -> dict[str, Known]:
     """The weights of layers, each for what it reads in the original."""
-    groups = {name: [layer] for name, layer in layers.items()}
-    return {
-        name: _made(layers[name], moment, known, how)
-        for name, moment in moments(model, groups, context, how.limit, how.centred)
-        if not isinstance(moment, str)
-    }
+    made, groups = dict[str, Known](), {name: [layer] for name, layer in layers.items()}
+    for name, moment in moments(model, groups, context, how.limit, how.centred):
+        if isinstance(moment, str):
+            outcome.notes[f"rounded by `mse` in place of `gptq`: {moment}"] += 1
+        else:
+            made[name] = _made(layers[name], moment, known, how)
+    return made
 
 
 def _turned(
@@ -112,14 +117,14 @@ def _turned(
     known: Known,
     how: Rounding,
     context: Context,
+    outcome: Outcome,
 ) -> dict[str, Known]:
     """The weights of layers as `once` has them, but those of convolutions in turn."""
     turned = {name: one for name, one in once.items() if name not in images}
-    turns = in_turn(model, images, context, how.limit, lambda: _whole(turned, known, how), how.centred)
+    turns = in_turn(model, images, context, how.limit, lambda: _whole(turned, known, how), outcome, how.centred)
     for number, (name, seen) in enumerate(turns):
         context.on_step("rounding", number, len(images))
-        if not isinstance(seen, str):
-            turned[name] = _made(images[name], seen, known, how)
+        turned[name] = once[name] if isinstance(seen, str) else _made(images[name], seen, known, how)
     return turned
 
 

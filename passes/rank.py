@@ -194,6 +194,8 @@ def by_group(matrix: np.ndarray, features: int) -> np.ndarray:
     """A moment of rows, [groups * features, ...] or [groups, features, features], as the latter."""
     if matrix.ndim == 3:
         return matrix
+    if len(matrix) == features:
+        return matrix[None]
     starts = range(0, len(matrix), features)
     return np.stack([matrix[at : at + features, at : at + features] for at in starts])
 

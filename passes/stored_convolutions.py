@@ -105,7 +105,7 @@ def edits_in_turn(
         outcome: takes what stays.
     """
     made, (bits, steps) = list(others), how
-    turns = in_turn(model, images, context, limit, lambda: apply(model, made, [one])[0])
+    turns = in_turn(model, images, context, limit, lambda: apply(model, made, [one])[0], outcome)
     for number, (name, seen) in enumerate(turns):
         context.on_step("rounding", number, len(images))
         known = None if isinstance(seen, str) else seen

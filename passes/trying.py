@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from burnish.ir.samples import Sample
 from burnish.passes.lossy import Context
 from burnish.passes.measure_choice import measure
 from burnish.passes.measures import spread
+from burnish.passes.sites import LIMIT
 
 TRIED = 64
 """Samples that versions are compared on."""
@@ -26,12 +27,14 @@ class Tried:
         model: the original.
         context: samples, of which the first are taken, and what runs models.
         by: the measure, one of which less is better.
+        limit: bytes of outputs that are held at once: fewer samples are taken where they would be more.
     """
 
-    def __init__(self, model: oir.Model, context: Context, by: str = "divergence") -> None:
-        self._samples, self._context = context.samples[:TRIED], context
+    def __init__(self, model: oir.Model, context: Context, by: str = "divergence", limit: int = LIMIT) -> None:
+        self._context = context
         self._measure = measure(by, model, keeps=context.keeps).measure
-        self._reference = list(_outputs(model, self._samples, context))
+        self._reference = list(_fitting(_outputs(model, context.samples[:TRIED], context), limit))
+        self._samples = context.samples[: len(self._reference)]
         self._partials: dict[object, list[Any]] = {}
 
     def run(self, versions: Mapping[K, Callable[[], oir.Model]]) -> None:
@@ -53,6 +56,16 @@ class Tried:
         """By how much less `other` has, less the standard error of that."""
         apart = spread(self._measure, self._partials[first], self._partials[other])
         return self.value(first) - self.value(other) - apart
+
+
+def _fitting(found: Iterable[Mapping[str, np.ndarray]], limit: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """The first outputs, as many as take no more bytes together than `limit`, or one."""
+    held = 0
+    for number, outputs in enumerate(found):
+        held += sum(array.nbytes for array in outputs.values())
+        if number and held > limit:
+            return
+        yield outputs
 
 
 def _outputs(model: oir.Model, samples: Sequence[Sample], context: Context) -> Iterator[Mapping[str, np.ndarray]]:

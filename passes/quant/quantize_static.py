@@ -50,7 +50,8 @@ class QuantizeStatic(LossyPass):
         correct_bias: move each bias by what rounding the weight changes at the mean of the inputs.
         stem: also convolutions on at most four channels, as the first of images, and depthwise ones behind their Relu:
             kernels on integers are slower there, and rounding what they read costs more than the few weights save.
-        memory: MiB of activations that are held at once while samples are run; what is kept of them is 64 KiB a value.
+        memory: MiB of activations that are held at once while samples are run, and of statistics that weights are
+            rounded by; what else is kept is 64 KiB a value.
     """
 
     dtype: Literal["int8", "float8e4m3fn", "float8e5m2"] = "int8"
@@ -126,12 +127,12 @@ class QuantizeStatic(LossyPass):
             return []
         beside = integer_layers.beside(model, found, self._grid)
         make = partial(self._made, model, list(found.values()))
-        known = seen.known[best(model, seen.known, make, context)]
+        known = seen.known[best(model, seen.known, make, context, self.memory << 20)]
         images = self.rounding == "best" and self.per_channel and self.dtype == "int8"
         measured = found if self.rounding == "gptq" else integer_layers.images(found) if images else {}
         centred = [name for name, layer in measured.items() if self._corrected(layer)]
         how = Rounding(self._grid, self._weights, centred, self.memory << 20, make)
-        rounded = integer_weights.rounded(model, measured, known, how, context)
+        rounded = integer_weights.rounded(model, measured, known, how, context, outcome)
         return [
             Edit(
                 catalog.spec(self),
