@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as oir
@@ -18,22 +17,23 @@ from burnish.frontends.arrays import LARGEST_BYTES, read_npy, read_npz
 from burnish.frontends.dims import free_symbols, is_unnamed, symbol_of
 from burnish.frontends.fill import numpy_dtype
 from burnish.frontends.functions import function_named, is_function
+from burnish.frontends.labels import GROUPS, LABELS, array_of, cut_like, groups_of, taken
 from burnish.frontends.roles import required_inputs
 from burnish.ir.errors import InputError
 from burnish.ir.samples import Sample
 
-_LABELS = ("labels", "label")
 _FORMS = "give an `.npz` file, a folder of `.npz` or `.npy` files, or `package.module:function`"
 
 
 def read_samples(spec: str | Path | object, model: oir.Model) -> list[Sample]:
     """The samples that `spec` names, each with an array for every input of `model`, in the model's dtypes.
 
-    An `.npz` file holds arrays named as the inputs and, if wanted, `labels`. Arrays of the inputs' ranks are one sample
-    (a batch of its own); arrays of one more axis are samples stacked along it; arrays for a model of a fixed batch
-    `b` whose first axis is a multiple of `b` are cut into samples. In a folder, sorted by name, every file is read so;
-    an `.npy` file holds the array of a model's only input. An array of a dictionary that lacks the batch axis gets one
-    of length 1. Columns of a `datasets` object that are no inputs are ignored, elsewhere they are an error.
+    An `.npz` file holds arrays named as the inputs and, if wanted, `labels` and `groups`: whole numbers or texts that
+    tell for each sample, or each row of a batch, what it comes from. Arrays of the inputs' ranks are one sample (a
+    batch of its own); arrays of one more axis are samples stacked along it; arrays for a model of a fixed batch `b`
+    whose first axis is a multiple of `b` are cut into samples. In a folder, sorted by name, every file is read so; an
+    `.npy` file holds the array of a model's only input. An array of a dictionary that lacks the batch axis gets one of
+    length 1. Columns of a `datasets` object that are no inputs are ignored, elsewhere they are an error.
 
     Numbers are cast to the model's dtype where that keeps every value (int32 to int64, int64 to int32 when all fit,
     bool to integers) and from a wider to a narrower floating-point dtype; integers do not become floating point.
@@ -96,18 +96,17 @@ def _file(path: Path, model: oir.Model) -> list[Sample]:
                 place=str(path),
                 hint="write an `.npz` file with " + ", ".join(f"`{value.name}`" for value in values),
             )
-        return _cut({str(values[0].name): read_npy(path)}, None, model, str(path))
+        return _cut({str(values[0].name): read_npy(path)}, model, str(path))
     if path.suffix != ".npz":
         raise InputError(f"samples cannot be read from `{path.suffix or path.name}`", place=str(path), hint=_FORMS)
     arrays = read_npz(path)
-    inputs = {value.name for value in model.graph.inputs}
-    label = next((name for name in _LABELS if name in arrays and name not in inputs), None)
-    labels = arrays.pop(label) if label else None
-    return _cut(arrays, labels, model, str(path))
+    return _cut(arrays, model, str(path))
 
 
-def _cut(arrays: dict[str, np.ndarray], labels: np.ndarray | None, model: oir.Model, place: str) -> list[Sample]:
+def _cut(arrays: dict[str, np.ndarray], model: oir.Model, place: str) -> list[Sample]:
     """The samples in a set of arrays: one, stacked ones, or a multiple of the model's fixed batch."""
+    labels, groups = taken(arrays, LABELS, model), taken(arrays, GROUPS, model)
+    groups = groups.reshape(()) if groups is not None and groups.size == 1 else groups
     values = _check_names(arrays, model, place)
     ranked = [value for value in values if value.shape is not None]
     extra = {arrays[str(value.name)].ndim - len(value.shape or ()) for value in ranked}
@@ -123,23 +122,26 @@ def _cut(arrays: dict[str, np.ndarray], labels: np.ndarray | None, model: oir.Mo
         parts = [{name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(counts.pop())]
     else:
         parts = _fixed_batches(arrays, values, counts) or [arrays]
-    if labels is not None and (len(parts) > 1 or (labels.ndim == 1 and len(counts) == 1)):
-        wanted = len(parts) if len(parts) > 1 else next(iter(counts))
-        if labels.ndim == 0 or labels.shape[0] % max(wanted, 1):
-            raise InputError(
-                f"there are {labels.shape[0] if labels.ndim else 1} labels for {wanted} samples",
-                place=place,
-                hint="the first axis of `labels` counts the samples",
-            )
-        each = labels.shape[0] // len(parts)
-        stacked = extra == {1}
-        cut: list[np.ndarray | None] = [
-            labels[i] if stacked else labels[i * each : (i + 1) * each] for i in range(len(parts))
-        ]
-    else:
-        cut = [labels if extra != {1} or labels is None else labels[0]] * len(parts)
+    wanted = len(parts) if len(parts) > 1 else next(iter(counts)) if len(counts) == 1 else None
+    labelled = cut_like(labels, parts, extra == {1}, wanted, "labels", place)
+    grouped = cut_like(groups, parts, extra == {1}, wanted, "groups", place)
     names = [place] if len(parts) == 1 else [f"{place}[{i}]" for i in range(len(parts))]
-    return [Sample(n, _fit(p, values, n), c) for n, p, c in zip(names, parts, cut, strict=True)]
+    each = zip(names, parts, labelled, grouped, strict=True)
+    return [_sample(name, part, label, group, values, model) for name, part, label, group in each]
+
+
+def _sample(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    labels: object,
+    groups: object,
+    values: list[oir.Value],
+    model: oir.Model,
+) -> Sample:
+    """A sample of checked inputs, and of labels and groups, where there are any."""
+    feeds = _fit(arrays, values, name)
+    label = None if labels is None else array_of(labels, f"{name}, label")
+    return Sample(name, feeds, label, None if groups is None else groups_of(groups, feeds, model, f"{name}, groups"))
 
 
 def _fixed_batches(
@@ -200,9 +202,9 @@ def _rows(source: object, model: oir.Model, place: str) -> Iterator[Sample]:
 
 def _row(row: object, model: oir.Model, place: str, *, only_inputs: bool) -> Sample:
     """One sample of an iterable."""
-    name, label = place, None
+    name, label, group = place, None, None
     if isinstance(row, Sample):
-        name, label, row = row.name, row.labels, row.feeds
+        name, label, group, row = row.name, row.labels, row.groups, row.feeds
     elif isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[0], Mapping):
         row, label = row
     if not isinstance(row, Mapping):
@@ -213,32 +215,18 @@ def _row(row: object, model: oir.Model, place: str, *, only_inputs: bool) -> Sam
         )
     given = {str(key): item for key, item in row.items()}
     names = {str(value.name) for value in model.graph.inputs}
-    for key in _LABELS:
-        if key in given and key not in names:
-            label = given.pop(key) if label is None else label
+    labels, groups = taken(given, LABELS, model), taken(given, GROUPS, model)
+    label, group = labels if label is None else label, groups if group is None else group
     if only_inputs:
         given = {key: item for key, item in given.items() if key in names}
     values = _check_names(given, model, place)
     feeds = {}
     for value in values:
-        array = _array(given[str(value.name)], f"{place}, input `{value.name}`")
+        array = array_of(given[str(value.name)], f"{place}, input `{value.name}`")
         lacks_batch = value.shape is not None and array.ndim + 1 == len(value.shape)
         free = lacks_batch and value.shape is not None and (value.shape[0] == 1 or not isinstance(value.shape[0], int))
         feeds[str(value.name)] = array[None] if free else array
-    return Sample(name, _fit(feeds, values, place), None if label is None else _array(label, f"{place}, label"))
-
-
-def _array(item: Any, place: str) -> np.ndarray:
-    try:
-        array = np.asarray(item)
-    except Exception as error:
-        raise InputError(f"this is no array: {error}", place=place) from error
-    texts = array.dtype == object and all(isinstance(element, str) for element in array.flat)
-    if array.dtype.kind not in "fiub" and array.dtype.kind not in "US" and not texts and array.dtype.kind != "V":
-        raise InputError(
-            f"found {type(item).__name__}, not numbers", place=place, hint="give arrays or nested lists of one length"
-        )
-    return array
+    return _sample(name, feeds, label, group, values, model)
 
 
 def _check_names(

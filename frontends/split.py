@@ -14,7 +14,7 @@ import onnx_ir as oir
 from burnish.frontends.batch import batch_axes
 from burnish.frontends.synthesis import Runs
 from burnish.ir.errors import InputError
-from burnish.ir.samples import Sample, are_pairs
+from burnish.ir.samples import Sample, are_pairs, linked
 
 _ENOUGH = 20
 """Samples from which on batches are not cut: ten for the error of a measurement in each part."""
@@ -57,6 +57,7 @@ class _Unit:
         rows: how many rows it has.
         labels: what is known of them.
         digest: the same for the same inputs.
+        groups: what its rows come from, where that is known.
     """
 
     source: int
@@ -64,6 +65,7 @@ class _Unit:
     rows: int
     labels: np.ndarray | None = field(repr=False)
     digest: bytes = field(repr=False)
+    groups: np.ndarray | None = field(default=None, repr=False)
 
 
 def split(
@@ -76,9 +78,9 @@ def split(
     of a size that makes at least ten samples of a part, in their old order. Rows that meet in the model, such as the
     steps of a sequence that a recurrent layer goes through, stay together.
 
-    Samples with the same inputs stay together, and so do queries and documents (labels as in
-    `burnish.ir.samples.are_pairs`) with the same key. Of labels that are one whole number for each row, each part gets
-    its share of every class, as near as that can be.
+    Samples with the same inputs stay together, and so do rows of the same group, and queries and documents (labels as
+    in `burnish.ir.samples.are_pairs`) with the same key. Of labels that are one whole number for each row, each part
+    gets its share of every class, as near as that can be.
 
     Args:
         samples: as from `read_samples`; not changed.
@@ -96,7 +98,7 @@ def split(
         raise InputError("there are no samples to split")
     axes, fixed = _axes(model)
     pairs = all(one.labels is not None for one in samples) and are_pairs(np.asarray(one.labels) for one in samples)
-    units = [_Unit(i, None, _rows(one, axes) or 1, _labels(one), _digest(one.feeds)) for i, one in enumerate(samples)]
+    units = [_whole(one, place, axes) for place, one in enumerate(samples)]
     groups = _together(units, pairs)
     if len(samples) < _ENOUGH or len(groups) < 2:
         if runner is not None and axes and _meet(samples, axes, runner):
@@ -125,6 +127,8 @@ def split(
     count = rows if kind == "rows" else [len(part) for part in parts]
     how = f"{count[0]} {kind} to fit, {count[1]} held out"
     how += ", each class in both" if classes else ", queries beside their documents" if pairs else ""
+    if any(one.groups is not None for one in samples):
+        how += f"; no group is in both ({held.count(False)} to fit, {held.count(True)} held out)"
     return Split(parts[0], parts[1], how)
 
 
@@ -153,6 +157,12 @@ def row_count(samples: Sequence[Sample], model: oir.Model) -> int:
     """Rows of the batches of all samples; one without a batch is one row."""
     axes, _ = _axes(model)
     return sum(_rows(one, axes) or 1 for one in samples)
+
+
+def independent(samples: Sequence[Sample], model: oir.Model) -> int:
+    """Rows of the batches of all samples, those of one group counted once."""
+    groups = {group for one in samples if one.groups is not None for group in one.groups.tolist()}
+    return len(groups) + row_count([one for one in samples if one.groups is None], model)
 
 
 def _axes(model: oir.Model) -> tuple[dict[str, int], str]:
@@ -212,11 +222,16 @@ def _digest(feeds: Mapping[str, np.ndarray]) -> bytes:
     return found.digest()
 
 
+def _whole(sample: Sample, place: int, axes: Mapping[str, int]) -> _Unit:
+    return _Unit(place, None, _rows(sample, axes) or 1, _labels(sample), _digest(sample.feeds), sample.groups)
+
+
 def _cut(sample: Sample, place: int, axes: Mapping[str, int]) -> list[_Unit]:
     """The rows of a sample, or the sample where it cannot be cut."""
     rows, labels = _rows(sample, axes), _labels(sample)
-    if rows is None or rows < 2 or (labels is not None and (labels.ndim == 0 or len(labels) != rows)):
-        return [_Unit(place, None, rows or 1, labels, _digest(sample.feeds))]
+    named = sample.groups is None or len(sample.groups) in (1, rows)
+    if rows is None or rows < 2 or not named or (labels is not None and (labels.ndim == 0 or len(labels) != rows)):
+        return [_whole(sample, place, axes)]
     return [
         _Unit(
             place,
@@ -224,9 +239,14 @@ def _cut(sample: Sample, place: int, axes: Mapping[str, int]) -> list[_Unit]:
             1,
             None if labels is None else labels[row : row + 1],
             _digest(_taken(sample.feeds, axes, np.array([row]))),
+            _groups(sample, np.array([row])),
         )
         for row in range(rows)
     ]
+
+
+def _groups(sample: Sample, rows: np.ndarray) -> np.ndarray | None:
+    return sample.groups if sample.groups is None or len(sample.groups) == 1 else sample.groups[rows]
 
 
 def _taken(feeds: Mapping[str, np.ndarray], axes: Mapping[str, int], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -234,25 +254,17 @@ def _taken(feeds: Mapping[str, np.ndarray], axes: Mapping[str, int], rows: np.nd
 
 
 def _together(units: Sequence[_Unit], pairs: bool) -> list[list[_Unit]]:
-    """Groups of units that may not be parted: those of the same inputs, and with `pairs` those of the same keys."""
-    parent = list(range(len(units)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    first: dict[Hashable, int] = {}
-    for index, unit in enumerate(units):
-        marks: list[Hashable] = [unit.digest]
+    """Units that may not be parted: those of the same inputs or groups, and with `pairs` those of the same keys."""
+    marks: list[list[Hashable]] = []
+    for unit in units:
+        marks.append([unit.digest])
+        if unit.groups is not None:
+            marks[-1] += [("group", group) for group in unit.groups.tolist()]
         if pairs and unit.labels is not None:
-            marks += [int(key) if key >= 0 else -1 - int(key) for key in unit.labels.reshape(-1)]
-        for mark in marks:
-            parent[root(index)] = root(first.setdefault(mark, index))
+            marks[-1] += [int(key) if key >= 0 else -1 - int(key) for key in unit.labels.reshape(-1)]
     found: dict[int, list[_Unit]] = {}
-    for index, unit in enumerate(units):
-        found.setdefault(root(index), []).append(unit)
+    for number, unit in zip(linked(marks), units, strict=True):
+        found.setdefault(number, []).append(unit)
     return list(found.values())
 
 
@@ -306,14 +318,16 @@ def _gathered(units: Sequence[_Unit], samples: Sequence[Sample], axes: Mapping[s
         for piece in np.array_split(np.array(sorted(own)), math.ceil(len(own) / size)):
             labels = None if sample.labels is None else np.asarray(sample.labels).take(piece, axis=0)
             name = f"{sample.name}, row{f's {piece[0]} to' if len(piece) > 1 else ''} {piece[-1]}"
-            found.append(Sample(name, _taken(sample.feeds, axes, piece), labels))
+            found.append(Sample(name, _taken(sample.feeds, axes, piece), labels, _groups(sample, piece)))
     return found
 
 
 def _why(samples: Sequence[Sample], units: Sequence[_Unit], fixed: str) -> str:
     if len(units) > 1:
-        same = len({unit.digest for unit in units}) == 1
-        return "all of them are the same" if same else "queries and documents of all of them belong together"
+        if len({unit.digest for unit in units}) == 1:
+            return "all of them are the same"
+        grouped = any(unit.groups is not None for unit in units)
+        return f"all of them belong together, by their {'groups' if grouped else 'queries and documents'}"
     labels = samples[0].labels
     if fixed:
         return f"there is one, and {fixed}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,11 +19,51 @@ class Sample:
         name: says what is special about it ("left-padded mask, batch 2, sequence 7"); shown in reports.
         feeds: an array for every input of the model, by name.
         labels: what the outputs should be, for a metric of the user's; any shape.
+        groups: what the rows come from, such as a photograph or a speaker: one number or text for all rows, [1], or one
+            for each, [rows]. What comes from one thing is never parted, and counts once where errors are estimated.
     """
 
     name: str
     feeds: dict[str, np.ndarray] = field(repr=False)
     labels: np.ndarray | None = field(default=None, repr=False)
+    groups: np.ndarray | None = field(default=None, repr=False)
+
+
+def linked(marks: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Which items share a mark, themselves or through others: a number for each item, from 0 in order of appearance."""
+    parent = list(range(len(marks)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[Hashable, int] = {}
+    for index, own in enumerate(marks):
+        for mark in own:
+            parent[root(index)] = root(first.setdefault(mark, index))
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(marks))]
+
+
+def kin(samples: Sequence[Sample]) -> list[int]:
+    """Which samples have rows of the same groups, as `linked`; one without groups is by itself."""
+    return linked([[] if one.groups is None else one.groups.tolist() for one in samples])
+
+
+def families(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples, those with rows of the same groups together."""
+    found: dict[int, list[Sample]] = {}
+    for number, sample in zip(kin(samples), samples, strict=True):
+        found.setdefault(number, []).append(sample)
+    return list(found.values())
+
+
+def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Every other sample, and the others; those with rows of the same groups count as one."""
+    found = families(samples)
+    return sum(found[::2], []), sum(found[1::2], [])
 
 
 def are_pairs(labels: Iterable[np.ndarray]) -> bool:

@@ -22,6 +22,7 @@ import onnx_ir as oir
 
 from burnish.ir import edit, weights
 from burnish.ir.errors import InputError
+from burnish.ir.samples import halves
 from burnish.ir.views.convolution import Convolution
 from burnish.ir.walk import bodies
 from burnish.passes.base import Outcome
@@ -123,14 +124,14 @@ def _seen(
     needed = _needed(layer.input)
     if needed is None:
         return "what it reads depends on a node with branches"
-    halves = [half for half in (context.samples[::2], context.samples[1::2]) if half]
-    # a half's rows are multiplied beside what there is of both: one more of the same size
-    if (len(halves) + 1) * gram.nbytes((1, 2 * layer.in_channels, 1)) > limit:
+    parts = [part for part in halves(context.samples) if part]
+    # the rows of a half are multiplied beside what there is of both: one more of the same size
+    if (len(parts) + 1) * gram.nbytes((1, 2 * layer.in_channels, 1)) > limit:
         return "moments of both take more than `memory`"
     joint, value = _beside(make(), model, layer, needed)
     observer = context.observe(joint)
     try:
-        seen = [observer.observe({name: Site(value)}, {name: gram}, half, limit=limit)[name] for half in halves]
+        seen = [observer.observe({name: Site(value)}, {name: gram}, part, limit=limit)[name] for part in parts]
     except InputError as error:
         return f"both cannot be observed together: {error.cause}"
     finally:
@@ -138,18 +139,18 @@ def _seen(
     return _both([one for one in seen if isinstance(one, Gram) and one.rows], layer, centred)
 
 
-def _both(halves: Sequence[Gram], layer: Convolution, centred: bool) -> Both | str:
-    """What is fitted to all samples; the halves are used up."""
-    if not halves:
+def _both(parts: Sequence[Gram], layer: Convolution, centred: bool) -> Both | str:
+    """What is fitted to all samples; the parts are used up."""
+    if not parts:
         return "no row was seen: the samples have none"
     size, damping = features_of(layer), _DAMPINGS[0]
-    if len(halves) > 1:
+    if len(parts) > 1:
         rows = layer.weight().reshape(layer.groups, -1, size)
-        lost = sum(_lost(rows, _fitted(one, size, centred), other) for one, other in (halves, halves[::-1]))
+        lost = sum(_lost(rows, _fitted(one, size, centred), other) for one, other in (parts, parts[::-1]))
         damping = (*_DAMPINGS, np.inf)[int(np.argmin(lost))]
-    whole = halves[0]
-    for half in halves[1:]:
-        whole.merge(half)
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
     found = _fitted(whole, size, centred)
     if not np.isfinite(found.moment).all() or not np.isfinite(found.apart).all():
         return "its input holds NaN, infinity, or numbers too large to be squared"

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
+from burnish.ir.samples import halves
 from burnish.ir.views.convolution import Convolution
 from burnish.passes import integer_layers, qdq, ranges
 from burnish.passes.base import Outcome
@@ -86,10 +87,13 @@ def _pays(
     context: Context,
 ) -> bool:
     """Whether convolutions that are rounded in turn for half of the samples are better on the other half."""
-    half, unheard = replace(context, samples=context.samples[::2]), Outcome("")
+    fitted, others = halves(context.samples)
+    if not others:
+        return False
+    half, unheard = replace(context, samples=fitted), Outcome("")
     first = {**once, **_once(model, images, known, how, half, unheard)}
     other = _turned(model, images, first, known, how, half, unheard)
-    tried = Tried(model, replace(context, samples=context.samples[1::2]), limit=how.limit)
+    tried = Tried(model, replace(context, samples=others), limit=how.limit)
     try:
         tried.run({"once": lambda: _whole(first, known, how), "turned": lambda: _whole(other, known, how)})
     except InputError:

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.samples import Sample
+from burnish.ir.samples import Sample, kin
 from burnish.passes import lossy
 from burnish.passes.lossy import Edit, LossyPass
-from burnish.passes.measures import RowMeasure, groups_of, spread
+from burnish.passes.measures import RowMeasure, folds_of, spread
 from burnish.passes.protocols import Executor, Measure, Runner
 from burnish.passes.search import Judgement
 
@@ -32,10 +32,11 @@ class Judged:
         execute: makes runners.
         passes: the passes whose edits plans consist of.
         limit: bytes of the original's outputs that are kept.
-        independent: rows of the samples' batches; the places of a text or a line that is one row do not make more.
-            None where that is not known.
+        independent: rows of the samples' batches, those of one group counted once; the places of a text or a line that
+            is one row do not make more. None where that is not known.
         original: the measure of the original.
-        rows: that are right or wrong as a whole, of a measure that counts such; else 0.
+        groups: the number of the group of each sample, as `burnish.ir.samples.kin`.
+        rows: that are right or wrong as a whole, of a measure that counts such, and independent; else 0.
     """
 
     model: oir.Model
@@ -46,11 +47,13 @@ class Judged:
     limit: int = LIMIT
     independent: int | None = None
     original: float = field(init=False)
+    groups: list[int] = field(init=False)
     rows: int = field(init=False)
     _partials: list[Any] = field(init=False, default_factory=list)
     _outputs: list[Mapping[str, np.ndarray]] | None = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.groups = kin(self.samples)
         runner = self.execute(self.model)
         held = 0
         for sample in self.samples:
@@ -118,8 +121,8 @@ class Judged:
             if original is not None:
                 original.close()
         sign = 1.0 if self.measure.higher_is_better else -1.0
-        drop, error = sign * (self.original - value), spread(self.measure, self._partials, partials)
-        return Judgement(value, drop, error, groups_of(len(partials)), self.rows)
+        drop, error = sign * (self.original - value), spread(self.measure, self._partials, partials, self.groups)
+        return Judgement(value, drop, error, folds_of(self.groups), self.rows)
 
 
 def _run(runner: Runner | None, sample: Sample) -> Mapping[str, np.ndarray]:

@@ -25,8 +25,8 @@ Outputs = Mapping[str, np.ndarray]
 
 _OTHERS = "`agreement` needs no labels, and a function of your own (`--metric package.module:function`) may take any"
 
-_GROUPS = 10
-"""Groups of samples that the jackknife leaves out in turn."""
+_FOLDS = 10
+"""Parts of the samples that the jackknife leaves out in turn."""
 
 
 class RowMeasure(ABC):
@@ -359,32 +359,33 @@ class Cosine(Mean):
         return float(np.where(finite, 1 - distances, 0.0).sum()), float(len(distances)), len(distances)
 
 
-def groups_of(count: int) -> int:
-    """How many groups the jackknife of `spread` has, of so many samples."""
-    return min(_GROUPS, count)
+def folds_of(groups: Sequence[int]) -> int:
+    """How many folds the jackknife of `spread` has, of samples of these groups."""
+    return min(_FOLDS, len(set(groups)))
 
 
-def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any]) -> float:
-    """The standard error of value(edited) - value(original), by leaving out one group of samples at a time.
+def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any], groups: Sequence[int]) -> float:
+    """The standard error of value(edited) - value(original), by leaving out one fold of the samples at a time.
 
-    The jackknife of ten groups, or as many as there are samples; every tenth sample is of one group (Efron and
-    Tibshirani, An Introduction to the Bootstrap, chapter 11). 0 says that nothing differs on these samples, not that
-    nothing will on others.
+    The jackknife of ten folds, or as many as there are groups; every tenth group is in one fold (Efron and Tibshirani,
+    An Introduction to the Bootstrap, chapter 11). 0 says that nothing differs on these samples, not that nothing will
+    on others.
 
     Args:
         measure: what made the partials.
         original, edited: its partials of the same samples, of both models.
+        groups: the number of the group of each sample, from 0, as `burnish.ir.samples.kin` gives them.
 
     Returns:
-        The standard error; infinite where it cannot be told: there is one sample, or the number cannot be had, or is
+        The standard error; infinite where it cannot be told: there is one group, or the number cannot be had, or is
         not finite, without some of them.
     """
-    groups = groups_of(len(original))
-    if groups < 2:
+    folds = folds_of(groups)
+    if folds < 2:
         return math.inf
     differences = []
-    for left_out in range(groups):
-        rest = [index for index in range(len(original)) if index % groups != left_out]
+    for left_out in range(folds):
+        rest = [index for index, group in enumerate(groups) if group % folds != left_out]
         try:
             differences.append(
                 measure.value([edited[index] for index in rest]) - measure.value([original[index] for index in rest])
@@ -393,5 +394,5 @@ def spread(measure: Measure, original: Sequence[Any], edited: Sequence[Any]) -> 
             return math.inf
     if not all(math.isfinite(one) for one in differences):
         return math.inf
-    mean = math.fsum(differences) / groups
-    return math.sqrt((groups - 1) / groups * math.fsum((one - mean) ** 2 for one in differences))
+    mean = math.fsum(differences) / folds
+    return math.sqrt((folds - 1) / folds * math.fsum((one - mean) ** 2 for one in differences))

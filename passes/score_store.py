@@ -49,7 +49,7 @@ def folder_in_cache(name: str) -> Path | None:
 
 
 def samples_fingerprint(samples: Iterable[Sample]) -> str:
-    """SHA-256, in hex, of the inputs and labels of all samples, in order; their names do not count."""
+    """SHA-256, in hex, of the inputs, labels and groups of all samples, in order; their names do not count."""
     state = hashlib.sha256()
     for sample in samples:
         state.update(b"sample")
@@ -57,6 +57,8 @@ def samples_fingerprint(samples: Iterable[Sample]) -> str:
             state.update(f"{name} {_of(array)}".encode())
         if sample.labels is not None:
             state.update(f"labels {_of(sample.labels)}".encode())
+        if sample.groups is not None:
+            state.update(f"groups {_of(sample.groups)}".encode())
     return state.hexdigest()
 
 

@@ -28,7 +28,7 @@ TRIES = 24
 """Exchanges of one edit for another that are measured to make a plan better."""
 
 _MANY = 10
-"""Groups of samples whose standard error is taken as it is."""
+"""Folds of samples whose standard error is taken as it is."""
 
 UNSURE = 0.32
 """The chance that more rows change than `Judgement.chance` says."""
@@ -44,24 +44,24 @@ class Judgement:
         metric: its value.
         drop: how much worse than the original's it is; negative when better.
         spread: standard error of the drop, from the samples alone.
-        groups: of samples that the standard error was taken from; 0 when unknown, and many.
-        rows: that are right or wrong as a whole, of a metric that counts such; else 0.
+        folds: of samples that the standard error was taken from; 0 when unknown, and many.
+        rows: that are right or wrong as a whole, of a metric that counts such, those of one group counted once; else 0.
     """
 
     metric: float
     drop: float
     spread: float
-    groups: int = 0
+    folds: int = 0
     rows: int = 0
 
     @property
     def sure(self) -> float:
         """The drop that a budget has to allow: with one standard error, and no less than that where rows were won.
 
-        Where rows were lost and others won by chance, the next samples may win none. A standard error of few groups is
+        Where rows were lost and others won by chance, the next samples may win none. A standard error of few folds is
         itself unsure: where there are fewer than ten it counts as much more as Student's distribution says.
         """
-        return max(self.drop, 0.0) + (_margin(self.groups) * self.spread if self.spread else 0.0)
+        return max(self.drop, 0.0) + (_margin(self.folds) * self.spread if self.spread else 0.0)
 
     @property
     def untouched(self) -> bool:
@@ -74,11 +74,11 @@ class Judgement:
         return 1 - float(UNSURE ** (1 / self.rows))
 
 
-def _margin(groups: int) -> float:
-    """How many standard errors, taken from so few groups, one drop in 6.3 lies above; 1 of ten groups and more."""
+def _margin(folds: int) -> float:
+    """How many standard errors, taken from so few folds, one drop in 6.3 lies above; 1 of ten folds and more."""
     from scipy import stats
 
-    return float(stats.t.isf(stats.norm.sf(1.0), groups - 1)) if 1 < groups < _MANY else 1.0
+    return float(stats.t.isf(stats.norm.sf(1.0), folds - 1)) if 1 < folds < _MANY else 1.0
 
 
 def rows_needed(share: float) -> int:

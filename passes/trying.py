@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir.samples import Sample
+from burnish.ir.samples import Sample, kin
 from burnish.passes.lossy import Context
 from burnish.passes.measure_choice import measure
 from burnish.passes.measures import spread
@@ -54,7 +54,7 @@ class Tried:
 
     def gain(self, first: object, other: object) -> float:
         """By how much less `other` has, less the standard error of that."""
-        apart = spread(self._measure, self._partials[first], self._partials[other])
+        apart = spread(self._measure, self._partials[first], self._partials[other], kin(self._samples))
         return self.value(first) - self.value(other) - apart
 
 

@@ -19,7 +19,7 @@ class Doubt:
 
     Attributes:
         why: one sentence.
-        held_out: how many there are: rows, of a metric that counts such, else samples.
+        held_out: how many there are: rows, of a metric that counts such, else samples; groups where these are known.
         needed: how many would tell, if what they show is right.
     """
 
@@ -50,10 +50,16 @@ def _written(found: Lossy, final: Judgement, allowed: float) -> Doubt | None:
     if final.rows >= needed:
         return None
     said = (
-        f"none of {terminal.count(final.rows, 'held-out row')} changes, which leaves it open whether up to"
+        f"none of {terminal.count(final.rows, _unit(found, 'row'))} changes, which leaves it open whether up to"
         f" {100 * final.chance:.2g} % of others do (with 68 % certainty): {needed} would tell {100 * allowed:.2g} %"
     )
     return Doubt(said, final.rows, needed)
+
+
+def _unit(found: Lossy, otherwise: str) -> str:
+    """What is counted: groups, where the samples tell theirs."""
+    grouped = found.judged is not None and any(one.groups is not None for one in found.judged.samples)
+    return f"held-out {'group' if grouped else otherwise}"
 
 
 def _unsure(found: Lossy, judged: Judgement, allowed: float) -> Doubt | None:
@@ -61,9 +67,10 @@ def _unsure(found: Lossy, judged: Judgement, allowed: float) -> Doubt | None:
     room = allowed - max(judged.drop, 0.0)
     if room <= 0 or not math.isfinite(judged.spread):
         return None
-    have, unit = (judged.rows, "held-out row") if judged.rows else (found.held_out, "held-out sample")
+    assert found.judged is not None
+    have, unit = (judged.rows, "row") if judged.rows else (len(set(found.judged.groups)), "sample")
     needed = math.ceil(have * (judged.spread / room) ** 2)
     if needed <= have:
         return None
-    said = f"{terminal.count(have, unit)} cannot tell the budget: with such losses about {needed} would"
+    said = f"{terminal.count(have, _unit(found, unit))} cannot tell the budget: with such losses about {needed} would"
     return Doubt(said, have, needed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as oir
 
 from burnish import __version__
-from burnish.frontends.split import Split, few, row_count, split
+from burnish.frontends.split import Split, few, independent, split
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
@@ -183,7 +183,7 @@ class _Stage:
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how
-        rows = row_count(parts.held_out, self.original)
+        rows = independent(parts.held_out, self.original)
         found.judged = Judged(
             found.model, parts.held_out, chosen.measure, self.judge.execute, self.todo.lossy, independent=rows
         )

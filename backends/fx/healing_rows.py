@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.samples import Sample
+from burnish.ir.samples import Sample, families
 
 
 def rows(samples: Sequence[Sample], model: oir.Model) -> tuple[list[Sample], bool]:
@@ -38,11 +38,13 @@ def rows(samples: Sequence[Sample], model: oir.Model) -> tuple[list[Sample], boo
 def _cut(sample: Sample, count: int) -> Iterable[Sample]:
     if count == 1:
         return [sample]
+    groups = sample.groups if sample.groups is None or len(sample.groups) == count else np.repeat(sample.groups, count)
     return [
         Sample(
             f"{sample.name}, row {i}",
             {name: array[i : i + 1] for name, array in sample.feeds.items()},
             None if sample.labels is None else sample.labels[i : i + 1],
+            None if groups is None else groups[i : i + 1],
         )
         for i in range(count)
     ]
@@ -71,7 +73,7 @@ class Batches:
         samples: at least two rows or, where they cannot be cut, two samples.
         model: whose inputs they are.
         batch: rows of a batch.
-        share: of the rows to be held out, at least one.
+        share: of the rows to be held out, at least one; of their groups, where there are several.
         seed: of the split and of the batches.
         rank, world: this process takes each `world`-th row of each batch, from `rank` on.
 
@@ -92,9 +94,11 @@ class Batches:
                 "healing needs two samples at least, one of which is held out",
                 hint="give more samples; those of a model with a symbolic batch are cut into rows",
             )
-        order = np.random.default_rng([seed, 0]).permutation(len(found))
-        out = min(max(1, round(share * len(found))), len(found) - 1)
-        chosen = [[found[i] for i in part] for part in (order[out:], order[:out])]
+        apart = families(found)
+        members = apart if len(apart) > 1 else [[one] for one in found]
+        order = np.random.default_rng([seed, 0]).permutation(len(members))
+        out = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen = [[one for group in part for one in members[group]] for part in (order[out:], order[:out])]
         self.training, self.held_out = (
             [self._batch(part[i : i + batch][rank::world]) for i in range(0, len(part), batch)] for part in chosen
         )

@@ -38,7 +38,7 @@ def test_a_function_is_asked_about_all_outputs_and_labels_in_order() -> None:
     assert (measure.name, measure.higher_is_better) == ("accuracy", True)
     expected = np.mean([(0.1 * i <= 0.3) == (i % 2) for i in range(6)])
     assert measure.value(partials(measure)) == expected
-    assert 0 <= spread(measure, partials(measure), partials(measure)) < 1e-12
+    assert 0 <= spread(measure, partials(measure), partials(measure), range(6)) < 1e-12
 
 
 def test_a_function_is_found_by_name_and_says_which_way_is_better(

@@ -167,11 +167,23 @@ def test_the_spread_is_the_standard_error_of_a_mean_and_pairs_the_models() -> No
     edited = [(float(right), 1.0, 1) for right in rng.integers(0, 2, 10)]
     differences = [after[0] - before[0] for after, before in zip(edited, original, strict=True)]
     expected = np.std(differences, ddof=1) / math.sqrt(10)
-    assert spread(measure, original, edited) == pytest.approx(expected)
-    assert spread(measure, original, original) == 0
+    assert spread(measure, original, edited, range(10)) == pytest.approx(expected)
+    assert spread(measure, original, original, range(10)) == 0
     many = [(float(right), 1.0, 1) for right in rng.integers(0, 2, 5000)]
     some = [(float(right), 1.0, 1) for right in rng.integers(0, 2, 5000)]
-    assert spread(measure, many, some) == pytest.approx(math.sqrt(0.5 / 5000), rel=0.6)
+    assert spread(measure, many, some, range(5000)) == pytest.approx(math.sqrt(0.5 / 5000), rel=0.6)
+
+
+def test_the_spread_is_that_of_groups_whose_samples_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    measure = Agreement(look("logits"))
+    groups = rng.permutation(np.repeat(np.arange(10), 24)).tolist()
+    right = rng.integers(0, 2, (2, 10))
+    original, edited = ([(float(row[group]), 1.0, 1) for group in groups] for row in right)
+    expected = np.std(right[1] - right[0], ddof=1) / math.sqrt(10)
+    assert spread(measure, original, edited, groups) == pytest.approx(expected)
+    assert spread(measure, original, edited, range(240)) < expected / 2
+    assert spread(measure, original, edited, [0] * 240) == math.inf
 
 
 def test_keys_tell_measures_apart() -> None:

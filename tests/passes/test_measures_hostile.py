@@ -147,10 +147,10 @@ def test_empty_outputs() -> None:
 
 def test_a_spread_that_cannot_be_told_is_infinite() -> None:
     measure = Auc(look("chances"))
-    assert spread(Agreement(look("logits")), [(1.0, 2.0, 2)], [(1.0, 2.0, 2)]) == math.inf
+    assert spread(Agreement(look("logits")), [(1.0, 2.0, 2)], [(1.0, 2.0, 2)], [0]) == math.inf
     one, two = (np.array([0.5]), np.array([True])), (np.array([0.4]), np.array([False]))
-    assert spread(measure, [one, two], [one, two]) == math.inf
-    assert spread(Divergence(look("logits")), [(0.0, 1.0, 1)] * 3, [(math.inf, 1.0, 1)] * 3) == math.inf
+    assert spread(measure, [one, two], [one, two], [0, 1]) == math.inf
+    assert spread(Divergence(look("logits")), [(0.0, 1.0, 1)] * 3, [(math.inf, 1.0, 1)] * 3, range(3)) == math.inf
 
 
 ODD = [(), (3,), (3, 1), (3, 2), (3, 4), (0, 4), (3, 0), (2, 3, 4)]

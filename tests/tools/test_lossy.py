@@ -49,6 +49,9 @@ def test_the_written_model_is_smaller_and_loses_what_is_said(tmp_path: Path) -> 
         assert any(line.startswith(f"note      {why}") for line in lossy_report.lines(result.lossy))
         told = report.as_dict(result)["lossy"]["doubt"]
         assert told["held_out"] == few.rows < told["needed"] and str(told["needed"]) in told["why"]
+    assert result.lossy.judged is not None
+    result.lossy.judged.samples = [replace(one, groups=np.array(["a"])) for one in result.lossy.judged.samples]
+    assert any("none of 20 held-out groups changes" in line for line in lossy_report.lines(result.lossy))
     search = result.lossy.found
     assert search is not None
     for saving, whole, why in ((0.0, True, "save no time together"), (1e-3, False, "no plan holds")):
