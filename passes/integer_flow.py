@@ -9,7 +9,7 @@ that begin at 0.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -73,17 +73,55 @@ def settled(value: oir.Value) -> oir.Value:
     return node.outputs[0] if node is not None and node.inputs[0] is value and _begins_at_zero(node) else value
 
 
-def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> Flow:
+def regions(graph: oir.Graph, layers: Mapping[str, Layer]) -> list[tuple[list[oir.Node], list[str]]]:
+    """The parts of a graph that `flow` tells apart: nodes in their order, and the layers whose ends they are.
+
+    Rounding spreads through operators that can follow, and not through layers: what is rounded in a part hangs on its
+    own layers only.
+
+    Args:
+        graph: the main graph, in order.
+        layers: layers of it, by what they are called.
+    """
+    above: dict[oir.Value, oir.Value] = {}
+
+    def part(value: oir.Value) -> oir.Value:
+        while above.setdefault(value, value) is not value:
+            above[value] = above[above[value]]
+            value = above[value]
+        return value
+
+    ends = {name: (layer.input, settled(layer.output)) for name, layer in layers.items()}
+    joined = [[*_operands(node), *node.outputs] for node in graph if _operands(node)]
+    for first, *others in (*joined, *([layer.output, settled(layer.output)] for layer in layers.values())):
+        for value in others:
+            above[part(value)] = part(first)
+    nodes: dict[oir.Value, list[oir.Node]] = {}
+    for node in graph:
+        for one in dict.fromkeys(part(out) for out in node.outputs if out in above):
+            nodes.setdefault(one, []).append(node)
+    names: dict[oir.Value, list[str]] = {}
+    for name, some in ends.items():
+        for one in dict.fromkeys(map(part, some)):
+            names.setdefault(one, []).append(name)
+    return [(nodes.get(one, []), own) for one, own in names.items()]
+
+
+def flow(
+    graph: oir.Graph, layers: Collection[Layer], between: bool = True, nodes: Sequence[oir.Node] | None = None
+) -> Flow:
     """What is rounded when these layers are, and what reads it.
 
     Args:
         graph: the main graph, in order.
         layers: layers of it.
         between: also what lies between layers, and what they compute; else what they read alone, for them alone.
+        nodes: of one of its `regions`, to look no further; None for all.
     """
+    looked_at = list(graph) if nodes is None else nodes
     if not between:
         own = frozenset(layer.node for layer in layers)
-        read = _in_order(graph, {layer.input for layer in layers})
+        read = _in_order(graph, looked_at, {layer.input for layer in layers})
         readers: dict[oir.Value, list[oir.Node] | None] = {}
         for value in read:
             readers[value] = [user for user in match.consumers(value) if user in own]
@@ -97,7 +135,7 @@ def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> F
     computed = {settled(layer.output) for layer in layers if isinstance(layer, Convolution)}
     ready: dict[oir.Node, list[oir.Value]] = {}
     reached = set(marked)
-    for node in graph:
+    for node in looked_at:
         operands = _operands(node)
         small = [value for value in operands if value not in reached and _is_small(value, node)]
         if operands and all(value in reached or value in small for value in operands) and len(small) < len(operands):
@@ -113,11 +151,11 @@ def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> F
             followed[node] = None
     for node in followed:
         marked.update(ready[node])
-    nodes = frozenset([*(layer.node for layer in layers), *followed])
-    on_integers = {settled(out) for node in nodes for out in node.outputs}
+    on_them = frozenset([*(layer.node for layer in layers), *followed])
+    on_integers = {settled(out) for node in on_them for out in node.outputs}
     scale_of: dict[oir.Value, oir.Value | None] = {}
     factors: dict[oir.Value, float] = {}
-    for value in _in_order(graph, marked):
+    for value in _in_order(graph, looked_at, marked):
         above = value.producer()
         moved = above is not None and above in followed and is_op(above, *MOVING)
         scale_of[value] = above.inputs[0] if moved and above is not None else None
@@ -127,8 +165,8 @@ def flow(graph: oir.Graph, layers: Collection[Layer], between: bool = True) -> F
     readers = {}
     for value in scale_of:
         whole = value in on_integers
-        readers[value] = None if whole else [user for user in match.consumers(value) if user in nodes]
-    return Flow(scale_of, readers, nodes, factors)
+        readers[value] = None if whole else [user for user in match.consumers(value) if user in on_them]
+    return Flow(scale_of, readers, on_them, factors)
 
 
 def _operands(node: oir.Node) -> list[oir.Value]:
@@ -225,6 +263,6 @@ def _is_small(value: oir.Value, node: oir.Node) -> bool:
     return spread >= _SMALL
 
 
-def _in_order(graph: oir.Graph, values: Collection[oir.Value]) -> list[oir.Value]:
+def _in_order(graph: oir.Graph, nodes: Sequence[oir.Node], values: Collection[oir.Value]) -> list[oir.Value]:
     given = [value for value in graph.inputs if value in values]
-    return [*given, *(out for node in graph for out in node.outputs if out in values)]
+    return [*given, *(out for node in nodes for out in node.outputs if out in values)]

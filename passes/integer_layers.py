@@ -20,7 +20,7 @@ from burnish.ir.views.parameter import Parameter, same_shape, write_input
 from burnish.ir.walk import is_op
 from burnish.passes import grids, integer_clips, qdq, ranges
 from burnish.passes.grids import Clip, Float8, Grid, Scales
-from burnish.passes.integer_flow import CLIPPED, Flow, flow, miscounted
+from burnish.passes.integer_flow import CLIPPED, Flow, flow, miscounted, regions
 from burnish.passes.layers import Layer, lost, unobservable, unusable
 from burnish.passes.lossy import Savings
 
@@ -98,30 +98,35 @@ def beside(model: oir.Model, layers: Mapping[str, Layer], grid: Grid) -> dict[st
     """By layer the values that no conversion is needed for when all are on integers, and the layers that this takes.
 
     These are the ones without which it is converted although all others are on integers, and where that is not enough,
-    as where one branch of two suffices, the nearest others.
+    as where one branch of two suffices, the nearest others. Only layers that rounding reaches the value from are
+    looked at, so that a chain takes time in proportion to its length.
 
     Args:
         model: the model.
         layers: by what they are called.
         grid: what numbers are rounded to.
     """
-    together = whole(model, list(layers.values()), grid)
-    wanted = {name: together.unconverted(layer) for name, layer in layers.items()}
-    needed = {(name, value): {name} for name, own in wanted.items() for value in sorted(own)}
-    for other in layers if needed else ():
-        less = whole(model, [layer for name, layer in layers.items() if name != other], grid)
-        for name, value in needed:
-            if name != other and value not in less.unconverted(layers[name]):
-                needed[name, value].add(other)
-    place = {name: index for index, name in enumerate(layers)}
     found: dict[str, dict[str, frozenset[str]]] = {name: {} for name in layers}
-    for (name, value), some in needed.items():
-        at = place[name]
-        for near in sorted(layers, key=lambda other: abs(place[other] - at)):
-            if value in whole(model, [layers[one] for one in some], grid).unconverted(layers[name]):
-                break
-            some.add(near)
-        found[name][value] = frozenset(some - {name})
+    place = {name: index for index, name in enumerate(layers)}
+    for nodes, own in regions(model.graph, layers) if not isinstance(grid, Float8) else ():
+
+        def unconverted(some: Collection[str], nodes: Sequence[oir.Node] = nodes) -> dict[str, frozenset[str]]:
+            one = flow(model.graph, [layers[name] for name in some], nodes=nodes)
+            return {name: one.unconverted(layers[name]) for name in some}
+
+        here = {str(out.name) for node in nodes for out in node.outputs}
+        needed = {(name, value): {name} for name, ends in unconverted(own).items() for value in sorted(ends & here)}
+        for other in own if needed else ():
+            less = unconverted([name for name in own if name != other])
+            for (name, value), some in needed.items():
+                if name != other and value not in less[name]:
+                    some.add(other)
+        for (name, value), some in needed.items():
+            for near in sorted(own, key=lambda other: abs(place[other] - place[name])):
+                if value in unconverted(some)[name]:
+                    break
+                some.add(near)
+            found[name][value] = frozenset(some - {name})
     return found
 
 

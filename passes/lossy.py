@@ -72,6 +72,7 @@ class Edit:
             timed as these, since what a single sample decides tells little. None where it does the same for all.
         unconverted: names of values that it rounds to integers and edits beside it round as well, each with the sites
             of these, which its pass edits. With all of them nothing is converted there, and never where none is named.
+            Empty where time does not count.
     """
 
     spec: str
@@ -103,6 +104,7 @@ class Context:
         routes: learns routers of gates; None where torch is missing.
         dims: the sizes that the largest sample gives to symbolic dimensions, for multiply-adds.
         searched: edits are chosen one by one, so that none can count on the others; else all of them are made.
+        timed: edits are chosen by the time that they save, so that what they save only beside each other is needed.
         on_step: progress: (what is done, its number, how many there are).
     """
 
@@ -114,6 +116,7 @@ class Context:
     routes: Routes | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     searched: bool = False
+    timed: bool = False
     on_step: Callable[[str, int, int], None] = lambda what, number, total: None
 
 

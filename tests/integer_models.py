@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def proposed(model: oir.Model, samples: Sequence[Sample], options: str = "") -> 
     (one,) = catalog.parse(f"quantize-static{options}")
     assert isinstance(one, LossyPass)
     outcome = Outcome("quantize-static")
-    return one, one.propose(model, context_for(model, samples), outcome), outcome
+    return one, one.propose(model, replace(context_for(model, samples), timed=True), outcome), outcome
 
 
 def quantized(model: oir.Model, options: str = "") -> oir.Model:

@@ -179,7 +179,9 @@ class _Stage:
         assert self.samples is not None
         self.fitting = parts.fit
         context = context_for(found.model, self.fitting, target=self.todo.target, book=self.book, on_step=self.on_step)
-        self.context = replace(context, searched=bool(self.todo.budget))
+        self.context = replace(
+            context, searched=bool(self.todo.budget), timed=self.todo.budget.objective == "latency"
+        )
         chosen = measure(self.options.metric, found.model, self.samples, keeps=self.context.keeps)
         found.measure, found.reason = chosen.measure, chosen.reason
         found.fitted, found.held_out, found.how = len(self.fitting), len(parts.held_out), parts.how

@@ -125,7 +125,7 @@ class QuantizeStatic(LossyPass):
                 del found[name]
         if not found:
             return []
-        beside = integer_layers.beside(model, found, self._grid)
+        beside = integer_layers.beside(model, found, self._grid) if context.timed else {}
         make = partial(self._made, model, list(found.values()))
         known = seen.known[best(model, seen.known, make, context, self.memory << 20)]
         images = self.rounding == "best" and self.per_channel and self.dtype == "int8"
@@ -142,7 +142,7 @@ class QuantizeStatic(LossyPass):
                 integer_layers.savings(model, layer, self._grid, self.per_channel, self._corrected(layer)),
                 known | rounded.get(name, {}),
                 (str(layer.node.name),),
-                beside[name],
+                beside.get(name, {}),
             )
             for name, layer in found.items()
         ]

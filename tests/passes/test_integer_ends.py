@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as oir
 import pytest
-from integer_models import GATED, RESIDUAL, kernels, model_of, proposed, samples_of
+from integer_models import GATED, HARD, RESIDUAL, kernels, model_of, proposed, samples_of
 from laws import OrtRunner
 
 from burnish.backends.ort.observe import OrtObserver
@@ -18,13 +18,17 @@ from burnish.ir.errors import InputError
 from burnish.ir.text import text
 from burnish.ir.walk import walk
 from burnish.passes import latency, lossy
+from burnish.passes.base import Outcome
 from burnish.passes.budget import Budget, budget
 from burnish.passes.difference import change
+from burnish.passes.integer_flow import flow, regions
 from burnish.passes.latency import Work
+from burnish.passes.layers import layers
 from burnish.passes.likeness import Likeness
 from burnish.passes.lossy import Edit
 from burnish.passes.search import Judgement, Search
 from burnish.tools import lossy_scores
+from burnish.tools.lossy_context import context_for
 from burnish.tools.lossy_times import WholeTimes
 
 
@@ -118,15 +122,39 @@ def test_layers_that_pay_only_beside_each_other_are_found(room: float, count: in
     assert len(walk(edited, "QuantizeLinear")) == count + bool(count)
 
 
-def test_like_layers_are_looked_at_once_with_what_they_convert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are given so that the order of values differs from layer to layer."""
+def chain() -> oir.Model:
+    """24 convolutions with names so that the order of values differs from layer to layer."""
     convolutions = [
         f"  {'z' if at % 2 else 'a'}{at} = Conv ({'x' if at == 0 else f'r{at - 1}'}, w{at})" for at in range(24)
     ]
     relus = [f"  {f'r{at}' if at < 23 else 'y'} = Relu ({'z' if at % 2 else 'a'}{at})" for at in range(24)]
     weights = ", ".join(f"float[8, 8, 1, 1] w{at}" for at in range(24))
     body = "\n".join(f"{one}\n{two}" for one, two in zip(convolutions, relus, strict=True))
-    model = model_of(f"g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)\n<{weights}> {{\n{body}\n}}")
+    return model_of(f"g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)\n<{weights}> {{\n{body}\n}}")
+
+
+def test_what_is_looked_at_for_a_layer_does_not_grow_with_the_model() -> None:
+    model = chain()
+    parts = regions(model.graph, layers(model))
+    assert len(parts) == 25 and all(len(nodes) <= 2 >= len(own) for nodes, own in parts)
+
+
+@pytest.mark.parametrize("source", [RESIDUAL, GATED, HARD], ids=["residual", "gated", "hard"])
+def test_a_value_is_not_converted_where_the_layers_that_it_names_alone_are_on_integers(source: str) -> None:
+    model = model_of(source)
+    one, edits, _ = proposed(model, samples_of(model))
+    found = layers(model)
+    for edit in edits:
+        for value, sites in edit.unconverted.items():
+            some = [found[name] for name in (edit.site, *sites)]
+            assert value in flow(model.graph, some).unconverted(found[edit.site])
+    untimed = one.propose(model, context_for(model, samples_of(model)), Outcome(""))
+    assert [edit.site for edit in untimed] == [edit.site for edit in edits]
+    assert not any(edit.unconverted for edit in untimed)
+
+
+def test_like_layers_are_looked_at_once_with_what_they_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain()
     one, edits, _ = proposed(model, samples_of(model))
     given = (model, edits, [one], priced, OrtObserver(model), samples_of(model)[0].feeds)
     likeness = Likeness(model)
@@ -179,7 +207,7 @@ def test_what_takes_no_conversion_is_named_with_all_that_this_takes(tmp_path: Pa
     one, edits, _ = proposed(model, samples_of(model))
     by_site = {edit.site: edit for edit in edits}
     beside = by_site["Conv_0"].unconverted["r0"]
-    assert beside == {"Conv_2", "Conv_4"}
+    assert beside == {"Conv_2", "Conv_4"} == by_site["Conv_10"].unconverted["k"]
     found = kernels(lossy.apply(model, [by_site[site] for site in sorted(beside | {"Conv_0"})], [one])[0], tmp_path)
     assert (found["QLinearConv"], found["QuantizeLinear"], found["DequantizeLinear"]) == (3, 1, 1)
 
