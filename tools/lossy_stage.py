@@ -18,7 +18,7 @@ from burnish.frontends.split import Split, few, independent, split
 from burnish.ir.edit import name_nodes
 from burnish.ir.errors import BudgetError, BurnishError, InputError, UnchangedError
 from burnish.ir.samples import Sample
-from burnish.passes import catalog, lossy, pipeline, prove
+from burnish.passes import catalog, decisions, lossy, pipeline, prove
 from burnish.passes.base import Outcome
 from burnish.passes.book import Book
 from burnish.passes.judging import Judged
@@ -336,6 +336,8 @@ class _Stage:
             found.errors |= outcome.errors | done.errors
             found.notes += outcome.notes
             found.steps.append(pipeline.Step(catalog.spec(one), done))
+        if found.found is None:
+            found.notes += decisions.notes(before, edits)
         if found.judged is not None:
             self.on_step("measuring the edits together", 0, 1)
             found.result = found.judged.of(found.model)
