@@ -15,16 +15,19 @@ from burnish.passes.latency import Work, faster
 from burnish.passes.lossy import Edit, LossyPass
 from burnish.passes.pipeline import Pipeline
 from burnish.passes.plan import Plan as Todo
+from burnish.passes.score_store import Store
 from burnish.tools.lossy import Lossy
 from burnish.tools.lossy_context import largest, with_seconds
 from burnish.tools.lossy_options import Options
 
 SESSIONS = 3
-"""Sessions that are made of each model; the middle saving counts, since sessions of one model differ."""
+"""Sessions that are made of each model that is timed as a whole."""
 
 
 class WholeTimes:
-    """Times models with edits in ONNX Runtime, in turns with the one without, on one thread.
+    """Times models with edits in ONNX Runtime, each in turns with the one without, on one thread.
+
+    No more than two models have a session at a time. What was timed before is looked up.
 
     Args:
         model: what the edits were proposed for; not changed.
@@ -32,6 +35,7 @@ class WholeTimes:
         sample: what they are run on.
         lower: what is done to each before it is run.
         target: `ort-cpu` or `ort-cuda`.
+        store: where timings are kept; None to keep them as long as this object lives.
     """
 
     def __init__(
@@ -41,30 +45,24 @@ class WholeTimes:
         sample: Sample,
         lower: Callable[[oir.Model], oir.Model],
         target: str,
+        store: Store | None = None,
     ) -> None:
-        self._model, self._passes, self._sample = model, passes, sample
-        self._lower, self._target = lower, target
+        self._model, self._passes, self._sample, self._lower = model, passes, sample, lower
+        cold = target == "ort-cpu" and exceeds_cache(model)
+        self._timer = KernelTimes(store, target=target, cold=cold, sessions=SESSIONS)
 
     def __call__(self, choices: Sequence[Sequence[Edit]]) -> list[float]:
         """The seconds that each choice saves; minus infinity where its model cannot be timed."""
         first = Work(self._lower(self._model), self._sample.feeds)
-        works: dict[int, Work] = {}
-        for index, edits in enumerate(choices):
-            if edits:
-                try:
-                    made = self._lower(lossy.apply(self._model, edits, self._passes)[0])
-                except BurnishError:
-                    continue
-                works[index] = Work(made, lossy.feeds(made, self._sample.feeds))
-        saved: dict[int, list[float]] = {index: [] for index in works}
-        cold = self._target == "ort-cpu" and exceeds_cache(self._model)
-        for _ in range(SESSIONS if works else 0):
-            whole, *times = KernelTimes(target=self._target, cold=cold)(first, list(works.values()))
-            for index, seconds in zip(works, times, strict=True):
-                known = isinstance(whole, float) and isinstance(seconds, float)
-                saved[index].append(float(whole) - float(seconds) if known else float("-inf"))
-        middle = {index: sorted(one)[len(one) // 2] for index, one in saved.items()}
-        return [middle.get(index, float("-inf")) if edits else 0.0 for index, edits in enumerate(choices)]
+        return [self._saved(first, edits) if edits else 0.0 for edits in choices]
+
+    def _saved(self, first: Work, edits: Sequence[Edit]) -> float:
+        try:
+            made = self._lower(lossy.apply(self._model, edits, self._passes)[0])
+        except BurnishError:
+            return float("-inf")
+        before, after = self._timer(first, [Work(made, lossy.feeds(made, self._sample.feeds))])
+        return before - after if isinstance(before, float) and isinstance(after, float) else float("-inf")
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,11 @@ def timed(found: Lossy, edits: Sequence[Edit], todo: Todo, samples: Sequence[Sam
     if options.kernels is None:
         lowering = Pipeline(todo.passes)
         whole = WholeTimes(
-            found.model, todo.lossy, largest(samples), lambda one: lowering.rewrite(one).model, provider(todo)
+            found.model,
+            todo.lossy,
+            largest(samples),
+            lambda one: lowering.rewrite(one).model,
+            provider(todo),
+            options.store,
         )
     return Times(quick, looked.together, whole)

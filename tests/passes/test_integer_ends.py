@@ -13,6 +13,7 @@ import pytest
 from integer_models import GATED, HARD, RESIDUAL, kernels, model_of, proposed, samples_of
 from laws import OrtRunner
 
+from burnish.backends.ort.kernel_times import KernelTimes
 from burnish.backends.ort.observe import OrtObserver
 from burnish.ir.errors import InputError
 from burnish.ir.text import text
@@ -26,6 +27,7 @@ from burnish.passes.latency import Work
 from burnish.passes.layers import layers
 from burnish.passes.likeness import Likeness
 from burnish.passes.lossy import Edit
+from burnish.passes.score_store import Store
 from burnish.passes.search import Judgement, Search
 from burnish.tools import lossy_scores
 from burnish.tools.lossy_context import context_for
@@ -186,7 +188,9 @@ def test_layers_are_not_like_where_a_constant_beside_them_makes_other_nodes() ->
     assert kinds[0] == kinds[2] != kinds[1]
 
 
-def test_whole_models_are_timed_beside_the_one_without_edits() -> None:
+def test_whole_models_are_timed_beside_the_one_without_edits_and_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(ROW)
     one, edits, _ = proposed(model, samples_of(model))
 
@@ -195,10 +199,12 @@ def test_whole_models_are_timed_beside_the_one_without_edits() -> None:
             raise InputError("two are not lowered")
         return made
 
-    whole = WholeTimes(model, [one], samples_of(model)[0], lower, "ort-cpu")
-    nothing, refused, all_of_them = whole([[], edits[:1], edits])
-    assert nothing == 0.0 and refused == -math.inf and math.isfinite(all_of_them)
-    assert WholeTimes(model, [one], samples_of(model)[0], lower, "ort-cpu")([[]]) == [0.0]
+    given = (model, [one], samples_of(model)[0], lower, "ort-cpu", Store(tmp_path / "scores.sqlite"))
+    found = WholeTimes(*given)([[], edits[:1], edits, edits[1:]])
+    nothing, refused, *saved = found
+    assert nothing == 0.0 and refused == -math.inf and all(map(math.isfinite, saved))
+    monkeypatch.setattr(KernelTimes, "_measure", None)
+    assert WholeTimes(*given)([[], edits[:1], edits, edits[1:]]) == found
 
 
 def test_what_takes_no_conversion_is_named_with_all_that_this_takes(tmp_path: Path) -> None:

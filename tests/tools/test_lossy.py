@@ -15,14 +15,17 @@ from lossy_runs import DEMO, QUICK, digits, optimize
 
 import burnish
 from burnish.backends.fx.healing_options import HealOptions
+from burnish.backends.ort.kernel_times import KernelTimes
+from burnish.frontends.samples import read_samples
 from burnish.ir.errors import BudgetError, InputError, MissingPackageError, UnchangedError
+from burnish.passes import plan
 from burnish.passes.budget import budget
 from burnish.passes.judging import Judged
 from burnish.passes.lossy import Edit
 from burnish.passes.lowrank.project_rank import ProjectRank
 from burnish.passes.protocols import Verdict
 from burnish.passes.search import Judgement
-from burnish.tools import cli, lossy_report, report
+from burnish.tools import cli, lossy_options, lossy_report, lossy_stage, report
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -74,6 +77,25 @@ def test_a_second_search_measures_nothing_and_writes_the_same_bytes(
     monkeypatch.setattr(scoring, "Bench", None)
     optimize(tmp_path)
     assert (tmp_path / "out.onnx").read_bytes() == first
+
+
+def test_a_second_search_for_time_times_nothing_and_chooses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = burnish.load(DEMO / "digits_resnet.onnx")
+    samples = read_samples(digits(tmp_path), model)
+    todo = plan.resolve(passes=["quantize-static"], max_drop="2%", objective="latency")
+
+    def searched() -> list[tuple[object, ...]]:
+        options = lossy_options.options()
+        found = lossy_stage.run(model, todo, samples, burnish.tools.api.ort_judge(todo.target), options).found
+        assert found is not None
+        return [(one.key, one.saving, one.whole) for one in (found.plan, *found.plans)]
+
+    first = searched()
+    assert first[0][0] and any(whole for _, _, whole in first)
+    monkeypatch.setattr(KernelTimes, "_measure", None)
+    assert searched() == first
 
 
 def test_a_drop_is_measured_by_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
