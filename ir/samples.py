@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -58,6 +59,12 @@ def families(samples: Sequence[Sample]) -> list[list[Sample]]:
     for number, sample in zip(kin(samples), samples, strict=True):
         found.setdefault(number, []).append(sample)
     return list(found.values())
+
+
+def interleaved(samples: Sequence[Sample]) -> list[Sample]:
+    """The first of each group, then the second of each, and so on: the first few are of many groups."""
+    rounds = zip_longest(*families(samples))
+    return [one for each in rounds for one in each if one is not None]
 
 
 def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

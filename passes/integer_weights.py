@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir.errors import InputError
-from burnish.ir.samples import halves
+from burnish.ir.samples import halves, interleaved
 from burnish.ir.views.convolution import Convolution
 from burnish.passes import integer_layers, qdq, ranges
 from burnish.passes.base import Outcome
@@ -72,7 +72,7 @@ def rounded(
     images = {name: layer for name, layer in layers.items() if isinstance(layer, Convolution) and name in once}
     if context.searched or len(context.samples) < _LEAST or len(images) < 2:
         return once
-    few = replace(context, samples=context.samples[:_TURNED])
+    few = replace(context, samples=interleaved(context.samples)[:_TURNED])
     if not _pays(model, images, once, known, how, few):
         return once
     return _turned(model, images, once, known, how, few, outcome)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as oir
 
-from burnish.ir.samples import Sample, kin
+from burnish.ir.samples import Sample, interleaved, kin
 from burnish.passes.lossy import Context
 from burnish.passes.measure_choice import measure
 from burnish.passes.measures import spread
@@ -25,7 +25,7 @@ class Tried:
 
     Args:
         model: the original.
-        context: samples, of which the first are taken, and what runs models.
+        context: samples, of which the first are taken, of each group in turn, and what runs models.
         by: the measure, one of which less is better.
         limit: bytes of outputs that are held at once: fewer samples are taken where they would be more.
     """
@@ -33,8 +33,9 @@ class Tried:
     def __init__(self, model: oir.Model, context: Context, by: str = "divergence", limit: int = LIMIT) -> None:
         self._context = context
         self._measure = measure(by, model, keeps=context.keeps).measure
-        self._reference = list(_fitting(_outputs(model, context.samples[:TRIED], context), limit))
-        self._samples = context.samples[: len(self._reference)]
+        first = interleaved(context.samples)[:TRIED]
+        self._reference = list(_fitting(_outputs(model, first, context), limit))
+        self._samples = first[: len(self._reference)]
         self._partials: dict[object, list[Any]] = {}
 
     def run(self, versions: Mapping[K, Callable[[], oir.Model]]) -> None:

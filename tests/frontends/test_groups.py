@@ -13,7 +13,7 @@ from burnish.backends.fx.healing_rows import Batches
 from burnish.frontends.samples import read_samples
 from burnish.frontends.split import independent, split
 from burnish.ir.errors import InputError
-from burnish.ir.samples import Sample, halves
+from burnish.ir.samples import Sample, halves, interleaved
 
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 ROWS = "g (float[b, 3] x) => (float[b, 3] y) { y = Relu (x) }"
@@ -99,6 +99,8 @@ def test_no_group_is_in_both_parts_and_each_counts_once(count: int, parts: int) 
         f"no group is in both ({len(one)} to fit, {len(two)} held out)"
     )
     assert independent(samples, model()) == count and independent(found.held_out, model()) == len(two)
+    first = interleaved(samples)
+    assert len(names(first[:count])) == count and {one.name for one in first} == {one.name for one in samples}
     fitted, others = halves(samples)
     assert not names(fitted) & names(others) and len(fitted) + len(others) == len(samples)
     batches = Batches(samples, model(), batch=8, share=0.2, seed=0, rank=0, world=1)

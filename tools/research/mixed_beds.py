@@ -13,10 +13,14 @@ import numpy as np
 from burnish.ir.samples import Sample
 from burnish.tools.research import zoo_data, zoo_tasks
 from burnish.tools.research.quant_static import DEMO
+from burnish.tools.research.zoo_photographs import photographs
 from burnish.tools.research.zoo_real import package
 
 HALF = 356
 """Pairs of docstrings that the search of MiniLM is given; the others judge what it wrote."""
+
+PARTS = 7
+"""Of the 24 pictures of a photograph every so many are taken: four, two of them mirrored."""
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +36,6 @@ class Bed:
         unseen: what its result is judged on.
         data: what the samples are, in plain words.
         task: the task whose own metric is told beside that of the search; None where they are the same.
-        parts: how many unseen samples, one after the other, are parts of one picture.
     """
 
     title: str
@@ -41,7 +44,6 @@ class Bed:
     unseen: list[Sample]
     data: str
     task: str | None = None
-    parts: int = 1
 
 
 def _task(name: str, folder: Path) -> list[Sample]:
@@ -60,13 +62,20 @@ def _variants(image: Array) -> list[Array]:
 
 
 def _a1(folder: Path) -> Bed:
-    photos = [
-        [Sample(f"photo {index}, {number}", {"image": one}, label) for number, one in enumerate(_variants(f["image"]))]
-        for index, (f, label) in enumerate(zip(*zoo_tasks.load("a1-efficientnet", folder)[:2], strict=True))
-    ]
-    search, unseen = sum(photos[:10], []), sum(photos[10:], [])
-    data = "24 parts each of ten photographs of ImageNet, half of them mirrored; 24 each of ten others"
-    return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data, parts=len(photos[0]))
+    """Two thirds of the photographs are for the search; most have no label."""
+    photos = [feeds["image"] for feeds in zoo_tasks.load("a1-efficientnet", folder).samples] + photographs(folder)
+    order = np.random.default_rng(0).permutation(len(photos)).tolist()
+    search, unseen = (
+        [
+            Sample(f"photo {at}, {number}", {"image": one}, None, np.array([at]))
+            for at in part
+            for number, one in enumerate(_variants(photos[at])[::PARTS])
+        ]
+        for part in (order[: -len(order) // 3], order[-len(order) // 3 :])
+    )
+    counts = [len(part) // 4 for part in (search, unseen)]
+    data = f"four parts each of {counts[0]} photographs, two of them mirrored; four each of {counts[1]} others"
+    return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data)
 
 
 def _a2(folder: Path) -> Bed:
