@@ -77,7 +77,7 @@ def obstacle(found: KeyLayers, family: Family) -> str | None:
         gains = (layer.key_norm.norm.scale, layer.key_norm.norm.bias)
         if any(one is not None and any(size != 1 for size in one.shape[:-1]) for one in gains):
             return "the norm of its keys has gains for each head"
-    return _read_elsewhere(family) or _shaped(found, family)
+    return _read_elsewhere(family) or _same_rows(found, family) or _shaped(found, family)
 
 
 def _read_elsewhere(family: Family) -> str | None:
@@ -93,6 +93,23 @@ def _read_elsewhere(family: Family) -> str | None:
         wrong = [node for node in match.consumers(value) if node not in own and not is_op(node, "Shape")]
         if wrong:
             return f"{match.describe(wrong[0])} reads its cache `{value.name}` too"
+    return None
+
+
+def _same_rows(found: KeyLayers, family: Family) -> str | None:
+    """Why queries, keys and values cannot be written apart from each other and from those of other layers."""
+    taken: dict[oir.Node, list[np.ndarray]] = {}
+    rest = [one for one in found.layers if one not in family.readers]
+    own = [family.layer.projections[:3], *(one.layer.projections[:1] for one in family.readers[1:])]
+    for part in (part for parts in own for part in parts if part is not None):
+        others = [
+            one.places for layer in rest for one in layer.layer.projections[:3] if one and one.holder is part.holder
+        ]
+        if any(np.isin(part.places, places).any() for places in [*others, *taken.get(part.holder, [])]):
+            return (
+                f"some of its queries, keys and values are rows of {match.describe(part.holder)} that make others, too"
+            )
+        taken.setdefault(part.holder, []).append(part.places)
     return None
 
 

@@ -107,9 +107,9 @@ class _Pooling:
         if not rebuilt(self.layer):
             old = projected.linear.output
             flat = None if bias is None else bias.reshape(-1)
-            new = projected.linear.write(self.model, weight.reshape(-1, weight.shape[-1]), flat).output
-            self.swapped[old] = new
-            self.made.append(new)
+            new = projected.linear.write(self.model, weight.reshape(-1, weight.shape[-1]), flat)
+            self.swapped[old] = new.output
+            self.made += [node.outputs[0] for node in new.nodes]
             return
         start = start_of(self.layer, path)
         if start is None:

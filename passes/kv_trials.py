@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as oir
 
+from burnish.passes import kv_operators
 from burnish.passes.factors import steadied
 from burnish.passes.gram import Gram
-from burnish.passes.kv_families import Family, families, obstacle, turn_of
+from burnish.passes.kv_families import Family, families, obstacle, rebuilt, turn_of
 from burnish.passes.kv_heads import Pooled, Way, pooled
 from burnish.passes.kv_layers import KeyLayer, KeyLayers
 from burnish.passes.kv_pooling import pool, settle
@@ -34,23 +36,38 @@ def tried(
     reasons = {family: obstacle(found, family) for family, _ in asked}
     results: dict[tuple[Family, int], Savings | str] = {}
     for groups in dict.fromkeys(number for _, number in asked):
-        own = {f.layer.anchor.name: f for f, number in asked if number == groups and reasons[f] is None}
-        copy = KeyLayers(found.model.clone())
-        stored = []
-        for family in families(copy):
-            if family.layer.anchor.name in own:
-                before = _stored(copy.model)
-                pool(copy, [(family, groups, weights_of(copy, family, groups, way, {}, 0))], settled=False)
-                stored.append((own[family.layer.anchor.name], before, _stored(copy.model)))
-        settle(copy.model)
-        seen = {one.layer.anchor.name: one for one in KeyLayers(copy.model).layers}
-        for family, before, after in stored:
-            if all(_as_before(one, seen.get(one.layer.anchor.name), groups) for one in family.readers):
-                results[family, groups] = _saved(found, family, groups, before, after, dims)
-            else:
-                results[family, groups] = "its keys and values are laid out in an unknown way"
+        for some in _apart(found, [f for f, number in asked if number == groups and reasons[f] is None]):
+            own = {f.layer.anchor.name: f for f in some}
+            copy = KeyLayers(found.model.clone())
+            stored = []
+            for family in families(copy):
+                if family.layer.anchor.name in own:
+                    before = _stored(copy.model)
+                    pool(copy, [(family, groups, weights_of(copy, family, groups, way, {}, 0))], settled=False)
+                    left = {str(node.name) for node in copy.model.graph}
+                    stored.append((own[family.layer.anchor.name], before, _stored(copy.model), left))
+            settle(copy.model)
+            seen = {one.layer.anchor.name: one for one in KeyLayers(copy.model).layers}
+            for family, before, after, left in stored:
+                if all(_as_before(one, seen.get(one.layer.anchor.name), groups) for one in family.readers):
+                    macs = _multiply_adds(found, family, groups, left, dims)
+                    results[family, groups] = Savings(*_saved(found, family, before, after), macs)
+                else:
+                    results[family, groups] = "its keys and values are laid out in an unknown way"
     for family, number in asked:
         yield family, number, reasons[family] or results[family, number]
+
+
+def _apart(found: KeyLayers, asked: Sequence[Family]) -> list[list[Family]]:
+    """Layers in lists, of which one copy tells what each of them saves alone: one matrix is of one of them only."""
+    every = Counter(node for family in families(found) for node in _nodes(family))
+    alone = [family for family in asked if any(every[node] > 1 for node in _nodes(family))]
+    rest = [family for family in asked if family not in alone]
+    return [*([rest] if rest else []), *([family] for family in alone)]
+
+
+def _nodes(family: Family) -> set[oir.Node]:
+    return {node for one in family.readers for node in (*one.layer.nodes, one.layer.anchor)}
 
 
 def _stored(model: oir.Model) -> dict[str, tuple[int, int]]:
@@ -62,20 +79,17 @@ def _stored(model: oir.Model) -> dict[str, tuple[int, int]]:
 def _saved(
     found: KeyLayers,
     family: Family,
-    groups: int,
     before: Mapping[str, tuple[int, int]],
     after: Mapping[str, tuple[int, int]],
-    dims: Mapping[str, int],
-) -> Savings:
-    """What a layer saves that changes alone: constants that others read as well stay."""
-    own = {node for one in family.readers for node in (*one.layer.nodes, one.layer.anchor)}
-    held = found.model.graph.initializers
+) -> tuple[int, int]:
+    """The elements and bytes that a layer saves that changes alone: constants that others read as well stay."""
+    own, held = _nodes(family), found.model.graph.initializers
     gone = [name for name in before.keys() - after.keys() if all(use.node in own for use in held[name].uses())]
     parameters, size = (
         sum(before[name][i] for name in gone) - sum(after[name][i] for name in after.keys() - before.keys())
         for i in (0, 1)
     )
-    return Savings(parameters, size, _multiply_adds(found, family, groups, dims))
+    return parameters, size
 
 
 def _as_before(old: KeyLayer, new: KeyLayer | None, groups: int) -> bool:
@@ -106,17 +120,28 @@ def weights_of(
     return pooled(read, groups, way, turn_of(found, family), moments, seed + family.readers[0].index)
 
 
-def _multiply_adds(found: KeyLayers, family: Family, groups: int, dims: Mapping[str, int]) -> int | None:
-    """What the projections of keys and values multiply less with so many heads; None when the rows are not known."""
-    layer, total = family.layer, 0
-    for part, source in zip(layer.projections[1:3], (layer.memory, layer.value_memory), strict=True):
+def _multiply_adds(
+    found: KeyLayers, family: Family, groups: int, left: Container[str], dims: Mapping[str, int]
+) -> int | None:
+    """What projections multiply less with so many heads of keys and values; None when the rows are not known.
+
+    A packed matrix goes with all that it makes, or stays whole, as `left` has its node, where it makes something else.
+    """
+    layer, total, gone = family.layer, 0, set[oir.Node]()
+    sources = (layer.source, layer.memory, layer.value_memory)
+    for index, (part, source) in enumerate(zip(layer.projections[:3], sources, strict=True)):
+        if index == 0 and not kv_operators.shares_matrix(layer):
+            continue
         assert part is not None and part.linear is not None
         shape = found.facts.shape(source) or ("?",)
         rows = [one if isinstance(one, int) else dims.get(str(one)) for one in shape[:-1]]
         if not rows or any(one is None for one in rows):
             return None
-        lost = (part.heads - groups) * part.size * part.linear.in_features
-        total += lost * int(np.prod([one or 0 for one in rows]))
+        less = -(groups if index else part.heads) * part.size
+        if part.holder not in gone and not (rebuilt(layer) and str(part.holder.name) in left):
+            less += part.linear.out_features
+            gone.add(part.holder)
+        total += less * part.linear.in_features * int(np.prod([one or 0 for one in rows]))
     return total
 
 
