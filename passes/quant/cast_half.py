@@ -42,6 +42,7 @@ class CastHalf(LossyPass):
     margin: float = 8.0
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
+    prepare: ClassVar[tuple[str, ...]] = ("fold-batchnorm",)
 
     def __post_init__(self) -> None:
         if not self.margin >= 1:

@@ -50,7 +50,7 @@ class QuantizeDynamic(LossyPass):
     recurrent: bool = True
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
-    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook",)
+    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook", "fold-batchnorm")
 
     def __post_init__(self) -> None:
         if self.bits not in (7, 8):

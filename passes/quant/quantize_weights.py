@@ -66,7 +66,7 @@ class QuantizeWeights(LossyPass):
     memory: int = 1024
     order: ClassVar[int] = 40
     needs: ClassVar[tuple[str, ...]] = ("named", "inlined", "lifted")
-    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook",)
+    prepare: ClassVar[tuple[str, ...]] = ("fold-codebook", "fold-batchnorm")
 
     def __post_init__(self) -> None:
         if self.bits == 3:

@@ -40,6 +40,15 @@ def test_kernels_are_part_of_the_result(tmp_path: Path) -> None:
     json.dumps(made)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["quantize-weights{bits=8,convolutions=true}", "quantize-dynamic{convolutions=true}", "cast-half{stored=true}"],
+)
+def test_norms_do_not_stay_beside_convolutions_that_are_stored(tmp_path: Path, spec: str) -> None:
+    result = burnish.optimize(DEMO / "digits_resnet.onnx", tmp_path / "out.onnx", passes=[spec], verify="off")
+    assert not any(node.op_type == "BatchNormalization" for node in result.model.graph)
+
+
 def test_a_run_that_quantizes_nothing_ends_with_exit_code_4(tmp_path: Path) -> None:
     with pytest.raises(UnchangedError, match="several times slower"):
         burnish.optimize(_convolutional(tmp_path), tmp_path / "o.onnx", passes=["quantize-dynamic"])
