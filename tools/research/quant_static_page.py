@@ -24,10 +24,11 @@ The same layers with `dtype=float8e4m3fn` and `float8e5m2`, else by default. The
 CPU converts the numbers and multiplies in float32, so everything is slower than the original.
 
 A floating-point number keeps its relative error where it is small, so one scale is enough for channels that reach
-unlike: MiniLM, Magika and PP-OCR's reader lose less by `float8e4m3fn` than by `int8` (which also rounds what lies
-between layers; with scales that each run finds, `quantize-dynamic` loses less than both on the first two). Where ranges
-are even, as in the other convolutional networks and the digits ViT, a mantissa of three bits is less than an integer of
-eight, and it loses three to four times as much. `float8e5m2`, with two bits, loses twice that.
+unlike: MiniLM and Magika lose less by `float8e4m3fn` than by `int8` (which also rounds what lies between layers; with
+scales that each run finds, `quantize-dynamic` loses less than both), and PP-OCR's reader less than by `int8` with
+`rounding=mse`: what GPTQ takes off is for integers. Where ranges are even, as in the other convolutional networks and
+the digits ViT, a mantissa of three bits is less than an integer of eight, and it loses three to four times as much,
+PP-OCR's classifier half as much again. `float8e5m2`, with two bits, loses 1.4 to 2.6 times that.
 """
 _DRAWS = """
 ## Which samples, and how few
@@ -58,10 +59,9 @@ first output, `agreement` the share of rows whose first class is that of the flo
 by labels. Times are of one thread, both models in turns, by the thread's own clock, on a processor with AVX512-VNNI
 that other work shared.
 
-Our rows are older than the default `rounding=best`: they are those of `rounding=mse`, and the depthwise convolution
-behind an image was taken. Only the default of PP-OCR's reader is of the newest passes; those of the digits ResNet are
-of `gptq` at once. By default the error of EfficientNet is now at most 0.062, of Magika 0.0075. MiniLM and the digits
-ViT have no convolution that is rounded, so theirs stay.
+By default convolutions are rounded by GPTQ, *weights by mse* is with `rounding=mse`; MiniLM and the digits ViT have
+none that is rounded. Of Magika in 7 bits the ranges are those of `mse`, since those of `minmax` are not better on its
+samples by more than the standard error.
 
 Made by `python -m burnish.tools.research.quant_static NAME...` and `... page`.
 
@@ -74,7 +74,7 @@ What to know before reading:
 - Its entropy and percentile calibrations failed on samples of several sizes, which lines of text are.
 - The classifier of text directions is slower on integers than in float32, whoever quantizes it: kernels on integers are
   slower for its small depthwise convolutions. A search with `--objective latency` took 6 of its 54 layers. Its output
-  is a softmax over two classes and nearly always certain, so few lines make all of its error: it is judged on 200.
+  is a softmax over two classes and nearly always certain, so few lines make all of its error: it is judged on 400.
   Most of it comes from rounding activations (with 16 bits for them it is a third); the inputs of HardSwish have a fifth
   to a third less to cover since what is below -3 has no range.
 """
