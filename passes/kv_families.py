@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
+from burnish.ir.views import projection
 from burnish.ir.views.attention_layer import AttentionLayer
 from burnish.ir.views.heads import GROUP, REPEAT, Axes
 from burnish.ir.walk import STANDARD_DOMAINS, is_op
@@ -50,6 +51,8 @@ def obstacle(found: KeyLayers, family: Family) -> str | None:
     layer, cache = family.layer, family.layer.cache
     if any(one.layer.heads != layer.heads for one in family.readers):
         return "layers with other numbers of queries read its keys and values"
+    if any(one.values.value is not family.readers[0].values.value for one in family.readers):
+        return "layers with other values read its keys"
     if any(one.layer.anchor.graph is not found.model.graph for one in family.readers):
         return "it is not in the main graph"
     if layer.key is None or layer.value is None:
@@ -97,20 +100,9 @@ def _read_elsewhere(family: Family) -> str | None:
 
 
 def _same_rows(found: KeyLayers, family: Family) -> str | None:
-    """Why queries, keys and values cannot be written apart from each other and from those of other layers."""
-    taken: dict[oir.Node, list[np.ndarray]] = {}
-    rest = [one for one in found.layers if one not in family.readers]
-    own = [family.layer.projections[:3], *(one.layer.projections[:1] for one in family.readers[1:])]
-    for part in (part for parts in own for part in parts if part is not None):
-        others = [
-            one.places for layer in rest for one in layer.layer.projections[:3] if one and one.holder is part.holder
-        ]
-        if any(np.isin(part.places, places).any() for places in [*others, *taken.get(part.holder, [])]):
-            return (
-                f"some of its queries, keys and values are rows of {match.describe(part.holder)} that make others, too"
-            )
-        taken.setdefault(part.holder, []).append(part.places)
-    return None
+    rest = [part for one in found.layers if one not in family.readers for part in one.layer.projections[:3]]
+    queries = [one.layer.projections[0] for one in family.readers[1:]]
+    return projection.same_rows([*family.layer.projections[:3], *queries], rest)
 
 
 def packed(layer: AttentionLayer) -> bool:

@@ -95,7 +95,7 @@ class KeyLayers:
             return f"the keys and values of layer {donor} are inside an operator"
         if other.layer.anchor.graph is not self.model.graph:
             return f"layer {donor} is not in the main graph"
-        return self._differ(one, other)
+        return self._mixed(one) or self._differ(one, other)
 
     def _refusal(self, one: KeyLayer) -> str | None:
         layer, cache = one.layer, one.layer.cache
@@ -136,6 +136,14 @@ class KeyLayers:
             wrong = [node for node in match.consumers(value) if node not in own and not is_op(node, "Shape")]
             if wrong:
                 return f"{match.describe(wrong[0])} reads its cache `{value.name}` too"
+        return None
+
+    def _mixed(self, one: KeyLayer) -> str | None:
+        for x in self.layers:
+            if _is(one.keys, x.values) or _is(one.values, x.keys):
+                return f"its keys are values of layer {x.index}, or its values keys"
+            if _is(one.values, x.values) != (one.index in (x.index, x.owner)):
+                return f"it has only keys, or only values, in common with layer {x.index}"
         return None
 
     def _differ(self, one: KeyLayer, other: KeyLayer) -> str | None:
@@ -193,6 +201,10 @@ class KeyLayers:
         if not all(same(x, y) for x, y in ((a.cos, b.cos), (a.sin, b.sin), (a.position, b.position))):
             return f"its rotary embedding is not that of layer {j}: another base, scaling or position"
         return None
+
+
+def _is(one: Kept, other: Kept) -> bool:
+    return one.value is not None and one.value is other.value
 
 
 def _biased(one: KeyLayer) -> bool:

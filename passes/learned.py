@@ -61,8 +61,8 @@ def stream_of(model: oir.Model) -> Stream:
 
 def attention_of(model: oir.Model) -> list[AttentionLayer]:
     """The attention layers whose values can be rotated."""
-    found = (one for one in attention_layers(model) if isinstance(one, AttentionLayer))
-    return [one for one in found if turning.value_refusal(one) is None]
+    found = [one for one in attention_layers(model) if isinstance(one, AttentionLayer)]
+    return [one for one in found if turning.value_refusal(one, found) is None]
 
 
 def gated_of(model: oir.Model) -> list[Gated]:

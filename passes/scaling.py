@@ -11,7 +11,7 @@ arXiv:2501.13987):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,14 +61,14 @@ def balance(writing: np.ndarray, reading: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(np.abs(found) <= np.log(LARGEST), found, 0.0))
 
 
-def score_pairs(layer: AttentionLayer) -> np.ndarray | str:
+def score_pairs(layer: AttentionLayer, layers: Iterable[AttentionLayer] = ()) -> np.ndarray | str:
     """Which elements of a head of queries and keys need one scale, those of equal numbers, int64 [head size].
 
-    Instead of the numbers the reason why no scale is possible, in plain words.
+    Instead of the numbers the reason why no scale is possible beside the other layers of the model, in plain words.
     """
     if layer.shared:
         return f"{match.describe(layer.shared[0])} reads its queries, keys or values as well"
-    if (reason := layer.overlap) is not None:
+    if (reason := layer.overlap(layers)) is not None:
         return reason
     if layer.cache.kind != "none":
         return "its keys are kept in a cache that the model takes or gives"

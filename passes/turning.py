@@ -6,7 +6,7 @@ Rᵀ W and b R, a table or another constant of the stream C R. A norm's gain is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx_ir as oir
@@ -173,11 +173,11 @@ def _put_behind(model: oir.Model, value: oir.Value, matrix: np.ndarray) -> None:
         use.node.replace_input_with(use.idx, same_shape(product, value))
 
 
-def value_refusal(layer: AttentionLayer) -> str | None:
-    """Why the values of an attention cannot be rotated, in plain words; None when they can."""
+def value_refusal(layer: AttentionLayer, layers: Iterable[AttentionLayer] = ()) -> str | None:
+    """Why the values of an attention cannot be rotated beside the model's other layers, in plain words; else None."""
     if layer.shared:
         return f"{match.describe(layer.shared[0])} reads its queries, keys or values as well"
-    if (reason := layer.overlap) is not None:
+    if (reason := layer.overlap(layers)) is not None:
         return reason
     if layer.cache.kind != "none":
         return "its values are kept in a cache that the model takes or gives"

@@ -128,18 +128,10 @@ class AttentionLayer:
         holders = [one.holder for one in self.projections[:3] if one is not None]
         return len(set(holders)) < len(holders)
 
-    @property
-    def overlap(self) -> str | None:
-        """Why queries, keys and values cannot be written apart, in plain words: some are the same rows; else None."""
-        seen: dict[oir.Node, set[int]] = {}
-        for one in self.projections[:3]:
-            if one is None:
-                continue
-            places = set(one.places.tolist())
-            if seen.setdefault(one.holder, set()) & places:
-                return f"some of its queries, keys and values are the same rows of {match.describe(one.holder)}"
-            seen[one.holder] |= places
-        return None
+    def overlap(self, layers: Iterable[AttentionLayer] = ()) -> str | None:
+        """Why queries, keys and values cannot be written apart, from those of these layers either, in plain words."""
+        others = [part for one in layers if one.anchor is not self.anchor for part in one.projections[:3]]
+        return projection.same_rows(self.projections[:3], others)
 
     def read(self) -> Heads:
         """The weights and biases, head by head."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as oir
 
 from burnish.ir import match
-from burnish.ir.views.linear import Linear
+from burnish.ir.views.linear import Linear, find_linear
 from burnish.ir.views.parameter import Parameter, find_parameter, write_input
 
 
@@ -43,8 +43,8 @@ class Projection:
 
     def matrix(self) -> np.ndarray:
         """The whole matrix, float64 [out, in]."""
-        if self.linear is not None:
-            return self.linear.weight()
+        if (linear := self._linear()) is not None:
+            return linear.weight()
         return np.asarray(_parameter(self.holder, 1).read().T)
 
     def weight(self) -> np.ndarray:
@@ -65,12 +65,28 @@ class Projection:
             total = added if total is None else total + added
         return total if total is None or self.columns else total.reshape(self.heads, self.size)
 
+    def _linear(self) -> Linear | None:
+        """`linear` as it is now: another layer, whose matrix it is as well, may have been written since."""
+        return None if self.linear is None else find_linear(self.holder, with_add=self.linear.add is not None)
+
     def _own_bias(self) -> np.ndarray | None:
-        if self.linear is not None:
-            return self.linear.bias()
+        if (linear := self._linear()) is not None:
+            return linear.bias()
         if match.input_of(self.holder, 2) is None:
             return None
         return _parameter(self.holder, 2).read().reshape(-1)
+
+
+def same_rows(own: Sequence[Projection | None], others: Iterable[Projection | None] = ()) -> str | None:
+    """Why queries, keys and values cannot be written apart, and apart from others, in plain words; None if they can."""
+    taken = [(one.holder, one.places) for one in others if one is not None]
+    for one in (one for one in own if one is not None):
+        if any(holder is one.holder and np.isin(one.places, places).any() for holder, places in taken):
+            return (
+                f"some of its queries, keys and values are rows of {match.describe(one.holder)} that make others, too"
+            )
+        taken.append((one.holder, one.places))
+    return None
 
 
 def write(model: oir.Model, changes: Sequence[tuple[Projection, np.ndarray, np.ndarray | None]]) -> None:
@@ -141,8 +157,8 @@ def _write_matrix(model: oir.Model, group: list[tuple[Projection, np.ndarray, np
     new_bias = shift if moved or own is not None else None
     if moved and all(bias is None for _, _, bias in group) and not shift.any():
         new_bias = None
-    if first.linear is not None:
-        first.linear.write(model, matrix, new_bias)
+    if (linear := first._linear()) is not None:
+        linear.write(model, matrix, new_bias)
         return
     parameter = _parameter(first.holder, 1)
     dtype = parameter.dtype or oir.DataType.FLOAT

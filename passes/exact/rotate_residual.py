@@ -131,10 +131,9 @@ class RotateResidual(ExactPass):
         return (random_hadamard if self.init == "hadamard" else random_orthogonal)(len(covariance), self.seed)
 
     def _turn_values(self, model: oir.Model, outcome: Outcome) -> None:
-        for layer in list(attention_layers(model)):
-            if not isinstance(layer, AttentionLayer):
-                continue
-            if reason := turning.value_refusal(layer):
+        layers = [one for one in attention_layers(model) if isinstance(one, AttentionLayer)]
+        for layer in layers:
+            if reason := turning.value_refusal(layer, layers):
                 outcome.skip(layer.anchor, reason)
             elif not outcome.take(layer.anchor):
                 return

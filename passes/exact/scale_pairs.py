@@ -55,15 +55,17 @@ class ScalePairs(ExactPass):
             logs = scaling.norm_scales(norm, readers)
             if _counts(logs) and outcome.take(norm.nodes[0]):
                 scaling.scale_norm(model, norm, logs)
-        for layer in self._attention(model) if self.values else []:
-            if reason := value_refusal(layer):
+        layers = self._attention(model) if self.values else []
+        for layer in layers:
+            if reason := value_refusal(layer, layers):
                 outcome.skip(layer.anchor, reason)
                 continue
             logs = scaling.value_scales(layer)
             if _counts(logs) and outcome.take(layer.anchor):
                 scaling.scale_values(model, layer, logs)
-        for layer in self._attention(model) if self.scores else []:
-            groups = scaling.score_pairs(layer)
+        layers = self._attention(model) if self.scores else []
+        for layer in layers:
+            groups = scaling.score_pairs(layer, layers)
             if isinstance(groups, str):
                 outcome.skip(layer.anchor, groups)
                 continue

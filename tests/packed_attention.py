@@ -1,4 +1,4 @@
-"""Heads of layers whose queries, keys and values are slices of one matrix, their own or one of two layers."""
+"""Networks of one or two attention layers whose queries, keys and values are rows of one matrix."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import re
 
 import numpy as np
 import onnx_ir as oir
-import pytest
 from golden import parse_graph, prepare
 from laws import OrtRunner
-from lossy_laws import check_edits, proposals
-from pooled_heads import heads_of, parsed
 
-from burnish.passes import lossy
-from burnish.passes.base import Outcome
+from burnish.passes.base import Pass
 
 ATTENTION = """
   {n}q1 = Reshape ({q}, sizes)  {n}k1 = Reshape ({k}, sizes)  {n}v1 = Reshape ({v}, sizes)
@@ -27,10 +23,11 @@ WIDTH = 96
 PLACES = range(0, WIDTH + 1, 8)
 
 
-def graph(rows: str, second: str = "", apart: bool = False) -> oir.Model:
+def graph(one: Pass, rows: str, second: str = "", apart: bool = False) -> oir.Model:
     """A layer, or two, whose queries, keys and values are rows of one matrix, as in `q=0 k=16 v=32`: from there on 16.
 
     Args:
+        one: the pass that it is prepared for.
         rows: of the first layer, or the name of what it is.
         second: of the second layer, or what of the first it reads, as in `q=48 k=k v=v`.
         apart: each name has a matrix and a bias of its own in the place of rows.
@@ -61,7 +58,7 @@ def graph(rows: str, second: str = "", apart: bool = False) -> oir.Model:
       sizes = Constant <value_ints = [0, 0, 4, 4]> ()  flat = Constant <value_ints = [0, 0, 16]> ()
       {" ".join(body)} {" ".join(layers)}
     }}"""
-    model = prepare(parse_graph(source), parsed("groups=2"))
+    model = prepare(parse_graph(source), one)
     rng = np.random.default_rng(0)
     numbers = {name: 0.3 * rng.standard_normal(shape) for name, shape in SHAPES.items()}
     for name, start in matrices.items():
@@ -82,54 +79,3 @@ def output(model: oir.Model) -> np.ndarray:
     found = runner.run({"x": np.random.default_rng(1).standard_normal((2, 5, 16)).astype(np.float32)})["y"]
     runner.close()
     return found
-
-
-@pytest.mark.parametrize("options", ["groups=2,how=mean", "groups=2", "groups=1"])
-@pytest.mark.parametrize(
-    ("rows", "second"),
-    [
-        ("q=0 k=16 v=32", ""),
-        ("q=0 k=16 v=32", "q=48 k=64 v=80"),
-        ("q=64 k=0 v=80", "q=48 k=16 v=32"),
-        ("q=0 k=16 v=32", "q=48 k=k v=v"),
-    ],
-)
-def test_packed_layers_become_what_they_become_apart(rows: str, second: str, options: str) -> None:
-    one, found = parsed(options), []
-    for apart in (False, True):
-        model = graph(rows, second, apart)
-        edits = one.asked(model, Outcome(""))
-        after, _ = lossy.apply(model, edits, [one])
-        assert set(heads_of(after)) == {int(options[7])}
-        found.append(output(after))
-        for edit in edits:
-            check_edits(one, model, [edit])
-        check_edits(one, model, *proposals(one, model))
-    np.testing.assert_allclose(found[0], found[1], atol=1e-4 * float(np.abs(found[1]).max()))
-
-
-@pytest.mark.parametrize(
-    ("rows", "second"),
-    [
-        ("q=0 k=8 v=32", ""),
-        ("q=0 k=24 v=32", ""),
-        ("q=0 k=0 v=32", ""),
-        ("q=0 k=16 v=16", ""),
-        ("q=0 k=16 v=0", ""),
-        ("q=0 k=16 v=32", "q=0 k=48 v=64"),
-        ("q=0 k=16 v=32", "q=24 k=48 v=64"),
-        ("q=0 k=16 v=32", "q=0 k=k v=v"),
-        ("q=0 k=16 v=32", "q=k k=k v=v"),
-    ],
-)
-def test_rows_of_two_kinds_are_told_and_stay(rows: str, second: str) -> None:
-    outcome = Outcome("")
-    assert not parsed("groups=2").asked(graph(rows, second), outcome)
-    assert all("that make others, too" in skip.reason or "as well" in skip.reason for skip in outcome.skipped)
-    assert outcome.skipped
-
-
-def test_a_layer_whose_queries_are_keys_of_the_layer_whose_keys_it_reads_stays() -> None:
-    outcome = Outcome("")
-    assert not parsed("groups=2").asked(graph("q=0 k=16 v=32", "q=k k=k v=v", apart=True), outcome)
-    assert "that make others, too" in outcome.skipped[0].reason
