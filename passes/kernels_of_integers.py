@@ -17,7 +17,7 @@ from burnish.passes import dynamic_integers, grids, packed_layers, ranges, weigh
 from burnish.passes.grids import Clip, Grid, Scales
 from burnish.passes.lossy import Savings
 from burnish.passes.weight_rounding import Rounding, rounded
-from burnish.passes.weight_sites import Matrix
+from burnish.passes.weight_sites import LEAST_BLOCK, Matrix
 
 ROUNDED = ("levels", "scale", "zero")
 """What samples make of a weight in 4 bits."""
@@ -86,7 +86,7 @@ class Blocks(Kernel):
     """MatMulNBits: 4 bits for blocks of the weight, 8 bits for the same blocks of each row.
 
     Attributes:
-        block: halved, down to 32, until it divides the inputs of a layer.
+        block: halved, down to 32, until it divides the inputs of a layer; 16 where there are no more inputs.
         rounding: of weights; without a moment `gptq` is `mse`.
     """
 
@@ -108,8 +108,7 @@ class Blocks(Kernel):
         matrix = Matrix((layer,))
         tensor = weights.tensor_of(matrix.parameter.source)
         assert tensor is not None
-        block = packed_layers.block_for(matrix, self._block(layer.in_features))
-        elements, stored = packed_layers.sizes(matrix, "matmul-nbits", block, True, 4)
+        elements, stored = packed_layers.sizes(matrix, "matmul-nbits", self._block(layer.in_features), True, 4)
         return Savings(tensor.size - elements, tensor.nbytes - stored, 0)
 
     def write(
@@ -150,7 +149,7 @@ class Blocks(Kernel):
         return Scales(packed_layers.grid("matmul-nbits", 4, True), scale, zero, 1, self._block(features))
 
     def _block(self, features: int) -> int:
-        block = self.block
+        block = min(self.block, max(LEAST_BLOCK, 1 << (features - 1).bit_length()))
         while features % block and block > _LEAST_BLOCK:
             block //= 2
         return block

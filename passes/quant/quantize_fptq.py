@@ -49,7 +49,7 @@ class QuantizeFptq(LossyPass):
         lowering: `int4` for MatMulNBits; `int8` for weights of 8 bits and DynamicQuantizeMatMul or
             MatMulIntegerToFloat; `both` lets a budget choose for each layer.
         block: how many weights of an output share a scale in 4 bits, at most: a power of two from 16 on. It is halved,
-            down to 32, until it divides the inputs.
+            down to 32 (16 for so few inputs), until it divides the inputs.
         rounding: of weights in 4 bits, as in `quantize-weights`; `gptq` sees what layers read behind the division. In 8
             bits all but `nearest` are `mse`.
         memory: MiB of statistics that are held at once while samples are run, and of activations; less takes more runs.
