@@ -64,10 +64,9 @@ the last and lets each make up for what was lost before it. `adaround` learns be
 rounded up or down, in 1000 steps (AdaRound, Nagel et al. 2020, arXiv:2004.10568), which takes {times} times as long.
 Where an error has a standard deviation, what looks at samples was calibrated {draws} times, each time without another
 one of the samples, and all numbers are means: what one convolution is rounded to changes what all behind it are rounded
-for, and errors in 4 bits come out differently after the smallest change. By `adaround` the ResNet gains a twentieth
-over `gptq`; the classifier gains nothing that stands out of this, and the reader, calibrated once, loses a twentieth.
-Rows that are not listed were not measured. Those of EfficientNet-lite0 are of older runs, and those of the classifier
-that look at samples of before it was judged on samples apart how much a convolution may make up for.
+for, and errors in 4 bits come out differently after the smallest change. By `adaround` EfficientNet-lite0 and the
+ResNet gain a twentieth over `gptq`; the classifier gains nothing that stands out of this, and the reader loses a
+twentieth. Rows that are not listed were not measured.
 Made by `python -m burnish.tools.research.quant_convolutions`.
 
 | model | bits | rounding | error | agreement | metric | MB | CPU s |
