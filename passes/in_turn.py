@@ -102,7 +102,7 @@ def in_turn(
             continue
         for _, moment in moments(model, {name: [layer]}, context, limit, centred):
             if not isinstance(moment, str):
-                outcome.notes[f"rounded for what it reads in the original, not behind rounded layers: {seen}"] += 1
+                outcome.notes[f"rounded as if others were not, in place of in turn: {seen}"] += 1
             yield name, moment
 
 
@@ -127,13 +127,13 @@ def _seen(
     parts = [part for part in halves(context.samples) if part]
     # the rows of a half are multiplied beside what there is of both: one more of the same size
     if (len(parts) + 1) * gram.nbytes((1, 2 * layer.in_channels, 1)) > limit:
-        return "moments of both take more than `memory`"
+        return "the moments of what is read in the original and behind rounded layers take more than `memory`"
     joint, value = _beside(make(), model, layer, needed)
     observer = context.observe(joint)
     try:
         seen = [observer.observe({name: Site(value)}, {name: gram}, part, limit=limit)[name] for part in parts]
     except InputError as error:
-        return f"both cannot be observed together: {error.cause}"
+        return f"what is read in the original and behind rounded layers cannot be observed together: {error.cause}"
     finally:
         observer.close()
     return _both([one for one in seen if isinstance(one, Gram) and one.rows], layer, centred)

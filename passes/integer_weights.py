@@ -73,7 +73,9 @@ def rounded(
     if context.searched or len(context.samples) < _LEAST or len(images) < 2:
         return once
     few = replace(context, samples=interleaved(context.samples)[:_TURNED])
-    if not _pays(model, images, once, known, how, few):
+    tried = Outcome("")
+    if not _pays(model, images, once, known, how, few, tried):
+        outcome.notes += tried.notes
         return once
     return _turned(model, images, once, known, how, few, outcome)
 
@@ -85,14 +87,15 @@ def _pays(
     known: Known,
     how: Rounding,
     context: Context,
+    outcome: Outcome,
 ) -> bool:
     """Whether convolutions that are rounded in turn for half of the samples are better on the other half."""
     fitted, others = halves(context.samples)
     if not others:
         return False
-    half, unheard = replace(context, samples=fitted), Outcome("")
-    first = {**once, **_once(model, images, known, how, half, unheard)}
-    other = _turned(model, images, first, known, how, half, unheard)
+    half = replace(context, samples=fitted)
+    first = {**once, **_once(model, images, known, how, half, Outcome(""))}
+    other = _turned(model, images, first, known, how, half, outcome)
     tried = Tried(model, replace(context, samples=others), limit=how.limit)
     try:
         tried.run({"once": lambda: _whole(first, known, how), "turned": lambda: _whole(other, known, how)})
