@@ -40,6 +40,7 @@ def as_dict(found: Lossy) -> dict[str, Any]:
             "observed": 0 if found.book is None else found.book.samples,
             "seconds_each": _seconds_each(found),
         },
+        "notes": dict(found.notes),
         "warning": found.warning,
         "doubt": None if (unsure := doubt(found)) is None else asdict(unsure),
         "simulated": found.model.metadata_props.get(LABEL),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import parse_graph
 
 import burnish
 from burnish.ir.errors import UnchangedError
-from burnish.tools import cli, report
+from burnish.tools import cli, lossy_report, report
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo"
 
@@ -47,6 +48,18 @@ def test_kernels_are_part_of_the_result(tmp_path: Path) -> None:
 def test_norms_do_not_stay_beside_convolutions_that_are_stored(tmp_path: Path, spec: str) -> None:
     result = burnish.optimize(DEMO / "digits_resnet.onnx", tmp_path / "out.onnx", passes=[spec], verify="off")
     assert not any(node.op_type == "BatchNormalization" for node in result.model.graph)
+
+
+def test_what_is_noted_of_layers_is_part_of_the_result(tmp_path: Path) -> None:
+    source = """g (float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) <float[4, 4, 3, 3] a, float[4, 4, 1, 1] b> {
+      p = Conv (x, a)  q = Round (p)  y = Conv (q, b)
+    }"""
+    data = [{"x": np.random.default_rng(i).standard_normal((1, 4, 8, 8)).astype(np.float32)} for i in range(6)]
+    spec = "quantize-static{stem=true}"
+    result = burnish.optimize(parse_graph(source), tmp_path / "out.onnx", passes=[spec], data=data, verify="off")
+    (note,) = report.as_dict(result)["lossy"]["notes"]
+    assert note.startswith("before `Round` inside the model")
+    assert result.lossy is not None and f"note      1 layer {note}" in lossy_report.lines(result.lossy)
 
 
 def test_a_run_that_quantizes_nothing_ends_with_exit_code_4(tmp_path: Path) -> None:
