@@ -77,7 +77,13 @@ QUANTIZED: dict[str, tuple[str, ...]] = {
     "fptq": ("quantize-fptq{rounding=gptq}", "quantize-weights{bits=8}"),
     "ostquant-w4": ("rotate-residual", "quantize-weights{bits=4,rounding=gptq}"),
     "ostquant-w4a4kv4": ("learn-rotations", "simulate-bits"),
-    "mixed": (*LOSSY, "quantize-dynamic{balanced=True}", "quantize-static", "quantize-weights"),
+    "mixed": (
+        *LOSSY,
+        "quantize-dynamic{balanced=True}",
+        "quantize-static",
+        "quantize-weights{convolutions=True}",
+        "cast-half{stored=True}",
+    ),
 }
 """Recipes that are `default` with lossy passes behind the normal form. Without a budget a layer goes to the first pass
 that can take it; with one all are searched together."""

@@ -110,7 +110,7 @@ class QuantizeWeights(LossyPass):
         """See the class of passes. A payload holds `levels`, packed, `scale` and `zero` (and `offset`), where samples
         made them or the weight lies on them.
         """
-        found, images = self._found(model, outcome), stored_convolutions.found(model, self.convolutions)
+        found, images = self._found(model, outcome), stored_convolutions.of(model, self.convolutions, context, outcome)
         samples, limit = self.rounding in MEASURED, self.memory << 20
         seen = {name: one for name, one in images.items() if samples and stored_convolutions.measured(one)}
         exact = self._exact(model, found, outcome)

@@ -168,6 +168,20 @@ def test_a_search_for_time_on_a_cpu_never_takes_halves(
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("spec", ["cast-half{stored=true}", "quantize-weights{convolutions=true}"])
+def test_a_search_for_time_takes_nothing_that_is_stored_in_few_bits_and_computed_as_before(
+    tmp_path: Path, spec: str
+) -> None:
+    import burnish
+
+    with np.load(DEMO / "digits.npz") as data:
+        np.savez(tmp_path / "digits.npz", image=data["image"][:60], labels=data["label"][:60])
+    asked = {"data": tmp_path / "digits.npz", "passes": [spec], "max_drop": "5%"}
+    with pytest.raises(UnchangedError, match="saves (no )?time"):
+        burnish.optimize(DEMO / "digits_resnet.onnx", tmp_path / "out.onnx", objective="latency", **asked)
+    assert burnish.optimize(DEMO / "digits_resnet.onnx", tmp_path / "out.onnx", **asked).sizes[1] < 200_000
+
+
 @pytest.mark.parametrize("options", [{"margin": 0.5}, {"dtype": "bfloat16"}])
 def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):

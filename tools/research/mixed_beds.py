@@ -19,8 +19,8 @@ from burnish.tools.research.zoo_real import package
 HALF = 356
 """Pairs of docstrings that the search of MiniLM is given; the others judge what it wrote."""
 
-PARTS = 7
-"""Of the 24 pictures of a photograph every so many are taken: four, two of them mirrored."""
+PARTS = 3
+"""Of the 24 pictures of a photograph every third is taken: eight, four of them mirrored."""
 
 Array = np.ndarray[Any, Any]
 
@@ -73,8 +73,8 @@ def _a1(folder: Path) -> Bed:
         ]
         for part in (order[: -len(order) // 3], order[-len(order) // 3 :])
     )
-    counts = [len(part) // 4 for part in (search, unseen)]
-    data = f"four parts each of {counts[0]} photographs, two of them mirrored; four each of {counts[1]} others"
+    counts = [len(part) // 8 for part in (search, unseen)]
+    data = f"eight parts each of {counts[0]} photographs, four of them mirrored; eight each of {counts[1]} others"
     return Bed("EfficientNet-lite0 (A1)", folder / "a1-efficientnet.onnx", search, unseen, data)
 
 
