@@ -49,7 +49,7 @@ class Storage:
             )
             edit = None if integers is None else self._edit(model, name, matrix, integers, outcome)
             if edit is not None:
-                outcome.notes["lies on integers already, as weights published in few bits do: stored without loss"] += 1
+                outcome.notes["on integers already, as weights published in few bits are: stored without loss"] += 1
                 made[name] = edit
         return made
 
