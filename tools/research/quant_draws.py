@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as oir
 
 import burnish
-from burnish.ir.samples import Sample
+from burnish.ir.samples import Sample, families
 from burnish.passes import catalog, lossy
 from burnish.passes.base import Outcome
 from burnish.passes.lossy import LossyPass
@@ -30,7 +30,7 @@ from burnish.tools.research.quant_static import PAGE, Bed, compared, outputs_of,
 ROWS: dict[str, tuple[str, bool]] = {
     "mse": ("{rounding=mse}", False),
     "gptq at once": ("", True),
-    "gptq in turn": ("", False),
+    "default": ("", False),
 }
 """By name the options of the pass, and whether edits are made as for a search, each for itself."""
 
@@ -53,11 +53,9 @@ def _lines(name: str, most: int) -> Callable[[Path], Pool]:
 
 
 def _photographs(folder: Path) -> Pool:
-    """One part of each of ten photographs; four parts each of ten others."""
+    """Parts of photographs; all parts of the others."""
     bed = mixed_beds.BEDS["a1"](folder)
-    groups = [bed.search[start : start + 24] for start in range(0, len(bed.search), 24)]
-    unseen = [bed.unseen[start + part] for start in range(0, len(bed.unseen), 24) for part in (0, 9, 14, 21)]
-    return Pool(bed.path, groups, unseen)
+    return Pool(bed.path, families(bed.search), bed.unseen)
 
 
 def _digits(folder: Path) -> Pool:
