@@ -36,6 +36,7 @@ from burnish.tools import demands, lossy_report, lossy_scores
 from burnish.tools.api import samples_for
 from burnish.tools.lossy import QUANTIZED, Lossy
 from burnish.tools.lossy_context import context_for, largest
+from burnish.tools.lossy_doubt import doubt
 from burnish.tools.lossy_judges import AfterHealing, Fitting
 from burnish.tools.lossy_options import Options
 from burnish.tools.lossy_times import Times, provider, timed
@@ -293,7 +294,9 @@ class _Stage:
             own = [edit for edit in proposed if edit.spec == catalog.spec(one)]
             outcome.skipped += found.unchosen(own, found.found.plan.edits)
         if not found.found.plan.edits and self.todo.budget.wanted is None:
-            raise UnchangedError(f"no edit is made: {lossy_report.why_nothing(found)}", hint=f"allow more, or {OTHERS}")
+            more = "" if (unsure := doubt(found)) is None else f"{unsure.why}; "
+            cause = f"no edit is made: {lossy_report.why_nothing(found)}"
+            raise UnchangedError(cause, hint=f"{more}allow more, or {OTHERS}")
         self._make(found, found.found.plan.edits, outcomes)
         self._check_size(found)
 
