@@ -20,6 +20,8 @@ from burnish.passes.stored_convolutions import bits_of
 from burnish.passes.weight_rounding import Rounding, error, of_tied, rounded
 from burnish.passes.weight_sites import Matrix
 
+_EXACT = " exact"
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -49,7 +51,6 @@ class Storage:
             )
             edit = None if integers is None else self._edit(model, name, matrix, integers, outcome)
             if edit is not None:
-                outcome.notes["on integers already, as weights published in few bits are: stored without loss"] += 1
                 made[name] = edit
         return made
 
@@ -116,7 +117,7 @@ class Storage:
         edit = Edit(
             self.spec,
             name,
-            f"int{bits} block {block}" + (" exact" if exact is not None else ""),
+            f"int{bits} block {block}" + (_EXACT if exact is not None else ""),
             frozenset(str(node.name) for one in matrix.readers for node in one.nodes),
             Savings(tensor.size - elements, tensor.nbytes - stored, macs),
             anchors=tuple(str(one.node.name) for one in matrix.readers),
@@ -147,8 +148,10 @@ class Storage:
         return rounded(weight, grid, block, self.rounding, mirrored=mirrored, dtype=_dtype(matrix), moment=moment)
 
     def write(self, model: oir.Model, matrix: Matrix, edit: Edit, outcome: Outcome) -> None:
-        """Make an edit; `outcome` takes its error where no samples made it."""
+        """Make an edit; `outcome` takes its error where no samples made it, and that it loses nothing where it does."""
         levels, scales = self._rounded(matrix, edit)
+        if edit.option.endswith(_EXACT):
+            outcome.notes["on integers already, as weights published in few bits are: stored without loss"] += 1
         if not edit.payload:
             outcome.errors[edit.key] = error(matrix.weight(), levels, scales)
         offset = edit.payload.get("offset")

@@ -335,9 +335,11 @@ class _Stage:
         found.model, made = lossy.apply(before, edits, self.todo.lossy)
         for one, outcome in zip(self.todo.lossy, outcomes, strict=True):
             done = made.get(catalog.spec(one), outcome)
-            done.skipped = [*outcome.skipped, *done.skipped] if done is not outcome else done.skipped
             found.errors |= outcome.errors | done.errors
             found.notes += outcome.notes
+            if done is not outcome:
+                done.skipped = [*outcome.skipped, *done.skipped]
+                found.notes += done.notes
             found.steps.append(pipeline.Step(catalog.spec(one), done))
         if found.found is None:
             found.notes += decisions.notes(before, edits)
