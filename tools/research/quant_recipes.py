@@ -122,10 +122,9 @@ TITLES = {
     "a3": (
         "SmolLM2-135M (A3)",
         "perplexity",
-        f"{_CALIBRATED} texts of 256 tokens are given, 8 others judged. `int4` and `ostquant-w4` ran before the bar"
-        " said that it was rounding; rotating alone took 3.96 GB then and takes 3.14 GB now. `int4` ran before it found"
-        " weights that had been in 4 bits already: with 16 texts it [now makes](quant.md) 98.8 MB, perplexity 20.29."
-        " `ostquant-w4a4kv4` was halted for ten minutes, which its clock and its silence have in them.",
+        f"{_CALIBRATED} texts of 256 tokens are given, 8 others judged. `int4` stores layers as they were published,"
+        " without loss, and rounds the table. `ostquant-w4a4kv4` ran before the others, and was halted for ten minutes,"
+        " which its clock and its silence have in them.",
     ),
     "a3-kv": ("SmolLM2-135M with a cache (A3)", "perplexity", "As many texts, with an empty cache."),
     "vit": ("the digits ViT", "accuracy", "250 labelled digits are given, 250 others judged."),
@@ -237,7 +236,7 @@ of the other. The metric here is that of samples which it never saw.
 
 *time* is that of a run in ONNX Runtime 1.32 against the original's, in turns, of one thread by its own clock. *layers*
 is the relative error that rounding makes of a layer, in the middle and at most, as the summary says. *took* is what the
-command took in CPU time, and by the clock in brackets, on a machine with two cores that five others shared. *memory* is
+command took in CPU time, and by the clock in brackets, on a machine with two cores that others shared. *memory* is
 its largest resident set. *silent* is the longest time in which its bar stood still.
 """
 
