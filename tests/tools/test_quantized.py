@@ -62,19 +62,6 @@ def test_what_is_noted_of_layers_is_part_of_the_result(tmp_path: Path) -> None:
     assert result.lossy is not None and f"note      1 layer {note}" in lossy_report.lines(result.lossy)
 
 
-def test_mixed_also_chooses_among_what_only_makes_the_file_smaller(tmp_path: Path) -> None:
-    with np.load(DEMO / "digits.npz") as data:
-        np.savez(tmp_path / "d.npz", image=data["image"], labels=data["label"])
-    result = burnish.optimize(
-        DEMO / "digits_resnet.onnx", tmp_path / "o.onnx", recipe="mixed", data=str(tmp_path / "d.npz"), max_drop="1%"
-    )
-    assert result.lossy is not None
-    for name in ("quantize-static", "quantize-weights{convolutions=True", "cast-half{stored=True"):
-        assert any(key.startswith(name) for key in result.lossy.scores), name
-    stored = [edit for edit in result.lossy.edits if edit.spec.startswith("quantize-weights{convolutions=True")]
-    assert stored and result.sizes[1] < 0.26 * result.sizes[0]
-
-
 def test_a_run_that_quantizes_nothing_ends_with_exit_code_4(tmp_path: Path) -> None:
     with pytest.raises(UnchangedError, match="several times slower"):
         burnish.optimize(_convolutional(tmp_path), tmp_path / "o.onnx", passes=["quantize-dynamic"])

@@ -83,7 +83,17 @@ def _smollm(folder: Path, fit: int) -> Bed:
     return replace(held, fit=[Sample(f"text {index}", dict(feeds)) for index, feeds in enumerate(texts[8:], 8)])
 
 
+def _photographs(folder: Path) -> Bed:
+    """A hundred photographs to fit to, two parts of each of 93 others to judge by; most have no label."""
+    from burnish.tools.research.mixed_beds import BEDS as searched
+
+    bed = searched["a1"](folder)
+    fit = [Sample(one.name, one.feeds) for one in bed.search[:800:8]]
+    return Bed(burnish.load(bed.path), fit, [Sample(one.name, one.feeds) for one in bed.unseen[::4]], None)
+
+
 BEDS: dict[str, Callable[[Path], Bed]] = quant_static.BEDS | {
+    "a1-photographs": _photographs,
     "a3": lambda folder: _smollm(folder, 16),
     "a4": lambda folder: quant_static.zoo("a4-silero-op18-ifless", folder, 16, 40, classes=False),
     "a4-if": lambda folder: quant_static.zoo("a4-silero", folder, 16, 40, classes=False),

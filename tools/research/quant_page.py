@@ -7,6 +7,7 @@ from typing import Any
 
 _NAMES = {
     "a1": "EfficientNet-lite0 (A1)",
+    "a1-photographs": "EfficientNet-lite0 (A1) on 93 photographs",
     "a2": "MiniLM (A2)",
     "a3": "SmolLM2 (A3)",
     "a4": "Silero VAD (A4, opset 18)",
@@ -47,7 +48,11 @@ activations in float32 the outputs are those of the original to float rounding, 
 comes near by zero points in floating point, and leaves table and head in float32.
 Both take a quarter longer than float32 for 256 tokens at once; [one token](quant-weights.md#one-token-of-smollm2) is
 1.5 times as fast by ours. `int4` stores what lies in 4 bits as it is, and rounds the table.
-Convolutions whose weights alone are integers are smaller, not faster.
+Convolutions whose weights alone are integers are smaller, and slower where they are unpacked at each run.
+
+What an error comes to shows on photographs that are no samples of ImageNet, where EfficientNet-lite0 is less sure: of
+two parts each of 93, fitted to 100 others, `int8` leaves 98.4 % of its choices among 1000 classes as they were, ONNX
+Runtime's static quantizer 94.1 % and its dynamic one 69.9 %.
 
 With 16 texts to fit to SmolLM2's perplexity of 19.5 becomes 20.1 by `int8` and 20.3, 1.04 times as much, by `int4`;
 with all weights rounded as if they had not been in 4 bits before it was 21.5, [rotated first](quant-recipes.md), by
