@@ -30,8 +30,8 @@ def cut_like(
     Args:
         array: with an entry for each sample or each row.
         parts: what the inputs were cut into.
-        stacked: the samples were stacked.
-        wanted: how many entries there must be, or several times as many; None where that is not known.
+        stacked: the samples were stacked: there is an entry for each.
+        wanted: else how many entries there must be, or several times as many; None where that is not known.
         name: what the array is called.
         place: where it stands.
 
@@ -40,15 +40,16 @@ def cut_like(
     """
     if array is None:
         return [None] * len(parts)
-    if len(parts) == 1 and (array.ndim != 1 or wanted is None):
-        return [array[0] if stacked and array.ndim else array]
-    if array.ndim == 0 or array.shape[0] % max(wanted or 0, 1):
+    if len(parts) == 1 and (array.ndim == 0 or (not stacked and (array.ndim != 1 or wanted is None))):
+        return [array]
+    count, wanted = (array.shape[0] if array.ndim else 1), len(parts) if stacked else wanted
+    if array.ndim == 0 or (count != wanted if stacked else count % max(wanted or 0, 1)):
         raise InputError(
-            f"there are {array.shape[0] if array.ndim else 1} {name} for {wanted} samples",
+            f"there are {count} {name} for {wanted} samples",
             place=place,
             hint=f"the first axis of `{name}` counts the samples",
         )
-    each = array.shape[0] // len(parts)
+    each = count // len(parts)
     return [array[i] if stacked else array[i * each : (i + 1) * each] for i in range(len(parts))]
 
 

@@ -78,9 +78,11 @@ def test_groups_that_do_not_fit_are_refused(groups: object, cause: str) -> None:
     assert caught.value.cause.startswith(cause) and "groups" in str(caught.value.place)
 
 
-def test_stacked_samples_need_as_many_groups(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=drawn(3, 4, 3), groups=np.array([1, 2]))
-    with pytest.raises(InputError, match="there are 2 groups for 3 samples"):
+@pytest.mark.parametrize("name", ["labels", "groups"])
+@pytest.mark.parametrize("count", [0, 2, 6])
+def test_stacked_samples_need_as_many_labels_and_groups(tmp_path: Path, name: str, count: int) -> None:
+    np.savez(tmp_path / "data.npz", x=drawn(3, 4, 3), **{name: np.arange(count)})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"there are {count} {name} for 3 samples"):
         read_samples(tmp_path / "data.npz", model())
 
 
