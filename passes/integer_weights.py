@@ -73,35 +73,57 @@ def rounded(
     if context.searched or len(context.samples) < _LEAST or len(images) < 2:
         return once
     few = replace(context, samples=interleaved(context.samples)[:_TURNED])
-    tried = Outcome("")
-    if not _pays(model, images, once, known, how, few, tried):
+    turns, tried = _Turns(model, images, known, how), Outcome("")
+    if not turns.pay(once, few, tried):
         outcome.notes += tried.notes
         return once
-    return _turned(model, images, once, known, how, few, outcome)
+    return turns.made(once, few, outcome)
 
 
-def _pays(
-    model: oir.Model,
-    images: Mapping[str, Convolution],
-    once: Mapping[str, Known],
-    known: Known,
-    how: Rounding,
-    context: Context,
-    outcome: Outcome,
-) -> bool:
-    """Whether convolutions that are rounded in turn for half of the samples are better on the other half."""
-    fitted, others = halves(context.samples)
-    if not others:
-        return False
-    half = replace(context, samples=fitted)
-    first = {**once, **_once(model, images, known, how, half, Outcome(""))}
-    other = _turned(model, images, first, known, how, half, outcome)
-    tried = Tried(model, replace(context, samples=others), limit=how.limit)
-    try:
-        tried.run({"once": lambda: _whole(first, known, how), "turned": lambda: _whole(other, known, how)})
-    except InputError:
-        return False
-    return tried.gain("once", "turned") > 0
+@dataclass(frozen=True)
+class _Turns:
+    """Convolutions that may be rounded one after the other.
+
+    Attributes:
+        model: the model.
+        images: its convolutions by name, in the order of the graph.
+        known, how: as for `rounded`.
+    """
+
+    model: oir.Model
+    images: Mapping[str, Convolution]
+    known: Known
+    how: Rounding
+
+    def pay(self, once: Mapping[str, Known], context: Context, outcome: Outcome) -> bool:
+        """Whether those that are rounded in turn for half of the samples are better on the other half."""
+        fitted, others = halves(context.samples)
+        if not others:
+            return False
+        half = replace(context, samples=fitted)
+        first = {**once, **_once(self.model, self.images, self.known, self.how, half, Outcome(""))}
+        other = self.made(first, half, outcome)
+        tried = Tried(self.model, replace(context, samples=others), limit=self.how.limit)
+        try:
+            tried.run({"once": lambda: self._whole(first), "turned": lambda: self._whole(other)})
+        except InputError:
+            return False
+        return tried.gain("once", "turned") > 0
+
+    def made(self, once: Mapping[str, Known], context: Context, outcome: Outcome) -> dict[str, Known]:
+        """The weights of layers as `once` has them, but those of convolutions in turn."""
+        turned = {name: one for name, one in once.items() if name not in self.images}
+        how = self.how
+        turns = in_turn(self.model, self.images, context, how.limit, lambda: self._whole(turned), outcome, how.centred)
+        for number, (name, seen) in enumerate(turns):
+            context.on_step("rounding", number, len(self.images))
+            image = self.images[name]
+            turned[name] = once[name] if isinstance(seen, str) else _made(image, seen, self.known, how)
+        return turned
+
+    def _whole(self, parts: Mapping[str, Known]) -> oir.Model:
+        """The model with all layers on integers, and weights as far as `parts` has them."""
+        return self.how.make({key: one for part in (self.known, *parts.values()) for key, one in part.items()})
 
 
 def _once(
@@ -115,29 +137,6 @@ def _once(
         else:
             made[name] = _made(layers[name], moment, known, how)
     return made
-
-
-def _turned(
-    model: oir.Model,
-    images: Mapping[str, Convolution],
-    once: Mapping[str, Known],
-    known: Known,
-    how: Rounding,
-    context: Context,
-    outcome: Outcome,
-) -> dict[str, Known]:
-    """The weights of layers as `once` has them, but those of convolutions in turn."""
-    turned = {name: one for name, one in once.items() if name not in images}
-    turns = in_turn(model, images, context, how.limit, lambda: _whole(turned, known, how), outcome, how.centred)
-    for number, (name, seen) in enumerate(turns):
-        context.on_step("rounding", number, len(images))
-        turned[name] = once[name] if isinstance(seen, str) else _made(images[name], seen, known, how)
-    return turned
-
-
-def _whole(parts: Mapping[str, Known], known: Known, how: Rounding) -> oir.Model:
-    """The model with all layers on integers, and weights as far as `parts` has them."""
-    return how.make({key: one for part in (known, *parts.values()) for key, one in part.items()})
 
 
 def given(layer: Layer, known: Mapping[str, np.ndarray], grid: Grid) -> tuple[np.ndarray, Scales] | None:
